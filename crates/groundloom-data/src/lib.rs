@@ -1,0 +1,26 @@
+//! Shared vocabulary of Groundloom: row ids, boxes, text spans, media decoding, Arrow column types.
+
+pub mod boxes;
+pub mod chunks;
+pub mod column_views;
+pub mod columns;
+pub mod expressions;
+pub mod funnel;
+pub mod geometry;
+mod list_rows;
+pub mod media;
+pub mod media_column;
+pub mod resize;
+pub mod row_id;
+pub mod span;
+
+pub use boxes::{BoxesBuilder, BoxesView, GroundedBox};
+pub use chunks::{Chunk, ChunksBuilder, ChunksView};
+pub use column_views::{ColumnTypeError, ColumnValueError};
+pub use expressions::{Expression, ExpressionsBuilder, ExpressionsView};
+pub use geometry::{BOX_TOLERANCE, Box2d, BoxError};
+pub use media::{DecodeLimits, ImageFormat, ImageInfo, MediaError};
+pub use media_column::{MediaBuilder, MediaView};
+pub use resize::{Filter, resize};
+pub use row_id::{Place, RowId, RowIdError, file_hash};
+pub use span::{CharIndex, CharSpan};

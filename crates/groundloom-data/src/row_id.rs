@@ -1,0 +1,165 @@
+//! Identities of rows that do not change between runs, machines and shard counts.
+
+use std::{fmt, str::FromStr};
+
+use arrow::array::StringBuilder;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+/// Identity of a row: 16 bytes, shown as 32 lower-case hexadecimal digits.
+///
+/// The high half hashes the file's path relative to the root of its source, the low half is the row's own place in that file ([`Place`]), so an id is known
+/// without having read the rows before it. A row of a source with a key column is identified by the key alone ([`RowId::from_key`]).
+/// The order of ids is the order of their 128-bit numbers, which is the order of their texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowId(u128);
+
+/// Where a row stands inside its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// The file is the row (an image in a folder).
+    WholeFile,
+    /// Number of the row in the file, from 0 (Parquet).
+    Row(u64),
+    /// Offset of the row's first byte in the file, after decompression (JSONL, CSV).
+    Offset(u64),
+    /// Key of a group of archive members (WebDataset).
+    Member(&'a str),
+}
+
+impl Place<'_> {
+    fn low(self) -> u64 {
+        match self {
+            Place::WholeFile => 0,
+            Place::Row(n) | Place::Offset(n) => n,
+            Place::Member(key) => xxh3_64(key.as_bytes()),
+        }
+    }
+}
+
+/// The high half of the ids of a file's rows: xxh3-64 (seed 0) of its path relative to the root of the source, UTF-8 and `/`-separated.
+pub fn file_hash(path: &str) -> u64 {
+    xxh3_64(path.as_bytes())
+}
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+impl RowId {
+    /// Length of an id's text in bytes.
+    pub const HEX_LEN: usize = 32;
+
+    /// The id of the row at `place` in the file whose [`file_hash`] is given (hash a file once, not once a row).
+    pub fn in_file(file_hash: u64, place: Place<'_>) -> Self {
+        Self((u128::from(file_hash) << 64) | u128::from(place.low()))
+    }
+
+    /// The id of the row whose key column holds `key`: xxh3-128 (seed 0) of its text.
+    pub fn from_key(key: &str) -> Self {
+        Self(xxh3_128(key.as_bytes()))
+    }
+
+    /// The id as a number, high half first.
+    pub fn to_u128(self) -> u128 {
+        self.0
+    }
+
+    /// The 32 lower-case hexadecimal digits as ASCII.
+    pub fn to_hex(self) -> [u8; Self::HEX_LEN] {
+        let mut hex = [0; Self::HEX_LEN];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        hex
+    }
+
+    /// Appends the 32 digits to an Arrow string column, without a detour over the heap.
+    pub fn push_hex(self, column: &mut StringBuilder) {
+        column.append_value(str::from_utf8(&self.to_hex()).unwrap_or_default());
+    }
+}
+
+impl fmt::Display for RowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// A text that is no row id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected a row id of 32 lower-case hexadecimal digits, found {found:?}; copy it from the `row_id` column")]
+pub struct RowIdError {
+    /// The text (its beginning, if it is long).
+    pub found: String,
+}
+
+impl FromStr for RowId {
+    type Err = RowIdError;
+
+    fn from_str(text: &str) -> Result<Self, RowIdError> {
+        let digits = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        match u128::from_str_radix(text, 16) {
+            Ok(number) if digits => Ok(Self(number)),
+            _ => Err(RowIdError { found: text.chars().take(64).collect() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use arrow::array::Array;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ids_of_known_places() {
+        // The hashes are those of Python's `xxhash` package: `xxhash.xxh3_64_hexdigest(b"a/b.jpg")` and so on.
+        let file = file_hash("a/b.jpg");
+        let cases = [
+            (RowId::in_file(file, Place::WholeFile), "268571dfdaffb0cd0000000000000000"),
+            (RowId::in_file(file, Place::Row(7)), "268571dfdaffb0cd0000000000000007"),
+            (RowId::in_file(file, Place::Offset(0x1234)), "268571dfdaffb0cd0000000000001234"),
+            (RowId::in_file(file, Place::Member("000/x")), "268571dfdaffb0cd797460cbb0fa7f83"),
+            (RowId::from_key("ключ"), "d3c7a9156a7094082062ac10e56def38"),
+        ];
+        for (id, expected) in cases {
+            assert_eq!(id.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for text in [
+            "",
+            "0",
+            &"g".repeat(32),
+            &"A".repeat(32),
+            &"0".repeat(33),
+            &format!("+{}", "0".repeat(31)),
+            "é".repeat(16).as_str(),
+        ] {
+            let error = text.parse::<RowId>().unwrap_err();
+            assert!(error.to_string().contains("32 lower-case hexadecimal digits"), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_back(high: u64, row: u64) {
+            let id = RowId::in_file(high, Place::Row(row));
+            prop_assert_eq!(id.to_string().parse::<RowId>().unwrap(), id);
+            prop_assert_eq!(id.to_u128(), (u128::from(high) << 64) | u128::from(row));
+            let mut column = StringBuilder::new();
+            id.push_hex(&mut column);
+            let column = column.finish();
+            prop_assert_eq!(column.len(), 1);
+            prop_assert_eq!(column.value(0), id.to_string());
+        }
+
+        #[test]
+        fn order_of_texts_is_order_of_ids(a: (u64, u64), b: (u64, u64)) {
+            let (a, b) = (RowId::in_file(a.0, Place::Row(a.1)), RowId::in_file(b.0, Place::Row(b.1)));
+            prop_assert_eq!(a.cmp(&b), a.to_string().cmp(&b.to_string()));
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! From committed parts to a published data set: files of a chosen size, quarantine, card, report, manifest.
+//!
+//! It reads the ledger only, starts from an empty folder every time, and what it makes depends on the entries alone: killed anywhere, it is simply run again.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arrow::record_batch::RecordBatch;
+use groundloom_data::funnel::StageCounts;
+use groundloom_formats::{
+    FormatError, Sink,
+    card::{self, CardFacts},
+    parquet_sink::ParquetSink,
+    report::{self, ReportFacts},
+};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
+
+use crate::{
+    error::EngineError,
+    generation::{MANIFEST, Manifest, PublishedFile, Target},
+    graph::{Node, NodeId, Work},
+    ledger::{Entry, Ledger, PartKind},
+    run::{Finished, added},
+};
+
+/// Version of the layout of a published generation.
+const LAYOUT: u32 = 1;
+
+/// The sink that writes rows which stay inside a run (results between segments) or beside the data (quarantine): plain Parquet with every column.
+pub fn kept_sink() -> Arc<dyn Sink> {
+    Arc::new(ParquetSink {
+        path: String::new(),
+        form: None,
+        columns: None,
+        compression: groundloom_formats::parquet_sink::ParquetCompression::Snappy,
+        file_bytes: 256 << 20,
+    })
+}
+
+/// Puts the files of a sink together and publishes them.
+///
+/// # Errors
+/// When a part is damaged, the disk is full, or the target cannot be exchanged; the old generation is in place then.
+pub fn publish(finished: &Finished<'_>, sink_node: NodeId, sink: &Arc<dyn Sink>, target: &Target) -> Result<Manifest, EngineError> {
+    let graph = &finished.plan.graph;
+    let node = &graph.nodes[sink_node];
+    let next = target.next()?;
+    let mut files = data_files(finished, node, sink, &next)?;
+    let rows = files.iter().map(|f| f.rows).sum();
+    let kept = kept_sink();
+    for (kind, folder) in [(PartKind::Quarantine, "_quarantine"), (PartKind::Rejected, "_rejected")] {
+        for (segment, ledger, entries) in &finished.segments {
+            files.extend(join_parts(&kept, entries, ledger, kind, &next, folder, |i, _| format!("{}-{i:05}.parquet", segment.name))?);
+        }
+    }
+    let funnel: Vec<StageCounts> = finished.segments.iter().flat_map(|(_, _, entries)| added(entries)).collect();
+    let mut quarantined: BTreeMap<String, u64> = BTreeMap::new();
+    for (code, n) in funnel.iter().flat_map(|c| &c.failed) {
+        *quarantined.entry(code.clone()).or_default() += n;
+    }
+    let rejected = finished.segments.iter().flat_map(|(_, _, e)| e.iter()).map(|e| e.rows(PartKind::Rejected)).sum();
+    let facts = Facts { finished, node, rows, funnel: &funnel, quarantined: &quarantined };
+    let data: Vec<PathBuf> = files.iter().filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_')).map(|f| next.join(&f.path)).collect();
+    write_text(&next, "README.md", &facts.card(&files, sink)?, &mut files)?;
+    if sink.extension() == "parquet" {
+        let samples = samples(&data, report::SAMPLE_ROWS)?;
+        write_text(&next, "report.html", &report::render(&facts.report(), &samples)?, &mut files)?;
+    }
+    let manifest = Manifest {
+        layout: LAYOUT,
+        pipeline: graph.name.clone(),
+        sink: node.name.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        fingerprint: finished.fingerprint.clone(),
+        rows,
+        quarantined,
+        rejected,
+        files,
+        funnel,
+    };
+    let text = serde_json::to_string_pretty(&manifest).map_err(|e| EngineError::Internal(e.to_string()))?;
+    write_text(&next, MANIFEST, &text, &mut Vec::new())?;
+    target.publish(&next)?;
+    Ok(manifest)
+}
+
+fn data_files(finished: &Finished<'_>, node: &Node, sink: &Arc<dyn Sink>, next: &Path) -> Result<Vec<PublishedFile>, EngineError> {
+    let (ledger, entries) = finished.data;
+    let name = |i: usize, of: usize| format!("train-{i:05}-of-{of:05}.{}", sink.extension());
+    let files = join_parts(sink, entries, ledger, PartKind::Data, next, sink.folder(), name)?;
+    if !files.is_empty() {
+        return Ok(files);
+    }
+    // A data set without rows still has its columns.
+    let folder = next.join(sink.folder());
+    fs::create_dir_all(&folder).map_err(|e| EngineError::io(&folder, e))?;
+    let path = folder.join(name(0, 1));
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+    let file = file.map_err(|e| EngineError::io(&path, e))?;
+    let input = &finished.plan.graph.nodes[node.inputs[0]].schema;
+    sink.writer(Arc::clone(input), file, &[])?.finish()?;
+    Ok(vec![published(next, &path, 0)?])
+}
+
+/// Joins the parts of a kind into files of about [`Sink::file_bytes`]; a part that is a file of its own is linked, not copied.
+fn join_parts(
+    sink: &Arc<dyn Sink>,
+    entries: &[Entry],
+    ledger: &Ledger,
+    kind: PartKind,
+    next: &Path,
+    folder: &str,
+    name: impl Fn(usize, usize) -> String,
+) -> Result<Vec<PublishedFile>, EngineError> {
+    let parts: Vec<_> = entries.iter().filter_map(|e| e.part(kind)).collect();
+    let mut groups: Vec<(Vec<PathBuf>, u64)> = Vec::new();
+    // Parts of a quarter of the size are good enough as they are: linking them costs nothing.
+    let (good, most) = (sink.file_bytes() / 4, sink.file_bytes());
+    let mut filled = u64::MAX;
+    for part in parts {
+        if filled >= good || filled.saturating_add(part.bytes) > most {
+            groups.push((Vec::new(), 0));
+            filled = 0;
+        }
+        if let Some((paths, rows)) = groups.last_mut() {
+            paths.push(ledger.part_path(part));
+            *rows += part.rows;
+        }
+        filled += part.bytes;
+    }
+    if groups.is_empty() {
+        return Ok(Vec::new());
+    }
+    let folder = next.join(folder);
+    fs::create_dir_all(&folder).map_err(|e| EngineError::io(&folder, e))?;
+    let of = groups.len();
+    let mut files = Vec::with_capacity(of);
+    for (i, (paths, rows)) in groups.into_iter().enumerate() {
+        let path = folder.join(name(i, of));
+        match paths.as_slice() {
+            [part] if sink.is_whole_file() => link(part, &path)?,
+            _ => sink.join(&paths, &path)?,
+        }
+        files.push(published(next, &path, rows)?);
+    }
+    Ok(files)
+}
+
+fn link(from: &Path, to: &Path) -> Result<(), EngineError> {
+    match fs::hard_link(from, to) {
+        Ok(()) => Ok(()),
+        // Some file systems know no hard links.
+        Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied | io::ErrorKind::CrossesDevices) => {
+            fs::copy(from, to).map(drop).map_err(|e| EngineError::io(to, e))
+        }
+        Err(e) => Err(EngineError::io(to, e)),
+    }
+}
+
+fn published(root: &Path, path: &Path, rows: u64) -> Result<PublishedFile, EngineError> {
+    let bytes = fs::metadata(path).map_err(|e| EngineError::io(path, e))?.len();
+    let relative = path.strip_prefix(root).unwrap_or(path);
+    let parts: Vec<_> = relative.components().map(|c| c.as_os_str().to_string_lossy()).collect();
+    Ok(PublishedFile { path: parts.join("/"), rows, bytes })
+}
+
+fn write_text(root: &Path, name: &str, text: &str, files: &mut Vec<PublishedFile>) -> Result<(), EngineError> {
+    let path = root.join(name);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|e| EngineError::io(folder, e))?;
+    }
+    File::create(&path).and_then(|mut f| f.write_all(text.as_bytes())).map_err(|e| EngineError::io(&path, e))?;
+    files.push(published(root, &path, 0)?);
+    Ok(())
+}
+
+/// What the card and the report say.
+struct Facts<'a> {
+    finished: &'a Finished<'a>,
+    node: &'a Node,
+    rows: u64,
+    funnel: &'a [StageCounts],
+    quarantined: &'a BTreeMap<String, u64>,
+}
+
+impl Facts<'_> {
+    fn card(&self, files: &[PublishedFile], sink: &Arc<dyn Sink>) -> Result<String, EngineError> {
+        let graph = &self.finished.plan.graph;
+        let data = files.iter().filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_'));
+        let (mut notes, mut models) = (Vec::new(), Vec::new());
+        for node in self.upstream() {
+            if let Work::Stage(stage) = &node.work {
+                notes.extend(stage.notes());
+                models.extend(stage.models().map_err(|e| EngineError::Internal(e.to_string()))?);
+            }
+        }
+        for list in [&mut notes, &mut models] {
+            let mut seen = std::collections::HashSet::new();
+            list.retain(|line| seen.insert(line.clone()));
+        }
+        let sources = self.upstream().filter(|n| matches!(n.work, Work::Source { .. })).map(|n| {
+            let path = n.config.get("path").and_then(|p| p.as_str()).unwrap_or_default();
+            format!("{} ({} {path})", n.name, n.kind)
+        });
+        Ok(card::render(&CardFacts {
+            name: graph.name.clone(),
+            description: graph.description.clone().unwrap_or_default(),
+            license: None,
+            schema: Arc::clone(&self.node.schema),
+            rows: self.rows,
+            files: data.map(|f| f.path.clone()).collect(),
+            funnel: self.funnel.to_vec(),
+            sources: sources.collect(),
+            quarantined: self.quarantined.values().sum(),
+            notes,
+            models,
+            pipeline: graph.text.clone(),
+            fingerprint: self.finished.fingerprint.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    fn report(&self) -> ReportFacts {
+        ReportFacts {
+            title: self.finished.plan.graph.name.clone(),
+            description: self.finished.plan.graph.description.clone().unwrap_or_default(),
+            rows: self.rows,
+            funnel: self.funnel.to_vec(),
+            quarantined: self.quarantined.clone(),
+        }
+    }
+
+    /// The sink's node and everything behind it, sources first.
+    fn upstream(&self) -> impl Iterator<Item = &Node> {
+        let nodes = &self.finished.plan.graph.nodes;
+        let mut wanted = vec![false; nodes.len()];
+        if let Some(at) = nodes.iter().position(|n| n.name == self.node.name) {
+            wanted[at] = true;
+        }
+        for id in (0..nodes.len()).rev() {
+            if wanted[id] {
+                for input in &nodes[id].inputs {
+                    wanted[*input] = true;
+                }
+            }
+        }
+        nodes.iter().zip(wanted).filter(|(_, wanted)| *wanted).map(|(node, _)| node)
+    }
+}
+
+/// At most `most` rows of the published Parquet files, evenly spread over their order.
+fn samples(files: &[PathBuf], most: usize) -> Result<Vec<RecordBatch>, EngineError> {
+    let parquet = |path: &Path, e: &dyn std::fmt::Display| FormatError::Malformed { location: path.display().to_string(), message: e.to_string() };
+    let mut builders = Vec::with_capacity(files.len());
+    for path in files {
+        let file = File::open(path).map_err(|e| EngineError::io(path, e))?;
+        builders.push((path, ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| parquet(path, &e))?));
+    }
+    let sizes: Vec<usize> = builders.iter().map(|(_, b)| usize::try_from(b.metadata().file_metadata().num_rows()).unwrap_or(0)).collect();
+    let total: usize = sizes.iter().sum();
+    let count = total.min(most);
+    let mut wanted = (0..count).map(|i| i * total / count).peekable();
+    let (mut first, mut batches) = (0, Vec::new());
+    for ((path, builder), size) in builders.into_iter().zip(sizes) {
+        let (mut selectors, mut at) = (Vec::new(), first);
+        while let Some(row) = wanted.next_if(|row| *row < first + size) {
+            selectors.extend([RowSelector::skip(row - at), RowSelector::select(1)]);
+            at = row + 1;
+        }
+        first += size;
+        if selectors.is_empty() {
+            continue;
+        }
+        let reader = builder.with_row_selection(RowSelection::from(selectors)).build().map_err(|e| parquet(path, &e))?;
+        for batch in reader {
+            batches.push(batch.map_err(|e| parquet(path, &e))?);
+        }
+    }
+    Ok(batches)
+}

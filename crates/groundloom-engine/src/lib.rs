@@ -1,0 +1,20 @@
+#![doc = include_str!("../README.md")]
+
+pub mod catalogue;
+pub mod counters;
+pub mod error;
+pub mod finalise;
+pub mod generation;
+pub mod graph;
+pub mod ledger;
+pub mod nodes;
+pub mod plan;
+pub mod relation;
+pub mod row_ids;
+pub mod run;
+pub mod segment;
+pub mod session;
+pub mod settings;
+pub mod task;
+
+pub use error::EngineError;

@@ -1,0 +1,784 @@
+//! Running a pipeline: tasks that are not committed yet, segment by segment, then one publication per sink.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use datafusion::{
+    common::DataFusionError,
+    datasource::provider_as_source,
+    execution::context::SessionContext,
+    logical_expr::{LogicalPlan, LogicalPlanBuilder, col},
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties},
+};
+use futures::stream::{FuturesUnordered, StreamExt};
+use groundloom_data::{
+    columns::ROW_ID,
+    funnel::StageCounts,
+};
+use groundloom_formats::{Reader, Shard, ShardFile, Sink};
+use groundloom_models::pool::ModelPool;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::EngineError,
+    finalise,
+    generation::{Manifest, Target},
+    graph::{Graph, Node, NodeId, Work},
+    ledger::{Entry, Ledger, PartKind},
+    nodes::{
+        scan::{self, FILE_COLUMN, Ids, ROW_COLUMN, ShardTable},
+        stage::{Resources, StageSpec},
+    },
+    plan, row_ids,
+    segment::{Base, Fingerprint, Segment, SegmentId, SegmentWork, Segments},
+    session,
+    task::{RowIds, RowsDone, Task},
+};
+
+/// How a run works on this machine. None of it changes a byte of the output.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Tasks at the same time, and threads of the models.
+    pub threads: usize,
+    /// Memory of set stages before they spill, in bytes; `None` = no limit.
+    pub memory_bytes: Option<usize>,
+    /// Stops the run cleanly: running tasks are dropped, committed ones stay.
+    pub stop: CancellationToken,
+}
+
+/// What happens during a run, for progress.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The plan is made.
+    Planned {
+        /// All tasks.
+        tasks: usize,
+        /// Tasks that an earlier run committed.
+        reused: usize,
+    },
+    /// A segment starts.
+    SegmentStarted {
+        /// The node whose rows it leaves.
+        segment: Arc<str>,
+        /// Tasks to do.
+        tasks: usize,
+        /// Rows to read, where all shards know theirs.
+        rows: Option<u64>,
+    },
+    /// A running task has finished more rows.
+    Rows {
+        /// How many.
+        rows: u64,
+    },
+    /// A task is committed.
+    TaskDone {
+        /// The node whose rows its segment leaves.
+        segment: Arc<str>,
+        /// Input bytes of its shard.
+        bytes: u64,
+    },
+    /// The files of a sink are being put together.
+    Publishing {
+        /// The sink.
+        sink: Arc<str>,
+    },
+}
+
+/// Is told what happens.
+pub type Observer = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// What a run did.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// One per sink, in the order of the file.
+    pub sinks: Vec<SinkSummary>,
+    /// Tasks done by this run.
+    pub tasks_done: usize,
+    /// Tasks that an earlier run had committed.
+    pub tasks_reused: usize,
+    /// Rows that this run read.
+    pub rows_read: u64,
+    /// Seconds, planning included.
+    pub seconds: f64,
+}
+
+/// What became of one sink.
+#[derive(Debug, Clone)]
+pub struct SinkSummary {
+    /// The published generation.
+    pub manifest: Manifest,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Whether it was there already, so that nothing was done.
+    pub up_to_date: bool,
+}
+
+/// A task of the plan.
+#[derive(Debug, Clone)]
+pub struct PlannedTask {
+    /// Decides its bytes.
+    pub task: Fingerprint,
+    /// What it reads: a shard of a source, or the part of an upstream task (whose index is given).
+    pub input: TaskInput,
+}
+
+/// What a task reads.
+#[derive(Debug, Clone)]
+pub enum TaskInput {
+    /// A shard of a source.
+    Shard(Shard),
+    /// What a task of another segment left.
+    Upstream(SegmentId, usize),
+    /// Everything (a set stage).
+    All,
+}
+
+/// A pipeline cut into segments and tasks, before any work.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The pipeline.
+    pub graph: Graph,
+    /// Its segments.
+    pub segments: Segments,
+    /// The tasks of each segment.
+    pub tasks: Vec<Vec<PlannedTask>>,
+}
+
+impl Plan {
+    /// Plans a checked pipeline. Which task depends on what is known from the inputs' listing alone.
+    ///
+    /// # Errors
+    /// When a stage cannot say which model weights it uses.
+    pub fn new(graph: Graph) -> Result<Self, EngineError> {
+        let segments =
+            Segments::cut(&graph).map_err(|e| EngineError::Execution(DataFusionError::Execution(e.to_string())))?;
+        let mut tasks: Vec<Vec<PlannedTask>> = Vec::with_capacity(segments.all.len());
+        for segment in &segments.all {
+            let planned = match &segment.work {
+                SegmentWork::Rows { base: Base::Source(source), .. } => shards(&graph.nodes[*source])
+                    .iter()
+                    .map(|shard| PlannedTask {
+                        task: Fingerprint::of(&json!({ "segment": segment.fingerprint, "shard": shard_identity(shard) })),
+                        input: TaskInput::Shard(shard.clone()),
+                    })
+                    .collect(),
+                SegmentWork::Rows { base: Base::Segment(upstream), .. } => tasks[*upstream]
+                    .iter()
+                    .enumerate()
+                    .map(|(i, t)| PlannedTask {
+                        task: Fingerprint::of(&json!({ "segment": segment.fingerprint, "upstream": t.task })),
+                        input: TaskInput::Upstream(*upstream, i),
+                    })
+                    .collect(),
+                SegmentWork::Set { inputs, .. } => {
+                    let inputs: Vec<Value> = inputs
+                        .iter()
+                        .map(|base| match base {
+                            Base::Source(source) => shards(&graph.nodes[*source]).iter().map(shard_identity).collect(),
+                            Base::Segment(upstream) => tasks[*upstream].iter().map(|t| json!(t.task)).collect(),
+                        })
+                        .collect();
+                    vec![PlannedTask {
+                        task: Fingerprint::of(&json!({ "segment": segment.fingerprint, "inputs": inputs })),
+                        input: TaskInput::All,
+                    }]
+                }
+            };
+            tasks.push(planned);
+        }
+        Ok(Self { graph, segments, tasks })
+    }
+
+    /// The segments that end in a sink, with the sink's node.
+    pub fn sinks(&self) -> impl Iterator<Item = (SegmentId, NodeId, &Arc<dyn Sink>)> {
+        self.segments.all.iter().enumerate().filter_map(|(id, segment)| match &self.graph.nodes[segment.node].work {
+            Work::Sink(sink) => Some((id, segment.node, sink)),
+            _ => None,
+        })
+    }
+
+    /// What decides every byte of a sink's generation.
+    pub fn generation(&self, sink: SegmentId) -> Fingerprint {
+        let tasks: Vec<Vec<&Fingerprint>> =
+            self.segments.upstream(sink).iter().map(|s| self.tasks[*s].iter().map(|t| &t.task).collect()).collect();
+        Fingerprint::of(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "name": self.graph.name,
+            "description": self.graph.description,
+            "text": self.graph.text,
+            "tasks": tasks,
+        }))
+    }
+
+    /// The folder in which the work of this pipeline stands: beside the target of its first sink.
+    ///
+    /// # Errors
+    /// As [`Target::at`].
+    pub fn targets(&self) -> Result<Vec<Target>, EngineError> {
+        self.sinks().map(|(_, _, sink)| Target::at(Path::new(sink.path()))).collect()
+    }
+
+    /// How many tasks of each segment are committed already.
+    ///
+    /// # Errors
+    /// When the work folder cannot be read.
+    pub fn committed(&self, work: &Path) -> Result<Vec<usize>, EngineError> {
+        let mut counts = Vec::with_capacity(self.tasks.len());
+        for (segment, tasks) in self.segments.all.iter().zip(&self.tasks) {
+            let ledger = Ledger::existing(work, &segment.fingerprint);
+            let mut count = 0;
+            for task in tasks {
+                count += usize::from(ledger.peek(&task.task).is_some());
+            }
+            counts.push(count);
+        }
+        Ok(counts)
+    }
+}
+
+fn shards(node: &Node) -> &[Shard] {
+    match &node.work {
+        Work::Source { discovery, .. } => &discovery.shards,
+        _ => &[],
+    }
+}
+
+/// A shard's identity and the version of what it holds.
+fn shard_identity(shard: &Shard) -> Value {
+    let files: Vec<Value> = shard
+        .files
+        .iter()
+        .map(|f| json!([f.location, f.path, f.size, f.range.as_ref().map(|r| [r.start, r.end]), f.version, f.metadata.as_ref().map(|r| [r.start, r.end])]))
+        .collect();
+    json!([shard.id, files])
+}
+
+/// Runs a plan.
+///
+/// # Errors
+/// What ends the run; all that was committed stays, and running the same plan again goes on from there.
+pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Result<Summary, EngineError> {
+    let started = Instant::now();
+    let targets = plan.targets()?;
+    let mut up_to_date = Vec::new();
+    for ((segment, _, _), target) in plan.sinks().zip(&targets) {
+        up_to_date.push(target.is_current(&plan.generation(segment))?);
+    }
+    if up_to_date.iter().all(Option::is_some) {
+        let sinks = up_to_date.into_iter().flatten().zip(&targets).map(|(manifest, target)| SinkSummary {
+            manifest,
+            path: target.path().to_owned(),
+            up_to_date: true,
+        });
+        let tasks_reused = plan.tasks.iter().map(Vec::len).sum();
+        return Ok(Summary { sinks: sinks.collect(), tasks_done: 0, tasks_reused, rows_read: 0, seconds: started.elapsed().as_secs_f64() });
+    }
+    let _locks = targets.iter().map(Target::lock).collect::<Result<Vec<_>, _>>()?;
+    let Some(work) = targets.first().map(|t| t.work().to_owned()) else {
+        return Err(EngineError::Internal("a pipeline without sinks".into()));
+    };
+    let mut runner = Runner::new(plan, options, observer, work)?;
+    let result = runner.all().await;
+    runner.clean_spill();
+    result?;
+    let mut sinks = Vec::new();
+    for ((segment, node, sink), target) in plan.sinks().zip(&targets) {
+        (runner.observer)(Event::Publishing { sink: Arc::clone(&plan.graph.nodes[node].name) });
+        let manifest = match target.is_current(&plan.generation(segment))? {
+            Some(manifest) => manifest,
+            None => finalise::publish(&runner.finished(segment), node, sink, target)?,
+        };
+        sinks.push(SinkSummary { manifest, path: target.path().to_owned(), up_to_date: false });
+    }
+    runner.sweep()?;
+    Ok(Summary {
+        sinks,
+        tasks_done: runner.tasks_done,
+        tasks_reused: runner.tasks_reused,
+        rows_read: runner.rows_read,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What a finished sink is put together from.
+#[derive(Debug)]
+pub struct Finished<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Decides the generation.
+    pub fingerprint: Fingerprint,
+    /// The sink's own segment: ledger and entries in shard order.
+    pub data: (&'a Ledger, &'a [Entry]),
+    /// Every segment behind it, itself last: name of its node, ledger, entries.
+    pub segments: Vec<(&'a Node, &'a Ledger, &'a [Entry])>,
+}
+
+struct Runner<'a> {
+    plan: &'a Plan,
+    options: &'a RunOptions,
+    observer: Observer,
+    work: PathBuf,
+    context: SessionContext,
+    ledgers: Vec<Ledger>,
+    entries: Vec<Vec<Entry>>,
+    aside: Arc<dyn Sink>,
+    tasks_done: usize,
+    tasks_reused: usize,
+    rows_read: u64,
+}
+
+impl<'a> Runner<'a> {
+    fn new(plan: &'a Plan, options: &'a RunOptions, observer: Observer, work: PathBuf) -> Result<Self, EngineError> {
+        let spill = work.join("spill");
+        crate::generation::remove_folder(&spill)?;
+        std::fs::create_dir_all(&spill).map_err(|e| EngineError::io(&spill, e))?;
+        let resources = Arc::new(Resources { models: Arc::new(ModelPool::new(options.threads)), windows_in_flight: options.threads });
+        let context = session::context(session::runtime(options.memory_bytes, &spill)?, Some(resources));
+        let ledgers = plan
+            .segments
+            .all
+            .iter()
+            .map(|s| Ledger::open(&work, &s.fingerprint))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            plan,
+            options,
+            observer,
+            work,
+            context,
+            ledgers,
+            entries: Vec::new(),
+            aside: finalise::kept_sink(),
+            tasks_done: 0,
+            tasks_reused: 0,
+            rows_read: 0,
+        })
+    }
+
+    async fn all(&mut self) -> Result<(), EngineError> {
+        let mut committed: Vec<Vec<Option<Entry>>> = Vec::new();
+        for (ledger, tasks) in self.ledgers.iter().zip(&self.plan.tasks) {
+            let entries = tasks.iter().map(|t| ledger.committed(&t.task)).collect::<Result<Vec<_>, _>>()?;
+            // What killed attempts left must not stand in the way of new ones.
+            ledger.sweep(&entries.iter().flatten().cloned().collect::<Vec<_>>())?;
+            committed.push(entries);
+        }
+        self.tasks_reused = committed.iter().flatten().flatten().count();
+        let tasks = committed.iter().map(Vec::len).sum();
+        (self.observer)(Event::Planned { tasks, reused: self.tasks_reused });
+        for (id, entries) in committed.into_iter().enumerate() {
+            let entries = self.segment(id, entries).await?;
+            self.entries.push(entries);
+        }
+        Ok(())
+    }
+
+    /// Does what is left of a segment; its entries in shard order.
+    async fn segment(&mut self, id: SegmentId, mut entries: Vec<Option<Entry>>) -> Result<Vec<Entry>, EngineError> {
+        let segment = &self.plan.segments.all[id];
+        let missing: Vec<usize> = (0..entries.len()).filter(|i| entries[*i].is_none()).collect();
+        if !missing.is_empty() && !enough(segment, &entries) {
+            let name = Arc::clone(&self.plan.graph.nodes[segment.node].name);
+            let rows = missing.iter().map(|i| self.rows_of(id, *i)).sum();
+            (self.observer)(Event::SegmentStarted { segment: Arc::clone(&name), tasks: missing.len(), rows });
+            let template = self.template(segment, missing[0]).await?;
+            let mut running = FuturesUnordered::new();
+            let mut waiting = missing.into_iter();
+            loop {
+                while running.len() < self.options.threads && !enough(segment, &entries) {
+                    let Some(index) = waiting.next() else { break };
+                    let (task, bytes) = self.task(id, index, &template).await?;
+                    let ledger = self.ledgers[id].clone();
+                    let observer = Arc::clone(&self.observer);
+                    let done: RowsDone = Arc::new(move |rows| observer(Event::Rows { rows }));
+                    let work = tokio::spawn(async move { task.run(&ledger, &done).await });
+                    running.push(async move { (index, bytes, AbortOnDrop(work).await) });
+                }
+                let finished = tokio::select! {
+                    biased;
+                    () = self.options.stop.cancelled() => return Err(EngineError::Stopped),
+                    finished = running.next() => finished,
+                };
+                let Some((index, bytes, entry)) = finished else { break };
+                let entry = entry?;
+                self.tasks_done += 1;
+                if matches!(segment.work, SegmentWork::Rows { base: Base::Source(_), .. }) {
+                    self.rows_read += entry.rows_in;
+                }
+                (self.observer)(Event::TaskDone { segment: Arc::clone(&name), bytes });
+                entries[index] = Some(entry);
+                self.judge(&entries)?;
+            }
+        }
+        let mut rows = 0;
+        let mut whole = Vec::new();
+        for entry in entries {
+            // Behind the rows that a `limit` needs, what happened to be done does not count.
+            if segment.enough.is_some_and(|n| rows >= n) {
+                break;
+            }
+            let entry = entry.ok_or_else(|| EngineError::Internal("a task was left out".into()))?;
+            rows += entry.rows(PartKind::Data);
+            whole.push(entry);
+        }
+        Ok(whole)
+    }
+
+    fn rows_of(&self, segment: SegmentId, task: usize) -> Option<u64> {
+        match &self.plan.tasks[segment][task].input {
+            TaskInput::Shard(shard) => shard.rows,
+            TaskInput::Upstream(upstream, index) => {
+                self.entries.get(*upstream).and_then(|e| e.get(*index)).map(|e| e.rows(PartKind::Data)).or(Some(0))
+            }
+            TaskInput::All => None,
+        }
+    }
+
+    /// Stops a run that goes wrong: judged on the unbroken prefix of committed shards, so that timing has no say.
+    fn judge(&self, entries: &[Option<Entry>]) -> Result<(), EngineError> {
+        let Some(limit) = self.plan.graph.settings.max_bad else { return Ok(()) };
+        let (mut rows, mut bad) = (0, 0);
+        let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
+        for (i, entry) in entries.iter().enumerate() {
+            let Some(entry) = entry else { return Ok(()) };
+            rows += entry.rows_in;
+            bad += entry.rows(PartKind::Quarantine);
+            for (code, n) in entry.counts.iter().flat_map(|c| &c.failed) {
+                *reasons.entry(code.clone()).or_default() += n;
+            }
+            if limit.exceeded(bad, rows, i + 1 == entries.len()) {
+                let code = reasons.into_iter().max_by_key(|(_, n)| *n).map(|(code, _)| code).unwrap_or_default();
+                return Err(EngineError::TooManyBad {
+                    bad,
+                    rows,
+                    limit: String::from(limit),
+                    code,
+                    message: format!("see the quarantine parts in {}", self.work.join("segments").display()),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The shard that a task of a row-wise segment reads.
+    fn shard(&self, segment: SegmentId, task: usize) -> Result<Option<Shard>, EngineError> {
+        Ok(match &self.plan.tasks[segment][task].input {
+            TaskInput::Shard(shard) => Some(shard.clone()),
+            TaskInput::Upstream(upstream, index) => self.kept_shard(*upstream, *index),
+            TaskInput::All => None,
+        })
+    }
+
+    /// A committed part as a shard; `None` where there are no rows.
+    fn kept_shard(&self, segment: SegmentId, index: usize) -> Option<Shard> {
+        let entry = self.entries.get(segment)?.get(index)?;
+        let part = entry.part(PartKind::Data)?;
+        let location = self.ledgers[segment].part_path(part);
+        Some(Shard {
+            id: entry.task.to_string(),
+            files: vec![ShardFile {
+                location: location.to_string_lossy().into_owned(),
+                path: entry.task.to_string(),
+                size: part.bytes,
+                range: None,
+                version: entry.task.to_string(),
+                metadata: None,
+            }],
+            rows: Some(part.rows),
+            bytes: part.bytes,
+        })
+    }
+
+    fn kept_shards(&self, segment: SegmentId) -> Vec<Shard> {
+        (0..self.entries[segment].len()).filter_map(|i| self.kept_shard(segment, i)).collect()
+    }
+
+    /// The physical plan that the tasks of a segment are made from, over the shard of its first task.
+    async fn template(&self, segment: &Segment, first: usize) -> Result<Option<Arc<dyn ExecutionPlan>>, EngineError> {
+        let plan = match &segment.work {
+            SegmentWork::Set { node, inputs } => self.set_plan(*node, inputs).await?,
+            SegmentWork::Rows { base, chain, .. } => {
+                let id = self.segment_id(segment);
+                // A segment whose inputs hold no rows at all needs no plan.
+                let shard = (first..self.plan.tasks[id].len()).find_map(|i| self.shard(id, i).transpose()).transpose()?;
+                let Some(shard) = shard else { return Ok(None) };
+                self.rows_plan(*base, chain, vec![shard]).await?
+            }
+        };
+        let physical = self.context.state().create_physical_plan(&plan).await?;
+        let physical = scan::prune_by_first_filter(physical)?;
+        if physical.output_partitioning().partition_count() != 1 {
+            return Err(EngineError::Internal("a plan was repartitioned".into()));
+        }
+        tracing::debug!(plan = %datafusion::physical_plan::displayable(physical.as_ref()).indent(false), "segment planned");
+        Ok(Some(physical))
+    }
+
+    fn segment_id(&self, segment: &Segment) -> SegmentId {
+        self.plan.segments.all.iter().position(|s| s.node == segment.node).unwrap_or_default()
+    }
+
+    async fn set_plan(&self, node: NodeId, inputs: &[Base]) -> Result<LogicalPlan, EngineError> {
+        let node = &self.plan.graph.nodes[node];
+        let mut tables = Vec::new();
+        for (input, base) in node.inputs.iter().zip(inputs) {
+            let shards = match base {
+                Base::Source(source) => shards(&self.plan.graph.nodes[*source]).to_vec(),
+                Base::Segment(segment) => self.kept_shards(*segment),
+            };
+            let plan = self.rows_plan(*base, &[], shards).await?;
+            tables.push((Arc::clone(&self.plan.graph.nodes[*input].name), plan));
+        }
+        match &node.work {
+            Work::Limit(limit) => {
+                let Some((_, plan)) = tables.pop() else { return Err(EngineError::Internal("a limit without input".into())) };
+                let rows = usize::try_from(limit.rows).unwrap_or(usize::MAX);
+                Ok(LogicalPlanBuilder::from(plan).limit(0, Some(rows))?.build()?)
+            }
+            Work::Sql { query, .. } => {
+                let planned = plan::sql(query, &tables).await.map_err(|r| EngineError::Execution(DataFusionError::Plan(r.message)))?;
+                Ok(planned.plan)
+            }
+            _ => Err(EngineError::Internal("no set stage".into())),
+        }
+    }
+
+    /// A chain of row-wise nodes over shards of a base, as a logical plan: row id first, the error last.
+    async fn rows_plan(&self, base: Base, chain: &[NodeId], shards: Vec<Shard>) -> Result<LogicalPlan, EngineError> {
+        let nodes = &self.plan.graph.nodes;
+        let mut chain = chain.iter().map(|n| &nodes[*n]).peekable();
+        let mut at = match base {
+            Base::Segment(segment) => {
+                let node = &nodes[self.plan.segments.all[segment].node];
+                let columns = Arc::clone(&node.schema);
+                self.table(ShardTable::new(&node.name, columns, Reader::Parquet, Ids::Carried, shards))?
+            }
+            Base::Source(source) => {
+                let node = &nodes[source];
+                let Work::Source { source, discovery } = &node.work else {
+                    return Err(EngineError::Internal("no source".into()));
+                };
+                let ids = ids_of(discovery);
+                let table = ShardTable::new(&node.name, Arc::clone(&discovery.schema), discovery.reader.clone(), ids, shards);
+                let mut at = self.table(table)?;
+                if ids == Ids::FileAndRow {
+                    // Ids are made for the rows that the first filters let through only.
+                    while let Some(next) = chain.next_if(|n| matches!(&n.work, Work::Filter(f) if !f.keep_rejected && !f.predicate.contains(ROW_ID))) {
+                        at = self.node(next, at).await?;
+                    }
+                    let id = row_ids::in_file(col(FILE_COLUMN), col(ROW_COLUMN)).alias(ROW_ID);
+                    let user = discovery.schema.fields().iter().map(|f| col(quoted(f.name())));
+                    at = LogicalPlanBuilder::from(at).project(std::iter::once(id).chain(user))?.build()?;
+                }
+                match source.key() {
+                    Some(key) => with_key(at, key)?,
+                    None => at,
+                }
+            }
+        };
+        for node in chain {
+            at = self.node(node, at).await?;
+        }
+        Ok(plan::ordered(at)?)
+    }
+
+    fn table(&self, table: ShardTable) -> Result<LogicalPlan, EngineError> {
+        Ok(LogicalPlanBuilder::scan("input", provider_as_source(Arc::new(table)), None)?.build()?)
+    }
+
+    async fn node(&self, node: &Node, input: LogicalPlan) -> Result<LogicalPlan, EngineError> {
+        let refused = |r: plan::Refusal| EngineError::Execution(DataFusionError::Plan(format!("stage `{}`: {}", node.name, r.message)));
+        Ok(match &node.work {
+            Work::Stage(stage) => plan::stage(
+                StageSpec {
+                    name: Arc::clone(&node.name),
+                    kind: Arc::clone(&node.kind),
+                    config: node.config.to_string().into(),
+                    stage: Arc::clone(stage),
+                },
+                input,
+            )?,
+            Work::Filter(filter) => plan::filter(&self.context, &node.name, filter, input).map_err(refused)?,
+            Work::Sample(sample) => plan::sample(&node.name, sample, input)?,
+            Work::Sql { query, .. } => {
+                let table = plan::first_table(&self.context, query).map_err(refused)?;
+                let planned = plan::sql(query, &[(table.into(), input)]).await.map_err(refused)?;
+                plan::counted(&node.name, &node.kind, planned.plan)
+            }
+            _ => return Err(EngineError::Internal(format!("`{}` is not row-wise", node.name))),
+        })
+    }
+
+    /// The task `index` of a segment, and the bytes it reads.
+    async fn task(&self, id: SegmentId, index: usize, template: &Option<Arc<dyn ExecutionPlan>>) -> Result<(Job, u64), EngineError> {
+        let segment = &self.plan.segments.all[id];
+        let planned = &self.plan.tasks[id][index];
+        let nothing = Job::Nothing(Box::new(Entry { task: planned.task.clone(), rows_in: 0, parts: Vec::new(), counts: Vec::new() }));
+        let Some(template) = template else { return Ok((nothing, 0)) };
+        let (plan, rows_in, bytes) = match &segment.work {
+            SegmentWork::Set { .. } => (Arc::clone(template), None, 0),
+            SegmentWork::Rows { base, .. } => {
+                let Some(shard) = self.shard(id, index)? else { return Ok((nothing, 0)) };
+                let ids = match base {
+                    Base::Segment(_) => Ids::Carried,
+                    Base::Source(source) => match &self.plan.graph.nodes[*source].work {
+                        Work::Source { discovery, .. } => ids_of(discovery),
+                        _ => Ids::Carried,
+                    },
+                };
+                (scan::retarget(template, std::slice::from_ref(&shard), ids)?, shard.rows, shard.bytes)
+            }
+        };
+        let sink = match &segment.work {
+            SegmentWork::Rows { sink: Some(node), .. } => match &self.plan.graph.nodes[*node].work {
+                Work::Sink(sink) => Arc::clone(sink),
+                _ => Arc::clone(&self.aside),
+            },
+            _ => Arc::clone(&self.aside),
+        };
+        let node = &self.plan.graph.nodes[segment.node];
+        let row_ids = if matches!(node.work, Work::Sql { .. }) && matches!(segment.work, SegmentWork::Set { .. }) {
+            RowIds::Content
+        } else {
+            RowIds::Carried
+        };
+        let task = Task {
+            task: planned.task.clone(),
+            plan,
+            context: self.context.task_ctx(),
+            rows_in,
+            sources: self.sources(id).into(),
+            row_ids,
+            sink,
+            aside: Arc::clone(&self.aside),
+            metadata: Arc::new(vec![("groundloom".to_owned(), format!("{{\"pipeline\":{},\"node\":{}}}", json!(self.plan.graph.name), json!(node.name)))]),
+        };
+        Ok((Job::Task(Box::new(task)), bytes))
+    }
+
+    /// Names of the sources behind a segment.
+    fn sources(&self, id: SegmentId) -> String {
+        let mut names: Vec<&str> = Vec::new();
+        for segment in self.plan.segments.upstream(id) {
+            for base in self.plan.segments.bases(segment) {
+                if let Base::Source(source) = base {
+                    names.push(&self.plan.graph.nodes[source].name);
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        names.join(", ")
+    }
+
+    fn finished(&self, sink: SegmentId) -> Finished<'_> {
+        let segments = self
+            .plan
+            .segments
+            .upstream(sink)
+            .into_iter()
+            .map(|s| (&self.plan.graph.nodes[self.plan.segments.all[s].node], &self.ledgers[s], self.entries[s].as_slice()))
+            .collect();
+        Finished {
+            plan: self.plan,
+            fingerprint: self.plan.generation(sink),
+            data: (&self.ledgers[sink], &self.entries[sink]),
+            segments,
+        }
+    }
+
+    /// Removes what no task of this plan names any more.
+    fn sweep(&self) -> Result<(), EngineError> {
+        for (ledger, entries) in self.ledgers.iter().zip(&self.entries) {
+            ledger.sweep(entries)?;
+        }
+        Ledger::remove_others(&self.work, self.plan.segments.all.iter().map(|s| &s.fingerprint))
+    }
+
+    fn clean_spill(&self) {
+        let _ = std::fs::remove_dir_all(self.work.join("spill"));
+    }
+}
+
+/// What stands behind a planned task.
+enum Job {
+    /// A plan to run.
+    Task(Box<Task>),
+    /// Its input holds no rows: only the entry is written.
+    Nothing(Box<Entry>),
+}
+
+impl Job {
+    async fn run(self, ledger: &Ledger, done: &RowsDone) -> Result<Entry, EngineError> {
+        match self {
+            Self::Task(task) => task.run(ledger, done).await,
+            Self::Nothing(entry) => ledger.commit(*entry, Vec::new()),
+        }
+    }
+}
+
+/// A spawned task that ends when nobody waits for it any more.
+struct AbortOnDrop(tokio::task::JoinHandle<Result<Entry, EngineError>>);
+
+impl Future for AbortOnDrop {
+    type Output = Result<Entry, EngineError>;
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        std::pin::Pin::new(&mut self.0)
+            .poll(context)
+            .map(|joined| joined.unwrap_or_else(|e| Err(EngineError::Internal(format!("a task died: {e}")))))
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Whether the unbroken prefix of committed tasks holds all rows that anyone wants.
+fn enough(segment: &Segment, entries: &[Option<Entry>]) -> bool {
+    segment.enough.is_some_and(|n| entries.iter().map_while(Option::as_ref).map(|e| e.rows(PartKind::Data)).sum::<u64>() >= n)
+}
+
+fn ids_of(discovery: &groundloom_formats::Discovery) -> Ids {
+    match discovery.reader {
+        Reader::Parquet if discovery.schema.index_of(ROW_ID).is_err() => Ids::FileAndRow,
+        _ => Ids::Carried,
+    }
+}
+
+/// Ids from the user's key column instead of the place.
+fn with_key(plan: LogicalPlan, key: &str) -> Result<LogicalPlan, EngineError> {
+    let columns: Vec<_> = plan
+        .schema()
+        .fields()
+        .iter()
+        .map(|f| if f.name() == ROW_ID { row_ids::of_key(col(quoted(key)), col(ROW_ID)).alias(ROW_ID) } else { col(quoted(f.name())) })
+        .collect();
+    Ok(LogicalPlanBuilder::from(plan).project(columns)?.build()?)
+}
+
+/// A column name that is taken as it stands.
+fn quoted(name: &str) -> datafusion::common::Column {
+    datafusion::common::Column::new_unqualified(name)
+}
+
+/// Adds up the counts of a segment's entries, stage by stage.
+pub fn added(entries: &[Entry]) -> Vec<StageCounts> {
+    let mut all: Vec<StageCounts> = Vec::new();
+    for entry in entries {
+        for counts in &entry.counts {
+            match all.iter_mut().find(|c| c.stage == counts.stage) {
+                Some(sum) => sum.add(counts),
+                None => all.push(counts.clone()),
+            }
+        }
+    }
+    all
+}
+

@@ -1,0 +1,55 @@
+//! DataFusion sessions set up for reproducible work.
+
+use std::sync::Arc;
+
+use datafusion::{
+    common::Result,
+    execution::{
+        SessionStateBuilder,
+        context::SessionContext,
+        memory_pool::FairSpillPool,
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+    },
+    prelude::SessionConfig,
+};
+
+use crate::nodes::{EngineQueryPlanner, stage::Resources};
+
+/// Rows in a batch of DataFusion's own operators; part of what decides windows of rows, so it never changes with the machine.
+pub const BATCH_ROWS: usize = 8192;
+
+/// Memory and disk that set stages share.
+///
+/// # Errors
+/// When the spill folder cannot be made.
+pub fn runtime(memory_bytes: Option<usize>, spill: &std::path::Path) -> Result<Arc<RuntimeEnv>> {
+    let mut builder = RuntimeEnvBuilder::new().with_temp_file_path(spill);
+    if let Some(bytes) = memory_bytes {
+        builder = builder.with_memory_pool(Arc::new(FairSpillPool::new(bytes)));
+    }
+    builder.build_arc()
+}
+
+/// A session in which one partition of a plan is exactly one shard: nothing is repartitioned, stolen or reordered.
+pub fn context(runtime: Arc<RuntimeEnv>, resources: Option<Arc<Resources>>) -> SessionContext {
+    let mut config = SessionConfig::new()
+        .with_batch_size(BATCH_ROWS)
+        // One partition also where DataFusion would use more: only then do sums, groups and joins come out in one order.
+        .with_target_partitions(1)
+        .with_round_robin_repartition(false)
+        .with_repartition_file_scans(false)
+        .set_bool("datafusion.execution.enable_file_stream_work_stealing", false)
+        .set_bool("datafusion.sql_parser.enable_ident_normalization", false)
+        // A hash join's build side cannot spill.
+        .set_bool("datafusion.optimizer.prefer_hash_join", false);
+    if let Some(resources) = resources {
+        config = config.with_extension(resources);
+    }
+    let state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_default_features()
+        .with_query_planner(Arc::new(EngineQueryPlanner))
+        .build();
+    SessionContext::new_with_state(state)
+}

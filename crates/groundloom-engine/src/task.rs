@@ -1,0 +1,291 @@
+//! One task: a plan over one shard, its rows parted into good, failed and rejected ones, written and committed together.
+
+use std::{collections::HashMap, fs::File, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, BooleanArray, StringArray, StringBuilder},
+    compute::{filter_record_batch, is_null, not},
+    datatypes::{DataType, Field, FieldRef, Schema, SchemaRef},
+    record_batch::RecordBatch,
+    row::{RowConverter, SortField},
+};
+use datafusion::{
+    execution::TaskContext,
+    physical_plan::{ExecutionPlan, execute_stream},
+};
+use futures::StreamExt;
+use groundloom_data::{
+    columns::{ERROR, ROW_ID},
+    funnel::StageCounts,
+    row_id::RowId,
+};
+use groundloom_formats::{PartWriter, Sink};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::{
+    error::EngineError,
+    ledger::{Entry, Ledger, OpenPart, PartKind},
+    nodes::{
+        filter::{FilterExec, REJECTED},
+        scan::ShardScanExec,
+        stage::StageExec,
+    },
+    segment::Fingerprint,
+};
+
+/// Where a task's rows get their ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowIds {
+    /// They carry them.
+    Carried,
+    /// Made from a `row_id` they select, or from their content; made unique where it repeats.
+    Content,
+}
+
+/// All a task needs.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Its identity.
+    pub task: Fingerprint,
+    /// A plan with one partition, over its shard only.
+    pub plan: Arc<dyn ExecutionPlan>,
+    /// The session it runs in.
+    pub context: Arc<TaskContext>,
+    /// Rows of the shard, where known without reading.
+    pub rows_in: Option<u64>,
+    /// Names of the sources behind the segment, for quarantine rows.
+    pub sources: Arc<str>,
+    /// Where rows get their ids.
+    pub row_ids: RowIds,
+    /// Writes good rows.
+    pub sink: Arc<dyn Sink>,
+    /// Writes failed and rejected rows.
+    pub aside: Arc<dyn Sink>,
+    /// Key-value pairs for formats that can carry them.
+    pub metadata: Arc<Vec<(String, String)>>,
+}
+
+/// Is told how many rows a running task has finished.
+pub type RowsDone = Arc<dyn Fn(u64) + Send + Sync>;
+
+impl Task {
+    /// Runs the task and commits it.
+    ///
+    /// # Errors
+    /// What ends the run; nothing is committed then and no part file stays.
+    pub async fn run(&self, ledger: &Ledger, done: &RowsDone) -> Result<Entry, EngineError> {
+        let mut rows = execute_stream(Arc::clone(&self.plan), Arc::clone(&self.context))?;
+        let mut ids = match self.row_ids {
+            RowIds::Carried => None,
+            RowIds::Content => Some(ContentIds::default()),
+        };
+        let mut data = Output::new(PartKind::Data, &self.sink);
+        let mut quarantine = Output::new(PartKind::Quarantine, &self.aside);
+        let mut rejected = Output::new(PartKind::Rejected, &self.aside);
+        while let Some(batch) = rows.next().await {
+            let mut batch = batch?;
+            if let Some(ids) = &mut ids {
+                batch = ids.give(&batch)?;
+            }
+            let count = batch.num_rows() as u64;
+            let parted = part(&batch)?;
+            data.write(self, ledger, &parted.good)?;
+            if let Some(failed) = &parted.failed {
+                quarantine.write(self, ledger, &aside(failed, &self.sources)?)?;
+            }
+            if let Some(refused) = &parted.rejected {
+                rejected.write(self, ledger, &aside(refused, &self.sources)?)?;
+            }
+            done(count);
+        }
+        drop(rows);
+        let mut parts = Vec::new();
+        let mut open = Vec::new();
+        for output in [data, quarantine, rejected] {
+            if let Some((part, handle)) = output.finish()? {
+                parts.push(part);
+                open.push(handle);
+            }
+        }
+        let (rows_in, counts) = counts(&self.plan, self.rows_in, parts.iter().map(|p| p.rows).sum());
+        let entry = Entry { task: self.task.clone(), rows_in, parts, counts };
+        let ledger = ledger.clone();
+        tokio::task::spawn_blocking(move || ledger.commit(entry, open))
+            .await
+            .map_err(|e| EngineError::Internal(format!("commit: {e}")))?
+    }
+}
+
+/// A part file that is opened with its first rows.
+struct Output<'a> {
+    kind: PartKind,
+    sink: &'a Arc<dyn Sink>,
+    open: Option<(OpenPart, Box<dyn PartWriter>)>,
+    rows: u64,
+}
+
+impl<'a> Output<'a> {
+    fn new(kind: PartKind, sink: &'a Arc<dyn Sink>) -> Self {
+        Self { kind, sink, open: None, rows: 0 }
+    }
+
+    fn write(&mut self, task: &Task, ledger: &Ledger, rows: &RecordBatch) -> Result<(), EngineError> {
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        if self.open.is_none() {
+            let (part, file) = ledger.start_part(&task.task, self.kind, self.sink.extension())?;
+            let writer = self.sink.writer(rows.schema(), file, &task.metadata)?;
+            self.open = Some((part, writer));
+        }
+        if let Some((_, writer)) = &mut self.open {
+            writer.write(rows)?;
+        }
+        self.rows += rows.num_rows() as u64;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Option<(crate::ledger::Part, OpenPart)>, EngineError> {
+        let Some((open, writer)) = self.open else { return Ok(None) };
+        let file: File = writer.finish()?;
+        let part = open.complete(&file, self.rows)?;
+        Ok(Some((part, open)))
+    }
+}
+
+struct Parted {
+    good: RecordBatch,
+    failed: Option<RecordBatch>,
+    rejected: Option<RecordBatch>,
+}
+
+/// Parts a batch by its error column; the good rows lose it.
+fn part(batch: &RecordBatch) -> Result<Parted, EngineError> {
+    let Ok(index) = batch.schema().index_of(ERROR) else {
+        return Ok(Parted { good: batch.clone(), failed: None, rejected: None });
+    };
+    let without: Vec<usize> = (0..batch.num_columns()).filter(|i| *i != index).collect();
+    let arrow = |e| EngineError::Execution(datafusion::error::DataFusionError::from(e));
+    let good = batch.project(&without).map_err(arrow)?;
+    let errors = batch.column(index);
+    if errors.null_count() == batch.num_rows() {
+        return Ok(Parted { good, failed: None, rejected: None });
+    }
+    let fine = is_null(errors).map_err(arrow)?;
+    let codes = errors.as_struct().column_by_name("code").map(|c| c.as_string::<i32>().clone());
+    let refused: BooleanArray = (0..batch.num_rows())
+        .map(|row| Some(errors.is_valid(row) && codes.as_ref().is_some_and(|c| c.value(row) == REJECTED)))
+        .collect();
+    let failed = arrow::compute::and(&not(&fine).map_err(arrow)?, &not(&refused).map_err(arrow)?).map_err(arrow)?;
+    let pick = |mask: &BooleanArray| -> Result<Option<RecordBatch>, EngineError> {
+        if mask.true_count() == 0 { Ok(None) } else { Ok(Some(filter_record_batch(batch, mask).map_err(arrow)?)) }
+    };
+    Ok(Parted { good: filter_record_batch(&good, &fine).map_err(arrow)?, failed: pick(&failed)?, rejected: pick(&refused)? })
+}
+
+/// Rows as they stand in `_quarantine/` and `_rejected/`: row id, source, stage, code, message, then the row.
+fn aside(rows: &RecordBatch, sources: &str) -> Result<RecordBatch, EngineError> {
+    let schema = rows.schema();
+    let index = schema.index_of(ERROR).map_err(|e| EngineError::Internal(e.to_string()))?;
+    let errors = rows.column(index).as_struct();
+    let mut fields: Vec<FieldRef> = vec![
+        Arc::new(Field::new(ROW_ID, DataType::Utf8, false)),
+        Arc::new(Field::new("source", DataType::Utf8, false)),
+    ];
+    let ids = rows.column_by_name(ROW_ID).cloned().ok_or_else(|| EngineError::Internal("a row without id".into()))?;
+    let sources = StringArray::from(vec![sources; rows.num_rows()]);
+    let mut columns: Vec<ArrayRef> = vec![ids, Arc::new(sources)];
+    for name in ["stage", "code", "message"] {
+        let column = errors.column_by_name(name).cloned().ok_or_else(|| EngineError::Internal("an error without code".into()))?;
+        fields.push(Arc::new(Field::new(name, DataType::Utf8, true)));
+        columns.push(column);
+    }
+    for (field, column) in schema.fields().iter().zip(rows.columns()) {
+        if field.name() != ERROR && field.name() != ROW_ID {
+            let taken = fields.iter().any(|f| f.name() == field.name());
+            let name = if taken { format!("row_{}", field.name()) } else { field.name().clone() };
+            fields.push(Arc::new(field.as_ref().clone().with_name(name).with_nullable(true)));
+            columns.push(Arc::clone(column));
+        }
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| EngineError::Internal(e.to_string()))
+}
+
+/// The counts of a chain of operators, source first, and the rows that entered it.
+fn counts(plan: &Arc<dyn ExecutionPlan>, rows_in: Option<u64>, written: u64) -> (u64, Vec<StageCounts>) {
+    let mut chain = Vec::new();
+    let mut at = Some(plan);
+    while let Some(node) = at {
+        if let Some(stage) = node.downcast_ref::<StageExec>() {
+            chain.push(stage.counters().snapshot());
+        } else if let Some(filter) = node.downcast_ref::<FilterExec>() {
+            chain.push(filter.counters().snapshot());
+        } else if let Some(scan) = node.downcast_ref::<ShardScanExec>() {
+            chain.push(scan.counters().snapshot());
+        }
+        at = node.children().first().copied();
+    }
+    chain.reverse();
+    let read = rows_in.or_else(|| chain.first().map(|c| c.rows_in)).unwrap_or(written);
+    // Row groups that a Parquet scan skipped hold rows that the first filter would have dropped,
+    // and a row-wise query is counted by what leaves it.
+    let mut before = read;
+    for stage in &mut chain {
+        stage.rows_in = before.max(stage.rows_in);
+        before = stage.rows_out;
+    }
+    (read, chain)
+}
+
+/// Gives ids to the rows of a set stage.
+#[derive(Default)]
+struct ContentIds {
+    converter: Option<RowConverter>,
+    seen: HashMap<u128, u64>,
+}
+
+impl ContentIds {
+    fn give(&mut self, batch: &RecordBatch) -> Result<RecordBatch, EngineError> {
+        let internal = |e: arrow::error::ArrowError| EngineError::Internal(e.to_string());
+        let selected = batch.schema().index_of(ROW_ID).ok();
+        let mut ids = StringBuilder::new();
+        let mut id = |hash: u128, chosen: Option<&str>| {
+            let again = self.seen.entry(hash).or_default();
+            match (chosen, *again) {
+                (Some(chosen), 0) => ids.append_value(chosen),
+                (None, 0) => ids.append_value(format!("{hash:032x}")),
+                (_, again) => ids.append_value(RowId::from_key(&format!("{hash:032x}#{again}")).to_string()),
+            }
+            *again += 1;
+        };
+        if let Some(index) = selected {
+            let column = arrow::compute::cast(batch.column(index), &DataType::Utf8).map_err(internal)?;
+            let column = column.as_string::<i32>();
+            for row in 0..batch.num_rows() {
+                let text = if column.is_valid(row) { column.value(row) } else { "" };
+                id(xxh3_128(text.as_bytes()), Some(text).filter(|t| !t.is_empty()));
+            }
+        } else {
+            let converter = match &mut self.converter {
+                Some(converter) => converter,
+                none => {
+                    let fields = batch.schema().fields().iter().map(|f| SortField::new(f.data_type().clone())).collect();
+                    none.insert(RowConverter::new(fields).map_err(internal)?)
+                }
+            };
+            for row in &converter.convert_columns(batch.columns()).map_err(internal)? {
+                id(xxh3_128(row.as_ref()), None);
+            }
+        }
+        let mut fields: Vec<FieldRef> = vec![Arc::new(Field::new(ROW_ID, DataType::Utf8, false))];
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(ids.finish())];
+        for (i, field) in batch.schema().fields().iter().enumerate() {
+            if Some(i) != selected {
+                fields.push(Arc::clone(field));
+                columns.push(Arc::clone(batch.column(i)));
+            }
+        }
+        let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, batch.schema().metadata().clone()));
+        RecordBatch::try_new(schema, columns).map_err(internal)
+    }
+}

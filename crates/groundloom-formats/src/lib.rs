@@ -1,0 +1,70 @@
+//! Sources and sinks of Groundloom pipelines.
+
+pub mod card;
+mod funnel_steps;
+pub mod globs;
+pub mod grit;
+pub mod grit_tsv;
+pub mod hugging_face;
+mod json_rows;
+pub mod jsonl_sink;
+mod output_columns;
+pub mod parquet_sink;
+pub mod report;
+mod row_blocks;
+pub mod sink;
+pub mod source;
+pub mod store;
+mod tar_writer;
+pub mod webdataset_sink;
+
+pub use sink::{PartWriter, Sink};
+pub use source::{BatchLimits, DiscoverOptions, Discovery, Reader, Shard, ShardFile, ShardReader, Source};
+
+/// What reading or writing a data set can fail with. A bad row is never one of these: it goes to quarantine.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// A file or folder cannot be listed, read or written.
+    #[error("{location}: {message}")]
+    Io {
+        /// Path or URL, as the user would name it.
+        location: String,
+        /// What happened and what to do.
+        message: String,
+        /// The cause.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The content contradicts the format.
+    #[error("{location}: {message}")]
+    Malformed {
+        /// Path or URL.
+        location: String,
+        /// What was expected and found, and where (byte, row, member).
+        message: String,
+    },
+    /// Nothing matches, or something that must not be there is.
+    #[error("{message}")]
+    Input {
+        /// The config key that is wrong, e.g. `path`.
+        key: &'static str,
+        /// What was expected and found, and what to do.
+        message: String,
+    },
+    /// A column that a form needs is missing or has the wrong type.
+    #[error("{message}")]
+    Column {
+        /// The column.
+        column: String,
+        /// What was expected and found.
+        message: String,
+    },
+    /// Arrow or Parquet refused.
+    #[error("{location}: {source}")]
+    Arrow {
+        /// Path or URL.
+        location: String,
+        /// The cause.
+        source: arrow::error::ArrowError,
+    },
+}

@@ -1,0 +1,349 @@
+//! The Parquet sink.
+//!
+//! Files are made for two readers: engines that prune by statistics and skip columns, and Hugging Face `datasets`, which shows the pictures. Media bytes are stored as they are
+//! (they are compressed already), in pages small enough to skip; row ids are delta-coded against their neighbours. What is written depends on the rows and the settings alone.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arrow::{
+    datatypes::{DataType, Field, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
+use groundloom_data::columns::{ROW_ID, is_media};
+use groundloom_spec::Config;
+use parquet::{
+    arrow::{
+        ArrowWriter,
+        arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
+    },
+    basic::{Compression as Codec, Encoding, ZstdLevel},
+    column::writer::ColumnCloseResult,
+    errors::ParquetError,
+    file::{
+        metadata::{KeyValue, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader},
+        properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder},
+        writer::SerializedFileWriter,
+    },
+    schema::types::ColumnPath,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    FormatError, PartWriter, Sink, hugging_face,
+    output_columns::{Form, OutputColumns},
+    report::gallery_rows,
+    row_blocks::RowBlocks,
+};
+
+/// A row group is closed when it has gathered this many encoded bytes: what a writer holds in memory, and what a reader of one group has to read.
+const ROW_GROUP_BYTES: usize = 32 << 20;
+/// Level of zstd: the format's usual one, at which writing is still fast.
+const ZSTD_LEVEL: i32 = 3;
+/// Who wrote the file, without a build date.
+const CREATED_BY: &str = concat!("groundloom version ", env!("CARGO_PKG_VERSION"));
+
+/// Writes Parquet files that `datasets.load_dataset` and every Parquet reader open, pictures included.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ParquetSink {
+    /// Folder (or URL) of the data set. Files go into `data/` inside it.
+    pub path: String,
+    /// Columns to render in a data set's released form, beside the typed ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub form: Option<Form>,
+    /// The columns to write, in that order; all of them if not given. `row_id` is always written, and first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<String>>,
+    /// How pages are compressed. Media bytes never are: JPEG, PNG and FLAC do not shrink again.
+    #[serde(default)]
+    pub compression: ParquetCompression,
+    /// Aim for files of this many bytes.
+    #[serde(default = "default_file_bytes")]
+    #[schemars(range(min = 1))]
+    pub file_bytes: u64,
+}
+
+/// How Parquet pages are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ParquetCompression {
+    /// Fast, and read by everything.
+    #[default]
+    Snappy,
+    /// Smaller files, somewhat slower.
+    Zstd,
+    /// Not at all.
+    None,
+}
+
+fn default_file_bytes() -> u64 {
+    256 << 20
+}
+
+impl ParquetSink {
+    fn output(&self, input: &Schema) -> Result<OutputColumns, FormatError> {
+        OutputColumns::new(input, self.form, self.columns.as_deref())
+    }
+
+    fn properties(&self, schema: &Schema, metadata: &[(String, String)]) -> Result<WriterProperties, FormatError> {
+        let codec = match self.compression {
+            ParquetCompression::Snappy => Codec::SNAPPY,
+            ParquetCompression::Zstd => Codec::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL).map_err(|e| failed("parquet", e))?),
+            ParquetCompression::None => Codec::UNCOMPRESSED,
+        };
+        let mut pairs: Vec<KeyValue> =
+            metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
+        if let Some(features) = hugging_face::metadata(schema) {
+            pairs.push(KeyValue::new(hugging_face::METADATA_KEY.to_owned(), features));
+        }
+        let row_id = ColumnPath::from(ROW_ID);
+        let mut properties = WriterProperties::builder()
+            .set_created_by(CREATED_BY.to_owned())
+            .set_key_value_metadata(Some(pairs))
+            .set_compression(codec)
+            .set_column_dictionary_enabled(row_id.clone(), false)
+            .set_column_encoding(row_id, Encoding::DELTA_BYTE_ARRAY);
+        for field in schema.fields() {
+            properties = store_media_plainly(properties, field, vec![field.name().clone()]);
+        }
+        Ok(properties.build())
+    }
+}
+
+/// Media bytes anywhere in the column: neither compressed nor in a dictionary nor in statistics (a picture has no useful minimum).
+fn store_media_plainly(
+    mut properties: WriterPropertiesBuilder,
+    field: &Field,
+    path: Vec<String>,
+) -> WriterPropertiesBuilder {
+    let below = |steps: &[&str]| path.iter().cloned().chain(steps.iter().map(|s| (*s).to_owned())).collect::<Vec<_>>();
+    match field.data_type() {
+        media if is_media(media) => {
+            let bytes = ColumnPath::new(below(&["bytes"]));
+            properties
+                .set_column_compression(bytes.clone(), Codec::UNCOMPRESSED)
+                .set_column_dictionary_enabled(bytes.clone(), false)
+                .set_column_statistics_enabled(bytes, EnabledStatistics::None)
+        }
+        DataType::Struct(fields) => {
+            for child in fields {
+                properties = store_media_plainly(properties, child, below(&[child.name()]));
+            }
+            properties
+        }
+        DataType::List(item) | DataType::LargeList(item) => {
+            store_media_plainly(properties, item, below(&["list", item.name()]))
+        }
+        _ => properties,
+    }
+}
+
+impl Config for ParquetSink {
+    const NAME: &'static str = "parquet";
+    const SUMMARY: &'static str = "Parquet files that Hugging Face `datasets` opens, pictures included";
+    const EXAMPLE: &'static str = "grit: { type: parquet, form: grit, path: out/grit }";
+}
+
+impl Sink for ParquetSink {
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn schema(&self, input: &Schema) -> Result<SchemaRef, FormatError> {
+        Ok(self.output(input)?.schema().clone())
+    }
+
+    fn writer(
+        &self,
+        input: SchemaRef,
+        file: File,
+        metadata: &[(String, String)],
+    ) -> Result<Box<dyn PartWriter>, FormatError> {
+        let output = self.output(&input)?;
+        let properties = self.properties(output.schema(), metadata)?;
+        let writer =
+            ArrowWriter::try_new(file, output.schema().clone(), Some(properties)).map_err(|e| failed(&self.path, e))?;
+        let blocks = RowBlocks::new(output.schema().clone());
+        Ok(Box::new(Part { location: self.path.clone(), output, blocks, writer }))
+    }
+
+    fn join(&self, parts: &[PathBuf], output: &Path) -> Result<(), FormatError> {
+        join(parts, output)
+    }
+
+    fn extension(&self) -> &'static str {
+        "parquet"
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+}
+
+struct Part {
+    location: String,
+    output: OutputColumns,
+    blocks: RowBlocks,
+    writer: ArrowWriter<File>,
+}
+
+impl Part {
+    fn write_block(&mut self, block: &RecordBatch) -> Result<(), FormatError> {
+        let write = |writer: &mut ArrowWriter<File>| {
+            writer.write(block)?;
+            if writer.in_progress_size() >= ROW_GROUP_BYTES { writer.flush() } else { Ok(()) }
+        };
+        write(&mut self.writer).map_err(|e| failed(&self.location, e))
+    }
+}
+
+impl PartWriter for Part {
+    fn write(&mut self, rows: &RecordBatch) -> Result<(), FormatError> {
+        let rows = self.output.apply(rows)?;
+        let blocks = self.blocks.push(&rows).map_err(|e| failed(&self.location, e.into()))?;
+        blocks.iter().try_for_each(|block| self.write_block(block))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<File, FormatError> {
+        if let Some(block) = self.blocks.close().map_err(|e| failed(&self.location, e.into()))? {
+            self.write_block(&block)?;
+        }
+        self.writer.into_inner().map_err(|e| failed(&self.location, e))
+    }
+}
+
+/// Concatenates Parquet files by copying their column chunks as they are, indexes included; nothing is decoded. Row groups stay as they were.
+///
+/// Key-value metadata that all parts share is kept; what differs between parts is left out.
+///
+/// # Errors
+/// A part that cannot be read or is no Parquet file, parts of different schemas, a full disk.
+pub fn join(parts: &[PathBuf], output: &Path) -> Result<(), FormatError> {
+    let opened = parts.iter().map(|part| open(part)).collect::<Result<Vec<_>, _>>()?;
+    let Some((_, first)) = opened.first() else {
+        return Err(FormatError::Input {
+            key: "path",
+            message: "expected at least one part to join, found none".into(),
+        });
+    };
+    let schema = first.file_metadata().schema_descr().root_schema_ptr();
+    for (part, (_, metadata)) in parts.iter().zip(&opened) {
+        if metadata.file_metadata().schema_descr().root_schema() != schema.as_ref() {
+            return Err(FormatError::Malformed {
+                location: part.display().to_string(),
+                message: format!(
+                    "expected the columns of {}, found others: the parts were written by different runs",
+                    parts[0].display()
+                ),
+            });
+        }
+    }
+    let all: Vec<&ParquetMetaData> = opened.iter().map(|(_, metadata)| metadata).collect();
+    let properties = WriterProperties::builder()
+        .set_created_by(CREATED_BY.to_owned())
+        .set_key_value_metadata(Some(shared_pairs(&all)))
+        .build();
+    let name = output.display().to_string();
+    let file = File::create(output).map_err(|e| failed(&name, e.into()))?;
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(|e| failed(&name, e))?;
+    for (input, metadata) in &opened {
+        append(&mut writer, input, metadata).map_err(|e| failed(&name, e))?;
+    }
+    let file = writer.into_inner().map_err(|e| failed(&name, e))?;
+    file.sync_all().map_err(|e| failed(&name, e.into()))
+}
+
+fn open(part: &Path) -> Result<(File, ParquetMetaData), FormatError> {
+    let location = part.display().to_string();
+    let file = File::open(part).map_err(|e| failed(&location, e.into()))?;
+    let metadata = ParquetMetaDataReader::new()
+        .with_page_index_policy(PageIndexPolicy::Optional)
+        .parse_and_finish(&file)
+        .map_err(|e| failed(&location, e))?;
+    Ok((file, metadata))
+}
+
+fn shared_pairs(all: &[&ParquetMetaData]) -> Vec<KeyValue> {
+    let pairs = |metadata: &ParquetMetaData| metadata.file_metadata().key_value_metadata().cloned().unwrap_or_default();
+    let others: Vec<Vec<KeyValue>> = all.iter().skip(1).map(|m| pairs(m)).collect();
+    let mut shared = all.first().map(|m| pairs(m)).unwrap_or_default();
+    shared.retain(|pair| others.iter().all(|other| other.contains(pair)));
+    shared
+}
+
+fn append(
+    writer: &mut SerializedFileWriter<File>,
+    input: &File,
+    metadata: &ParquetMetaData,
+) -> Result<(), ParquetError> {
+    for (index, group) in metadata.row_groups().iter().enumerate() {
+        let column_indexes = metadata.column_index().and_then(|all| all.get(index));
+        let offset_indexes = metadata.offset_index().and_then(|all| all.get(index));
+        let mut out = writer.next_row_group()?;
+        for (i, column) in group.columns().iter().enumerate() {
+            let close = ColumnCloseResult {
+                bytes_written: column.compressed_size().unsigned_abs(),
+                rows_written: group.num_rows().unsigned_abs(),
+                metadata: column.clone(),
+                bloom_filter: None,
+                column_index: column_indexes.and_then(|of| of.get(i)).cloned(),
+                offset_index: offset_indexes.and_then(|of| of.get(i)).cloned(),
+            };
+            out.append_column(input, close)?;
+        }
+        out.close()?;
+    }
+    Ok(())
+}
+
+/// Reads `limit` rows, evenly over the files' rows as [`gallery_rows`](crate::report::gallery_rows) chooses them, and nothing else: pages without a chosen row are skipped by the page index.
+///
+/// # Errors
+/// A file that cannot be read or is no Parquet file.
+pub fn sample(files: &[PathBuf], limit: usize) -> Result<Vec<RecordBatch>, FormatError> {
+    let mut readers = Vec::with_capacity(files.len());
+    for path in files {
+        let location = path.display().to_string();
+        let file = File::open(path).map_err(|e| failed(&location, e.into()))?;
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+        let reader =
+            ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|e| failed(&location, e))?;
+        readers.push((location, reader));
+    }
+    let rows_of =
+        |reader: &ParquetRecordBatchReaderBuilder<File>| reader.metadata().file_metadata().num_rows().unsigned_abs();
+    let total = readers.iter().map(|(_, reader)| rows_of(reader)).sum();
+    let chosen = gallery_rows(total, limit);
+    let (mut batches, mut first) = (Vec::new(), 0);
+    for (location, reader) in readers {
+        let end = first + rows_of(&reader);
+        let here = chosen.iter().filter(|row| (first..end).contains(row)).map(|row| (row - first) as usize);
+        let selection = RowSelection::from_consecutive_ranges(here.map(|row| row..row + 1), (end - first) as usize);
+        first = end;
+        if !selection.selects_any() {
+            continue;
+        }
+        for batch in reader.with_row_selection(selection).build().map_err(|e| failed(&location, e))? {
+            batches.push(batch.map_err(|source| FormatError::Arrow { location: location.clone(), source })?);
+        }
+    }
+    Ok(batches)
+}
+
+fn failed(location: &str, error: ParquetError) -> FormatError {
+    let location = location.to_owned();
+    match error {
+        ParquetError::External(cause) => {
+            FormatError::Io { location, message: format!("writing Parquet failed: {cause}"), source: Some(cause) }
+        }
+        ParquetError::ArrowError(message) => {
+            FormatError::Arrow { location, source: arrow::error::ArrowError::ParquetError(message) }
+        }
+        other => FormatError::Malformed { location, message: other.to_string() },
+    }
+}

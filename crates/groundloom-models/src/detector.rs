@@ -1,0 +1,106 @@
+//! What every detector answers.
+
+use std::sync::Arc;
+
+use groundloom_data::Box2d;
+use image::RgbImage;
+
+use crate::{ModelError, vocabulary::Vocabulary};
+
+/// A model that finds things in an image.
+///
+/// An answer depends on the image and the options alone: not on the thread, nor on what else runs.
+pub trait Detector: Send + Sync {
+    /// Who this model is.
+    fn info(&self) -> &ModelInfo;
+
+    /// Which nouns name which of the model's classes; `None` for a model that takes phrases as they are.
+    fn vocabulary(&self) -> Option<&Vocabulary>;
+
+    /// Everything found in `image` (RGB, orientation already applied), best score first; equal scores by class, then by place in
+    /// the model's own output.
+    ///
+    /// # Errors
+    /// [`ModelError::BadOption`] and [`ModelError::EmptyImage`].
+    fn detect(&self, image: &RgbImage, options: &DetectOptions) -> Result<Vec<Detection>, ModelError>;
+}
+
+/// A model's identity, for cards, fingerprints and `groundloom models list`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// The model's name.
+    pub name: String,
+    /// The architecture, as `config.json` names it.
+    pub architecture: &'static str,
+    /// Sha256 of `model.safetensors`, in hexadecimal.
+    pub weights_sha256: String,
+    /// SPDX identifier of the weights' licence.
+    pub licence: String,
+    /// What the model can name.
+    pub classes: Classes,
+}
+
+/// What a detector can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Classes {
+    /// These labels, by class number. Class 0 is background and never detected.
+    Fixed(Vec<Arc<str>>),
+    /// Any phrase given to it.
+    Open,
+}
+
+/// How detections are chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DetectOptions {
+    /// Lowest score kept, in [0, 1].
+    pub min_score: f32,
+    /// Of two boxes of one class that overlap by more than this intersection over union, the better stays. In [0, 1].
+    pub nms_iou: f32,
+}
+
+impl Default for DetectOptions {
+    /// 0.45 and 0.5.
+    fn default() -> Self {
+        Self { min_score: 0.45, nms_iou: 0.5 }
+    }
+}
+
+impl DetectOptions {
+    /// Refuses values outside [0, 1].
+    ///
+    /// # Errors
+    /// [`ModelError::BadOption`] names the option.
+    pub fn check(&self) -> Result<(), ModelError> {
+        for (option, found) in [("min_score", self.min_score), ("nms_iou", self.nms_iou)] {
+            if !(0.0..=1.0).contains(&found) {
+                return Err(ModelError::BadOption { option, found });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One thing found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Detection {
+    /// The class's label, or the phrase.
+    pub label: Arc<str>,
+    /// Class number: the place of the label in [`Classes::Fixed`], or of the phrase among those given.
+    pub class: u32,
+    /// Confidence in [0, 1].
+    pub score: f32,
+    /// Where, in fractions of the oriented image's width and height.
+    pub bbox: Box2d,
+}
+
+/// Greedy non-maximum suppression within one class: of `candidates` (best first) those that overlap no better one kept by more
+/// than `max_iou`.
+pub fn suppress(candidates: Vec<Detection>, max_iou: f32) -> Vec<Detection> {
+    let mut kept: Vec<Detection> = Vec::new();
+    for candidate in candidates {
+        if kept.iter().all(|better| better.bbox.iou(&candidate.bbox) <= max_iou) {
+            kept.push(candidate);
+        }
+    }
+    kept
+}

@@ -1,0 +1,131 @@
+//! What can go wrong with a model.
+
+use std::path::PathBuf;
+
+/// An error of this crate. Every message says what was expected, what was found and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ModelError {
+    /// No model answers to the name.
+    #[error("no model is called {name:?}: expected an embedded model ({embedded}), a folder with a config.json, or hf://org/repo@revision")]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// The embedded names.
+        embedded: String,
+    },
+    /// A Hugging Face name: nothing is fetched yet.
+    #[error(
+        "{name}: models are not fetched from the Hugging Face hub yet; download the repository's config.json, \
+         model.safetensors, labels.txt and the other files into a folder, and give the folder's path as the model's name"
+    )]
+    NotFetched {
+        /// The name asked for.
+        name: String,
+    },
+    /// A file of a model folder is missing or unreadable.
+    #[error("cannot read {}: {reason}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's words.
+        reason: String,
+    },
+    /// `config.json` asks for an architecture that this crate lacks.
+    #[error("{origin}: architecture {found:?} is not supported; supported: {supported}")]
+    UnsupportedArchitecture {
+        /// The model's name or folder.
+        origin: String,
+        /// What `config.json` says.
+        found: String,
+        /// What this crate has.
+        supported: String,
+    },
+    /// `config.json` or a file it names does not hold what it should.
+    #[error("{origin}: {problem}")]
+    BadConfig {
+        /// The file.
+        origin: String,
+        /// Expected, found, remedy.
+        problem: String,
+    },
+    /// `model.safetensors` lacks a tensor, or one has the wrong shape or cannot be read.
+    #[error("{origin}: {problem}")]
+    BadWeights {
+        /// The file.
+        origin: String,
+        /// Expected, found, remedy.
+        problem: String,
+    },
+    /// A detection option is out of its range.
+    #[error("expected {option} in [0, 1], found {found}")]
+    BadOption {
+        /// `min_score` or `nms_iou`.
+        option: &'static str,
+        /// The value given.
+        found: f32,
+    },
+    /// An image without pixels.
+    #[error("expected an image of at least 1×1 pixels, found {width}×{height}")]
+    EmptyImage {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+    },
+    /// An image that should have gone through a model's preprocessing first.
+    #[error("expected an image preprocessed to {expected}×{expected} pixels, found {width}×{height}")]
+    WrongImageSize {
+        /// Pixels along a side.
+        expected: u32,
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+    },
+    /// Candle refused an operation. The shapes of a loaded model fit, so this is a defect.
+    #[error("candle could not compute {operation}: {reason}")]
+    Compute {
+        /// Where in the network.
+        operation: &'static str,
+        /// Candle's words.
+        reason: String,
+    },
+    /// A model's code panicked on one item. The other items are not concerned.
+    #[error("the model {model} panicked on this item: {message}")]
+    Panicked {
+        /// The model's key in the pool.
+        model: String,
+        /// The panic's message.
+        message: String,
+    },
+    /// A model answered another number of items than it was given.
+    #[error("the model {model} answered {found} items, expected {expected}; this is a defect of the model's code")]
+    WrongAnswerCount {
+        /// The model's key in the pool.
+        model: String,
+        /// Items given.
+        expected: usize,
+        /// Answers returned.
+        found: usize,
+    },
+    /// The pool was asked for one key with two kinds of work.
+    #[error("the pool already holds a model under the key {key:?} that does other work; use another key")]
+    KeyTaken {
+        /// The key.
+        key: String,
+    },
+    /// The model's threads are gone: the pool was dropped.
+    #[error("the model {model} has been shut down")]
+    ShutDown {
+        /// The model's key in the pool.
+        model: String,
+    },
+    /// The operating system refused a thread.
+    #[error("cannot start a thread for the model {model}: {reason}")]
+    NoThread {
+        /// The model's key in the pool.
+        model: String,
+        /// The operating system's words.
+        reason: String,
+    },
+}

@@ -1,0 +1,240 @@
+//! 1×1 convolution as a matrix product with bias, activation and residual fused into the store.
+
+use pulp::{Simd, WithSimd};
+
+use super::{Aligned, Isa};
+
+/// Columns of a full panel. Two AVX-512 vectors, four of AVX2, eight of NEON or SSE.
+const PANEL: usize = 32;
+/// Columns of the last panel when no more are left.
+const HALF: usize = PANEL / 2;
+
+/// A matrix `[inputs, outputs]` and a bias, packed into column panels of [`PANEL`] or [`HALF`] columns, each panel row after row.
+#[derive(Debug)]
+pub(crate) struct Dense {
+    inputs: usize,
+    outputs: usize,
+    panels: Aligned,
+    bias: Aligned,
+}
+
+/// What happens to a value before it is stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Epilogue<'a> {
+    Linear,
+    /// Clamped to [0, 6].
+    Relu6,
+    /// The value of the same place in this slice is added.
+    Add(&'a [f32]),
+}
+
+/// Where the rows of a product go: row `i` starts at `start + i / per_line * line_stride + i % per_line * outputs`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Placement {
+    pub(crate) start: usize,
+    pub(crate) per_line: usize,
+    pub(crate) line_stride: usize,
+}
+
+impl Placement {
+    /// One row after the other.
+    pub(crate) const CONTIGUOUS: Self = Self { start: 0, per_line: usize::MAX, line_stride: 0 };
+}
+
+fn panel_widths(outputs: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut column = 0;
+    std::iter::from_fn(move || {
+        if column >= outputs {
+            return None;
+        }
+        let at = column;
+        let width = if outputs - at > HALF { PANEL } else { HALF };
+        column += width;
+        Some((at, width))
+    })
+}
+
+impl Dense {
+    /// Packs `weight` (`[inputs, outputs]`, row-major) and `bias` (`[outputs]`).
+    pub(crate) fn pack(weight: &[f32], bias: &[f32]) -> Self {
+        let outputs = bias.len();
+        let inputs = weight.len() / outputs;
+        let columns: usize = panel_widths(outputs).map(|(_, width)| width).sum();
+        let mut panels = Aligned::zeros(inputs * columns);
+        let mut padded = Aligned::zeros(columns);
+        padded[..outputs].copy_from_slice(bias);
+        for (column, width) in panel_widths(outputs) {
+            let valid = width.min(outputs - column);
+            let panel = &mut panels[inputs * column..][..inputs * width];
+            for (to, from) in panel.chunks_exact_mut(width).zip(weight.chunks_exact(outputs)) {
+                to[..valid].copy_from_slice(&from[column..column + valid]);
+            }
+        }
+        Self { inputs, outputs, panels, bias: padded }
+    }
+
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// `out = epilogue(input · weight + bias)`; `input` is `[rows, inputs]`, and the rows of `out` lie where `placement` says.
+    pub(crate) fn apply(&self, isa: Isa, input: &[f32], out: &mut [f32], placement: Placement, epilogue: Epilogue<'_>) {
+        isa.dispatch(Product { layer: self, input, out, placement, epilogue });
+    }
+}
+
+struct Product<'a> {
+    layer: &'a Dense,
+    input: &'a [f32],
+    out: &'a mut [f32],
+    placement: Placement,
+    epilogue: Epilogue<'a>,
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let layer = self.layer;
+        for (column, width) in panel_widths(layer.outputs) {
+            let panel = &layer.panels[layer.inputs * column..][..layer.inputs * width];
+            let bias = &layer.bias[column..column + width];
+            let panel = Panel { column, values: S::as_simd_f32s(panel).0, bias: S::as_simd_f32s(bias).0 };
+            // Tiles of (rows × vectors) that keep about 24 accumulators in 32 registers, 12 in 16.
+            match (S::F32_LANES, width) {
+                (16, PANEL) => self.rows::<S, 10, 6, 3, 2>(simd, panel),
+                (16, HALF) => self.rows::<S, 12, 8, 4, 1>(simd, panel),
+                (8, PANEL) => self.rows::<S, 3, 2, 1, 4>(simd, panel),
+                (8, HALF) => self.rows::<S, 6, 4, 2, 2>(simd, panel),
+                (4, PANEL) => self.rows::<S, 3, 2, 1, 8>(simd, panel),
+                (4, HALF) => self.rows::<S, 6, 4, 2, 4>(simd, panel),
+                (_, PANEL) => self.rows::<S, 1, 1, 1, 32>(simd, panel),
+                _ => self.rows::<S, 1, 1, 1, 16>(simd, panel),
+            }
+        }
+    }
+}
+
+struct Panel<'a, S: Simd> {
+    column: usize,
+    values: &'a [S::f32s],
+    bias: &'a [S::f32s],
+}
+
+impl<S: Simd> Clone for Panel<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: Simd> Copy for Panel<'_, S> {}
+
+/// Walks the rows of a placement without dividing.
+#[derive(Clone, Copy)]
+struct Cursor {
+    line: usize,
+    in_line: usize,
+}
+
+impl Product<'_> {
+    /// All rows against one panel of `N` vectors, in tiles of `A` rows and, at the end, the smallest of `A`, `B`, `C` that holds the rest.
+    #[inline(always)]
+    fn rows<S: Simd, const A: usize, const B: usize, const C: usize, const N: usize>(&mut self, simd: S, panel: Panel<'_, S>) {
+        let rows = self.input.len() / self.layer.inputs;
+        let mut cursor = Cursor { line: self.placement.start, in_line: 0 };
+        let mut row = 0;
+        while row < rows {
+            let left = rows - row;
+            if left > B {
+                self.tile::<S, A, N>(simd, panel, row, left.min(A), &mut cursor);
+                row += A;
+            } else if left > C {
+                self.tile::<S, B, N>(simd, panel, row, left, &mut cursor);
+                row += B;
+            } else {
+                self.tile::<S, C, N>(simd, panel, row, left.min(C), &mut cursor);
+                row += C;
+            }
+        }
+    }
+
+    /// `R` rows × `N` vectors in registers. When only `valid` < `R` rows are left the last one is computed again and not stored.
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const N: usize>(&mut self, simd: S, panel: Panel<'_, S>, row: usize, valid: usize, cursor: &mut Cursor) {
+        let depth = self.layer.inputs;
+        let weights = &panel.values.as_chunks::<N>().0[..depth];
+        let input: [&[f32]; R] = std::array::from_fn(|r| &self.input[(row + r.min(valid - 1)) * depth..][..depth]);
+        let bias: [S::f32s; N] = std::array::from_fn(|v| panel.bias[v]);
+        let mut sums = [bias; R];
+        for k in 0..depth {
+            let weight = weights[k];
+            for r in 0..R {
+                let x = simd.splat_f32s(input[r][k]);
+                for v in 0..N {
+                    sums[r][v] = simd.mul_add_e_f32s(x, weight[v], sums[r][v]);
+                }
+            }
+        }
+        let columns = (self.layer.outputs - panel.column).min(N * S::F32_LANES);
+        let mut places = [0; R];
+        for place in places.iter_mut().take(valid) {
+            *place = cursor.line + cursor.in_line * self.layer.outputs + panel.column;
+            cursor.in_line += 1;
+            if cursor.in_line == self.placement.per_line {
+                *cursor = Cursor { line: cursor.line + self.placement.line_stride, in_line: 0 };
+            }
+        }
+        // Loops over `R` and `N` with nothing but constants in their bounds unroll, and the sums stay in registers.
+        match self.epilogue {
+            Epilogue::Linear => {}
+            Epilogue::Relu6 => {
+                let (zero, six) = (simd.splat_f32s(0.0), simd.splat_f32s(6.0));
+                for sum in &mut sums {
+                    for value in sum {
+                        *value = simd.min_f32s(simd.max_f32s(*value, zero), six);
+                    }
+                }
+            }
+            Epilogue::Add(residual) => {
+                for r in 0..R {
+                    if r < valid {
+                        let line = &residual[places[r]..places[r] + columns];
+                        for v in 0..N {
+                            sums[r][v] = simd.add_f32s(sums[r][v], simd.partial_load_f32s(part::<S>(line, v)));
+                        }
+                    }
+                }
+            }
+        }
+        if columns == N * S::F32_LANES {
+            for r in 0..R {
+                if r < valid {
+                    let out = S::as_mut_simd_f32s(&mut self.out[places[r]..places[r] + N * S::F32_LANES]).0;
+                    out[..N].copy_from_slice(&sums[r]);
+                }
+            }
+        } else {
+            for r in 0..R {
+                if r < valid {
+                    let out = &mut self.out[places[r]..places[r] + columns];
+                    for v in 0..N {
+                        let start = (v * S::F32_LANES).min(columns);
+                        let end = (start + S::F32_LANES).min(columns);
+                        simd.partial_store_f32s(&mut out[start..end], sums[r][v]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The `v`th vector's worth of a line, cut where the line ends.
+#[inline(always)]
+fn part<S: Simd>(line: &[f32], v: usize) -> &[f32] {
+    let start = (v * S::F32_LANES).min(line.len());
+    &line[start..(start + S::F32_LANES).min(line.len())]
+}

@@ -1,0 +1,229 @@
+//! The pool: every model of the process, each loaded once, on threads of its own.
+//!
+//! Async code hands in a *window* of items and awaits one answer per item. The queue of a model is bounded, so a fast reader waits
+//! instead of filling memory. What is computed together is decided by the window alone ([`Work::batch`]), never by who else
+//! is asking, so answers do not depend on timing. An item that panics is answered with an error and no other item notices.
+
+mod detection;
+mod metrics;
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::ModelError;
+pub use detection::{DetectRequest, DetectorWork};
+use metrics::Meter;
+pub use metrics::ModelMetrics;
+
+/// What a model does with items. One value is shared by all of the model's threads.
+pub trait Work: Send + Sync + 'static {
+    /// What goes in.
+    type Item: Send + 'static;
+    /// What comes out.
+    type Output: Send + 'static;
+
+    /// Most items of one [`Work::run`]. A window is cut into consecutive batches of this size, which idle threads share. For work
+    /// whose last bits depend on what is computed together, this size is part of a run's fingerprint.
+    fn batch(&self) -> NonZeroUsize {
+        NonZeroUsize::MIN
+    }
+
+    /// Answers `items` one for one, in order. Blocking and long computation are fine: this runs on the pool's own threads.
+    fn run(&self, items: &[Self::Item]) -> Vec<Result<Self::Output, ModelError>>;
+}
+
+/// Batches that wait for a thread, per thread: enough to keep it busy, few enough to bound memory.
+const QUEUE_PER_THREAD: usize = 4;
+
+struct Batch<W: Work> {
+    items: Vec<W::Item>,
+    queued: Instant,
+    reply: oneshot::Sender<Vec<Result<W::Output, ModelError>>>,
+}
+
+/// The models of this process.
+pub struct ModelPool {
+    threads: NonZeroUsize,
+    models: Mutex<HashMap<String, Slot>>,
+}
+
+/// A key of the pool: `OnceCell<PooledModel<W>>` behind `Any`, so that models of any work live in one map.
+#[derive(Clone)]
+struct Slot {
+    cell: Arc<dyn Any + Send + Sync>,
+    meter: Arc<Meter>,
+}
+
+impl ModelPool {
+    /// A pool whose models run on `threads` threads each.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        Self { threads, models: Mutex::default() }
+    }
+
+    /// The model under `key`. The first caller loads it with `load`, on a thread where blocking is allowed; others wait for that.
+    /// After a failed load the next caller tries again. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What `load` says, [`ModelError::KeyTaken`] where `key` holds a model of other work, [`ModelError::NoThread`].
+    pub async fn get<W, F>(&self, key: &str, load: F) -> Result<PooledModel<W>, ModelError>
+    where
+        W: Work,
+        F: FnOnce() -> Result<W, ModelError> + Send + 'static,
+    {
+        let slot = {
+            let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+            models.entry(key.to_owned()).or_insert_with(|| Slot { cell: Arc::new(OnceCell::<PooledModel<W>>::new()), meter: Arc::new(Meter::new(key)) }).clone()
+        };
+        let cell = slot.cell.downcast::<OnceCell<PooledModel<W>>>().map_err(|_| ModelError::KeyTaken { key: key.to_owned() })?;
+        let start = || async {
+            let loaded = tokio::task::spawn_blocking(move || catch_unwind(AssertUnwindSafe(load))).await;
+            let work = match loaded {
+                Ok(Ok(work)) => work?,
+                Ok(Err(panic)) => return Err(ModelError::Panicked { model: key.to_owned(), message: message_of(&*panic) }),
+                Err(_) => return Err(ModelError::ShutDown { model: key.to_owned() }),
+            };
+            PooledModel::start(key, work, self.threads, slot.meter.clone())
+        };
+        cell.get_or_try_init(start).await.cloned()
+    }
+
+    /// What every model has done so far, by key.
+    pub fn metrics(&self) -> Vec<ModelMetrics> {
+        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<ModelMetrics> = models.values().map(|slot| slot.meter.read()).collect();
+        all.sort_by(|a, b| a.model.cmp(&b.model));
+        all
+    }
+}
+
+/// A handle to a model of the pool; clones share the model. When the pool and all handles are gone, its threads end.
+pub struct PooledModel<W: Work> {
+    key: Arc<str>,
+    work: Arc<W>,
+    queue: mpsc::Sender<Batch<W>>,
+    meter: Arc<Meter>,
+}
+
+impl<W: Work> Clone for PooledModel<W> {
+    fn clone(&self) -> Self {
+        Self { key: self.key.clone(), work: self.work.clone(), queue: self.queue.clone(), meter: self.meter.clone() }
+    }
+}
+
+impl<W: Work> PooledModel<W> {
+    fn start(key: &str, work: W, threads: NonZeroUsize, meter: Arc<Meter>) -> Result<Self, ModelError> {
+        let (queue, batches) = mpsc::channel(threads.get() * QUEUE_PER_THREAD);
+        let (key, work): (Arc<str>, _) = (key.into(), Arc::new(work));
+        let batches = Arc::new(Mutex::new(batches));
+        for thread in 0..threads.get() {
+            let worker = Worker { key: key.clone(), work: work.clone(), batches: batches.clone(), meter: meter.clone() };
+            std::thread::Builder::new()
+                .name(format!("{key}-{thread}"))
+                .spawn(move || worker.run())
+                .map_err(|e| ModelError::NoThread { model: key.to_string(), reason: e.to_string() })?;
+        }
+        Ok(Self { key, work, queue, meter })
+    }
+
+    /// The model itself, for what needs no thread of its own (names, labels).
+    pub fn work(&self) -> &W {
+        &self.work
+    }
+
+    /// Answers a window of items, in order. Waits while the queue is full. Dropping the future withdraws what no thread has
+    /// begun. Needs a tokio runtime.
+    ///
+    /// A future that is made but not polled takes no place in the queue from one that is: the wait happens in a task of its own.
+    pub async fn submit(&self, items: Vec<W::Item>) -> Vec<Result<W::Output, ModelError>> {
+        let expected = items.len();
+        let shut_down = || (0..expected).map(|_| Err(ModelError::ShutDown { model: self.key.to_string() })).collect();
+        let window = Self::enqueue(self.queue.clone(), self.meter.clone(), self.work.batch(), items);
+        AbortOnDropHandle::new(tokio::spawn(window)).await.ok().flatten().unwrap_or_else(shut_down)
+    }
+
+    /// `None` when the model's threads are gone.
+    async fn enqueue(queue: mpsc::Sender<Batch<W>>, meter: Arc<Meter>, size: NonZeroUsize, items: Vec<W::Item>) -> Option<Vec<Result<W::Output, ModelError>>> {
+        let mut answers = Vec::with_capacity(items.len());
+        let mut replies = Vec::with_capacity(items.len().div_ceil(size.get()));
+        let mut items = items.into_iter();
+        loop {
+            let items: Vec<W::Item> = items.by_ref().take(size.get()).collect();
+            if items.is_empty() {
+                break;
+            }
+            let (reply, answer) = oneshot::channel();
+            let waiting = meter.waiting();
+            queue.send(Batch { items, queued: Instant::now(), reply }).await.ok()?;
+            replies.push((waiting, answer));
+        }
+        for (_waiting, answer) in replies {
+            answers.extend(answer.await.ok()?);
+        }
+        Some(answers)
+    }
+}
+
+/// One thread of a model.
+struct Worker<W: Work> {
+    key: Arc<str>,
+    work: Arc<W>,
+    batches: Arc<Mutex<mpsc::Receiver<Batch<W>>>>,
+    meter: Arc<Meter>,
+}
+
+impl<W: Work> Worker<W> {
+    fn run(self) {
+        loop {
+            // The lock is held while waiting: one idle thread waits for the queue, the others for the lock.
+            let next = self.batches.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+            let Some(Batch { items, queued, reply }) = next else { return };
+            if reply.is_closed() {
+                self.meter.cancelled(items.len());
+                continue;
+            }
+            let begun = Instant::now();
+            let answers = self.answer(&items);
+            let failed = answers.iter().filter(|answer| answer.is_err()).count();
+            self.meter.done(items.len(), failed, begun - queued, begun.elapsed());
+            // The caller may have gone meanwhile.
+            let _ = reply.send(answers);
+        }
+    }
+
+    /// Runs a batch; when it panics, each of its items by itself, so that only the culprit fails.
+    fn answer(&self, items: &[W::Item]) -> Vec<Result<W::Output, ModelError>> {
+        match self.attempt(items) {
+            Ok(answers) => answers,
+            Err(error) if items.len() == 1 => vec![Err(error)],
+            Err(_) => items.chunks(1).flat_map(|item| self.attempt(item).unwrap_or_else(|error| vec![Err(error)])).collect(),
+        }
+    }
+
+    fn attempt(&self, items: &[W::Item]) -> Result<Vec<Result<W::Output, ModelError>>, ModelError> {
+        let model = || self.key.to_string();
+        let answers = catch_unwind(AssertUnwindSafe(|| self.work.run(items)))
+            .map_err(|panic| ModelError::Panicked { model: model(), message: message_of(&*panic) })?;
+        if answers.len() == items.len() {
+            Ok(answers)
+        } else {
+            Err(ModelError::WrongAnswerCount { model: model(), expected: items.len(), found: answers.len() })
+        }
+    }
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,32 @@
+#![doc = include_str!("../README.md")]
+
+mod component_page;
+mod component_type;
+mod decode;
+mod diagnostic;
+mod graph;
+mod node;
+mod params;
+mod pipeline;
+mod pipeline_schema;
+mod reference;
+mod render;
+mod schema_check;
+mod schema_words;
+mod secret;
+mod source;
+mod spelling;
+mod yaml;
+
+pub use component_page::describe;
+pub use component_type::{ComponentType, Config, Role};
+pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity};
+pub use graph::{Graph, GraphNode};
+pub use node::{Entry, Node, Number, NumberValue, Origin, Value};
+pub use params::Param;
+pub use pipeline::{Component, Spec, parse, parse_partial};
+pub use pipeline_schema::pipeline_schema;
+pub use render::render;
+pub use secret::{Secret, SecretError};
+pub use source::{Location, SourceFile, Span};
+pub use spelling::did_you_mean;

@@ -1,0 +1,75 @@
+//! The stages of a GrIT pipeline, one after the other.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use arrow::record_batch::RecordBatch;
+use groundloom_data::columns;
+use serde_json::{Value, json};
+
+use crate::{Stage, fixtures, stage_types};
+
+fn stage(name: &str, config: Value) -> std::sync::Arc<dyn Stage> {
+    let kinds = stage_types();
+    let kind = kinds.iter().find(|kind| kind.component.name == name).unwrap();
+    (kind.rebuild)(&config).unwrap()
+}
+
+fn grit(caption: &str, boxes: Value, form: &str) -> RecordBatch {
+    let boxes_type = columns::boxes_type();
+    let mut rows = fixtures::rows([("caption", fixtures::texts([Some(caption)])), ("boxes", fixtures::column(phrase_boxes(&boxes_type), [boxes]))]);
+    for (name, config) in [
+        ("noun_chunks", json!({})),
+        ("drop_abstract_chunks", json!({})),
+        ("filter_boxes", json!({})),
+        ("expand_expressions", json!({})),
+        ("drop_contained", json!({ "form": form })),
+    ] {
+        rows = fixtures::apply(&*stage(name, config), &rows);
+    }
+    rows
+}
+
+/// Boxes as an outside detector brings them: `phrase` in place of `chunk`.
+fn phrase_boxes(boxes: &arrow::datatypes::DataType) -> arrow::datatypes::DataType {
+    use arrow::datatypes::{DataType, Field};
+    let DataType::List(item) = boxes else { panic!("boxes are a list") };
+    let DataType::Struct(fields) = item.data_type() else { panic!("of structs") };
+    let phrase = Field::new("phrase", DataType::Utf8, true);
+    let fields = std::iter::once(phrase).chain(fields.iter().filter(|f| f.name() != "chunk").map(|f| f.as_ref().clone())).collect();
+    DataType::List(std::sync::Arc::new(Field::new("item", DataType::Struct(fields), true)))
+}
+
+fn texts(rows: &RecordBatch, column: &str) -> Vec<String> {
+    let row = fixtures::json(rows.column_by_name(column).unwrap()).remove(0);
+    row.as_array().unwrap().iter().map(|entry| entry["text"].as_str().unwrap().to_owned()).collect()
+}
+
+fn dog_boxes() -> Value {
+    json!([
+        {"phrase": "a dog", "score": 0.91, "x1": 0.3, "y1": 0.4, "x2": 0.6, "y2": 0.9},
+        {"phrase": "a field", "score": 0.83, "x1": 0.0, "y1": 0.3, "x2": 1.0, "y2": 1.0},
+        {"phrase": "flowers", "score": 0.72, "x1": 0.0, "y1": 0.7, "x2": 1.0, "y2": 1.0},
+    ])
+}
+
+#[test]
+fn a_dog_in_a_field_of_flowers() {
+    let rows = grit("a dog in a field of flowers", dog_boxes(), "loader");
+    assert_eq!(texts(&rows, "chunks"), ["a dog", "a field", "flowers"]);
+    assert_eq!(texts(&rows, "expressions"), ["a dog in a field of flowers"]);
+    let boxes = fixtures::json(rows.column_by_name("boxes").unwrap());
+    assert_eq!(boxes[0].as_array().unwrap().iter().map(|b| b["chunk"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
+
+    let rows = grit("a dog in a field of flowers", dog_boxes(), "release");
+    assert_eq!(texts(&rows, "expressions"), ["a dog in a field of flowers", "a field of flowers", "flowers"]);
+    let rows = grit("a dog in a field of flowers", dog_boxes(), "most");
+    assert_eq!(texts(&rows, "expressions"), ["a dog", "a field", "flowers"]);
+}
+
+#[test]
+fn abstract_chunks_and_pairs_without_a_box_end_empty() {
+    let rows = grit("the love of my life", json!([]), "loader");
+    assert_eq!((texts(&rows, "chunks"), texts(&rows, "expressions")), (vec![], vec![]));
+    let rows = grit("A dog in a field of flowers.", dog_boxes(), "loader");
+    assert_eq!(texts(&rows, "expressions"), ["A dog in a field of flowers"], "matched whatever the case, without the full stop");
+}

@@ -1,0 +1,33 @@
+#![doc = include_str!("../README.md")]
+
+mod captions;
+pub mod containment;
+mod drop_abstract_chunks;
+mod drop_contained;
+mod expand_expressions;
+pub mod expression_edges;
+mod filter_boxes;
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod grit_recipe;
+mod ground;
+mod image_info;
+mod inputs;
+mod noun_chunks;
+mod parse;
+pub mod stage;
+mod stage_type;
+pub mod suppression;
+mod window;
+
+pub use drop_abstract_chunks::{ABSTRACT_NOUNS, AbstractMatch, DropAbstractChunks};
+pub use drop_contained::{ContainmentForm, DropContained, keep_most_boxes, keep_outermost};
+pub use expand_expressions::{Edges, ExpandExpressions, MAX_EXPRESSION_BYTES, expand};
+pub use filter_boxes::{FilterBoxes, Kept, MAX_BOXES_PER_ROW};
+pub use ground::{Ground, Grounding, ground_by_class};
+pub use image_info::{ImageCheck, ImageProperties, OnImageError};
+pub use noun_chunks::NounChunks;
+pub use parse::{Parse, parse_type};
+pub use stage::{ColumnError, Outcome, RowFailure, RowWise, Stage, StageError};
+pub use stage_type::{StageType, stage_types};

@@ -1,0 +1,126 @@
+//! The table of stages: everything that a pipeline file can name in `type:` of a row-wise stage.
+
+use std::sync::Arc;
+
+use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
+
+use crate::{
+    DropAbstractChunks, DropContained, ExpandExpressions, FilterBoxes, Ground, ImageProperties, NounChunks, Parse,
+    stage::{Stage, StageError},
+};
+
+/// A type of stage: its reference page and how its config becomes a [`Stage`].
+#[derive(Debug, Clone, Copy)]
+pub struct StageType {
+    /// Name, summary, JSON Schema and example.
+    pub component: ComponentType,
+    /// Reads a component of the pipeline file: the stage, and its config with every default filled in (what fingerprints and plans hold).
+    ///
+    /// # Errors
+    /// [`Diagnostics`] for unknown keys, wrong types and values out of range, all at once.
+    pub decode: fn(&Component) -> Result<(Arc<dyn Stage>, serde_json::Value), Diagnostics>,
+    /// Makes the stage again from the config that [`StageType::decode`] gave, on another machine for example.
+    ///
+    /// # Errors
+    /// [`StageError::Other`] when the config was not made by this version of this stage.
+    pub rebuild: fn(&serde_json::Value) -> Result<Arc<dyn Stage>, StageError>,
+}
+
+impl StageType {
+    /// The type whose config struct is `T`.
+    pub fn of<T: Config + Stage + 'static>() -> Self {
+        Self { component: ComponentType::of::<T>(Role::Stage), decode: decode::<T>, rebuild: rebuild::<T> }
+    }
+}
+
+fn decode<T: Config + Stage + 'static>(component: &Component) -> Result<(Arc<dyn Stage>, serde_json::Value), Diagnostics> {
+    let stage: T = component.decode()?;
+    match serde_json::to_value(&stage) {
+        Ok(config) => Ok((Arc::new(stage), config)),
+        Err(error) => {
+            let mut diagnostics = Diagnostics::new();
+            diagnostics.push(component.diagnostic("", "config_not_serialisable", error.to_string()));
+            Err(diagnostics)
+        }
+    }
+}
+
+fn rebuild<T: Config + Stage + 'static>(config: &serde_json::Value) -> Result<Arc<dyn Stage>, StageError> {
+    match serde_json::from_value::<T>(config.clone()) {
+        Ok(stage) => Ok(Arc::new(stage)),
+        Err(error) => {
+            Err(StageError::Other(format!("expected the config of a `{}` stage, found one that cannot be read ({error}); plan the pipeline again", T::NAME)))
+        }
+    }
+}
+
+/// Every stage of this crate, in the order in which a GrIT pipeline uses them.
+pub fn stage_types() -> Vec<StageType> {
+    vec![
+        StageType::of::<ImageProperties>(),
+        StageType::of::<NounChunks>(),
+        StageType::of::<Parse>(),
+        StageType::of::<DropAbstractChunks>(),
+        StageType::of::<Ground>(),
+        StageType::of::<FilterBoxes>(),
+        StageType::of::<ExpandExpressions>(),
+        StageType::of::<DropContained>(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use groundloom_spec::{SourceFile, describe, parse};
+    use serde_json::json;
+
+    use super::*;
+
+    fn decode(kind: &StageType, yaml: &str) -> Result<(Arc<dyn Stage>, serde_json::Value), Diagnostics> {
+        let text = format!("name: t\nsources:\n  s: {{ type: jsonl, path: x }}\nstages:\n  {yaml}\nsinks:\n  o: {{ type: jsonl, path: y }}\n");
+        let spec = parse(SourceFile::new("t.yaml", text), &[], &|_| None).unwrap();
+        (kind.decode)(&spec.stages[0])
+    }
+
+    #[test]
+    fn every_stage_documents_itself_and_its_example_is_read() {
+        for kind in stage_types() {
+            assert_eq!(kind.component.faults(), Vec::<String>::new(), "{}", kind.component.name);
+            assert!(describe(&kind.component).contains(kind.component.summary));
+            let (stage, config) = decode(&kind, kind.component.example).unwrap();
+            let again = (kind.rebuild)(&config).unwrap();
+            assert_eq!(format!("{stage:?}"), format!("{again:?}"), "{}", kind.component.name);
+        }
+    }
+
+    #[test]
+    fn the_canonical_config_holds_every_default() {
+        let kinds = stage_types();
+        let kind = kinds.iter().find(|k| k.component.name == "filter_boxes").unwrap();
+        let (_, config) = decode(kind, "c: { type: filter_boxes, min_score: 0.45 }").unwrap();
+        assert_eq!(
+            config,
+            json!({"boxes": "boxes", "chunks": "chunks", "min_score": 0.45, "nms_iou": 0.5, "min_area": 0.0, "max_boxes": null})
+        );
+        assert!((kind.rebuild)(&json!({"bxes": 1})).unwrap_err().to_string().contains("plan the pipeline again"));
+    }
+
+    #[test]
+    fn bad_configs_are_refused_with_their_place() {
+        let kinds = stage_types();
+        let cases = [
+            ("noun_chunks", "c: { type: noun_chunks, txt: caption }", "txt"),
+            ("noun_chunks", "c: { type: noun_chunks, max_chars: 0 }", "max_chars"),
+            ("filter_boxes", "c: { type: filter_boxes, min_score: 45 }", "min_score"),
+            ("drop_contained", "c: { type: drop_contained, form: loadr }", "loader"),
+            ("drop_abstract_chunks", "c: { type: drop_abstract_chunks, words: time }", "words"),
+            ("ground", "c: { type: ground, model: '' }", "model"),
+        ];
+        for (name, yaml, mentioned) in cases {
+            let kind = kinds.iter().find(|k| k.component.name == name).unwrap();
+            let error = decode(kind, yaml).map(drop).unwrap_err().to_string();
+            assert!(error.contains(mentioned), "{error}");
+        }
+    }
+}

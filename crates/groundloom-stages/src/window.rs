@@ -1,0 +1,62 @@
+//! Book-keeping while a stage goes through a window: failed rows and counts.
+
+use std::collections::BTreeMap;
+
+use arrow::array::ArrayRef;
+use groundloom_data::MediaError;
+
+use crate::stage::{Outcome, RowFailure, codes};
+
+/// What goes wrong with a row, before it is known which row of the window it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl Fault {
+    /// The row's value in `column` is null. `remedy` says what to do, as a clause.
+    pub(crate) fn missing(column: &str, remedy: &str) -> Self {
+        Self { code: codes::MISSING_VALUE, message: format!("expected a value in column `{column}`, found null; {remedy}") }
+    }
+
+    /// The row's value in `column` contradicts the column's contract.
+    pub(crate) fn invalid(column: &str, what: impl std::fmt::Display) -> Self {
+        Self { code: codes::INVALID_VALUE, message: format!("column `{column}`, {what}") }
+    }
+
+    /// The row's image cannot be used; `path` is where it came from.
+    pub(crate) fn image(error: &MediaError, path: Option<&str>) -> Self {
+        let message = match path {
+            Some(path) => format!("{path}: {error}"),
+            None => error.to_string(),
+        };
+        Self { code: error.code(), message }
+    }
+}
+
+/// The failures and counts of a window so far.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    failures: Vec<RowFailure>,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Window {
+    /// Notes that `row` cannot be processed.
+    pub(crate) fn fail(&mut self, row: usize, fault: Fault) {
+        self.failures.push(RowFailure { row, code: fault.code, message: fault.message });
+    }
+
+    /// Adds to a count of the funnel; a count of nothing is not mentioned.
+    pub(crate) fn count(&mut self, what: &'static str, n: usize) {
+        if n > 0 {
+            *self.counts.entry(what).or_default() += n as u64;
+        }
+    }
+
+    /// The outcome with the stage's columns.
+    pub(crate) fn finish(self, columns: Vec<ArrayRef>) -> Outcome {
+        Outcome { columns, failures: self.failures, counts: self.counts }
+    }
+}

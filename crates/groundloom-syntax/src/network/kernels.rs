@@ -1,0 +1,524 @@
+//! The dense arithmetic, once per instruction set behind a run-time choice.
+//!
+//! All kernels share one inner loop: a few rows of inputs times a panel of weights, kept in
+//! registers. Weights lie in panels of 48 columns, input by input. In a maxout layer a
+//! panel holds the three pieces of sixteen units side by side, so that the maximum is taken
+//! before anything is stored.
+//!
+//! The portable path computes the same sums without fused multiply-add; the kernels that
+//! are marked exact never fuse and give the same bits on every path.
+
+use super::simd::{Portable, Simd};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use crate::model::{HIDDEN, PIECES, SLOTS, WIDTH};
+
+/// Columns of a panel.
+pub(super) const PANEL: usize = PIECES * UNITS;
+/// Maxout units of a panel: the width of the widest vector.
+pub(super) const UNITS: usize = 16;
+/// Panels of a maxout layer.
+pub(super) const GROUPS: usize = WIDTH / UNITS;
+/// Outputs of a maxout layer before the maximum.
+pub(super) const PRE: usize = GROUPS * PANEL;
+/// Inputs come in multiples of this many rows; buffers are padded to it.
+pub(super) const ROW_BLOCK: usize = 8;
+/// Products of one output that the convolution of two rows takes instead of six.
+pub(super) const COMPONENTS: usize = 4;
+/// Parser outputs are scored in blocks of this many.
+pub(super) const CLASS_BLOCK: usize = 112;
+/// Outputs of the parser's first layer: two pieces of 64 units, first pieces first.
+pub(super) const LOWER: usize = 2 * HIDDEN;
+/// Terms that the exact order adds before it adds the sum to the output.
+const EXACT_BLOCK: usize = 256;
+
+/// Which instructions the kernels use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KernelClass {
+    /// Plain Rust, on any CPU.
+    Portable,
+    /// 256-bit vectors with fused multiply-add (x86-64).
+    Avx2,
+    /// 512-bit vectors (x86-64).
+    Avx512,
+}
+
+impl KernelClass {
+    /// The fastest class that this CPU has.
+    pub fn detect() -> Self {
+        let best = [Self::Avx512, Self::Avx2].into_iter().find(|class| class.is_available());
+        best.unwrap_or(Self::Portable)
+    }
+
+    /// Whether this CPU has the class.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+}
+
+/// Pairs of neighbouring rows whose next values a convolution computes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile {
+    /// The first row; the rows before and after the pair are read too.
+    pub(super) row: u32,
+    /// Whether the second row is wanted.
+    pub(super) both: bool,
+}
+
+/// Weights of one residual block in the form that [`convolve`] reads.
+#[derive(Debug)]
+pub(super) struct ConvolutionWeights<'w> {
+    /// `[GROUPS][COMPONENTS][WIDTH][PIECES][UNITS]`.
+    pub(super) panels: &'w [f32],
+    /// `[GROUPS][PIECES][UNITS]`.
+    pub(super) bias: &'w [f32],
+    /// `[WIDTH]`.
+    pub(super) gain: &'w [f32],
+    /// `[WIDTH]`.
+    pub(super) shift: &'w [f32],
+}
+
+/// Defines each kernel as a safe function that picks the instruction set.
+macro_rules! kernels {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)?;)*) => {$(
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        pub(super) fn $name(class: KernelClass, $($arg: $ty),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx512($($arg: $ty),*) $(-> $out)? {
+                // SAFETY: the feature is enabled here; the slices were checked by the caller.
+                unsafe { generic::$name::<Avx512, 8>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx2($($arg: $ty),*) $(-> $out)? {
+                // SAFETY: as above.
+                unsafe { generic::$name::<Avx2, 4>($($arg),*) }
+            }
+            checks::$name($(&$arg),*);
+            match class {
+                // SAFETY: a class is only chosen where `is_available` says so.
+                #[cfg(target_arch = "x86_64")]
+                KernelClass::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                KernelClass::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: no feature is needed.
+                _ => unsafe { generic::$name::<Portable, 4>($($arg),*) },
+            }
+        }
+    )*};
+}
+
+kernels! {
+    /// `out = x · panels` row by row: `x` is `[rows][inputs]`, `panels` is
+    /// `[n][inputs][PANEL]`, `out` is `[rows][n * PANEL]`, `rows` a multiple of
+    /// [`ROW_BLOCK`].
+    fn linear(x: &[f32], inputs: usize, panels: &[f32], out: &mut [f32]);
+
+    /// As [`linear`], in spaCy's order of operations: products are rounded, then added one
+    /// by one, and blocks of 256 terms are added up.
+    fn linear_exact(x: &[f32], inputs: usize, panels: &[f32], out: &mut [f32]);
+
+    /// The next values of the tiles' rows: `next = rows + norm(maxout(window · weights))`,
+    /// where a window is the row before, the row, and the row after. Two rows at a time
+    /// by Winograd's F(2, 3), which takes four products where six are due (Lavin & Gray
+    /// 2016, section 4.1). The number of tiles is a multiple of [`ROW_BLOCK`]; repeat one to fill up.
+    fn convolve(rows: &[f32], tiles: &[Tile], weights: &ConvolutionWeights<'_>, next: &mut [f32]);
+
+    /// `out = base + norm(max over pieces of the terms' sum)` for one row; terms are
+    /// `[GROUPS][PIECES][UNITS]`.
+    fn maxout_norm(terms: [&[f32]; 4], base: &[f32], gain: &[f32], shift: &[f32], out: &mut [f32]);
+
+    /// The parser's scores: the slots' terms (each `LOWER`) and the bias are added, the
+    /// greater piece of each unit goes through `upper` (`[classes / CLASS_BLOCK][HIDDEN]
+    /// [CLASS_BLOCK]`, then biases). Returns the first best class among those whose
+    /// `mask` is 0 (others are -∞), and its lead.
+    fn decide(terms: [&[f32]; SLOTS], lower_bias: &[f32], upper: &[f32], upper_bias: &[f32], mask: &[f32], scores: &mut [f32]) -> (usize, f32);
+}
+
+/// What the kernels' pointers rely on.
+mod checks {
+    #[allow(clippy::wildcard_imports)]
+    use super::*;
+
+    pub(super) fn linear(x: &&[f32], inputs: &usize, panels: &&[f32], out: &&mut [f32]) {
+        let rows = x.len() / inputs;
+        let columns = panels.len() / inputs;
+        assert_eq!(x.len(), rows * inputs);
+        assert_eq!(panels.len(), columns * inputs);
+        assert_eq!(rows % ROW_BLOCK, 0);
+        assert_eq!(columns % PANEL, 0);
+        assert_eq!(out.len(), rows * columns);
+    }
+
+    pub(super) fn linear_exact(x: &&[f32], inputs: &usize, panels: &&[f32], out: &&mut [f32]) {
+        linear(x, inputs, panels, out);
+    }
+
+    pub(super) fn convolve(
+        rows: &&[f32],
+        tiles: &&[Tile],
+        weights: &&ConvolutionWeights<'_>,
+        next: &&mut [f32],
+    ) {
+        let count = rows.len() / WIDTH;
+        assert_eq!(rows.len(), count * WIDTH);
+        assert_eq!(next.len(), rows.len());
+        assert_eq!(tiles.len() % ROW_BLOCK, 0);
+        assert!(tiles.iter().all(|t| t.row >= 1 && (t.row as usize) + 2 < count));
+        assert_eq!(weights.panels.len(), COMPONENTS * WIDTH * PRE);
+        assert_eq!(weights.bias.len(), PRE);
+        assert_eq!(weights.gain.len(), WIDTH);
+        assert_eq!(weights.shift.len(), WIDTH);
+    }
+
+    pub(super) fn maxout_norm(
+        terms: &[&[f32]; 4],
+        base: &&[f32],
+        gain: &&[f32],
+        shift: &&[f32],
+        out: &&mut [f32],
+    ) {
+        assert!(terms.iter().all(|t| t.len() == PRE));
+        assert!([base.len(), gain.len(), shift.len(), out.len()] == [WIDTH; 4]);
+    }
+
+    pub(super) fn decide(
+        terms: &[&[f32]; SLOTS],
+        lower_bias: &&[f32],
+        upper: &&[f32],
+        upper_bias: &&[f32],
+        mask: &&[f32],
+        scores: &&mut [f32],
+    ) {
+        assert!(terms.iter().all(|t| t.len() == LOWER) && lower_bias.len() == LOWER);
+        let classes = scores.len();
+        assert_eq!(classes % CLASS_BLOCK, 0);
+        assert_eq!(upper.len(), classes * HIDDEN);
+        assert!(upper_bias.len() == classes && mask.len() == classes);
+    }
+}
+
+/// The kernels for any vector type. `ROWS` input rows are worked on at once: as many as
+/// leave registers for a panel's part of the weights.
+///
+/// # Safety
+/// The vector's CPU features must be enabled in the caller, and slices must have the
+/// lengths that [`checks`] asks for.
+mod generic {
+    #[allow(clippy::wildcard_imports)]
+    use super::*;
+
+    /// Adds `x · panel` to the sums, `x` being `ROWS` rows `stride` apart. The panel's
+    /// three vectors of each input are [`UNITS`] apart.
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd, const ROWS: usize, const FUSED: bool>(
+        sums: &mut [[S; PIECES]; ROWS],
+        x: *const f32,
+        stride: usize,
+        panel: *const f32,
+        inputs: usize,
+    ) {
+        unsafe {
+            for i in 0..inputs {
+                let at = panel.add(i * PANEL);
+                let w: [S; PIECES] = [S::load(at), S::load(at.add(UNITS)), S::load(at.add(2 * UNITS))];
+                for r in 0..ROWS {
+                    let x = S::splat(*x.add(r * stride + i));
+                    for p in 0..PIECES {
+                        sums[r][p] = if FUSED {
+                            x.mul_add(w[p], sums[r][p])
+                        } else {
+                            sums[r][p].add(x.mul(w[p]))
+                        };
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zeros<S: Simd, const ROWS: usize>() -> [[S; PIECES]; ROWS] {
+        unsafe { [[S::splat(0.0); PIECES]; ROWS] }
+    }
+
+    #[inline(always)]
+    unsafe fn linear_in_blocks<S: Simd, const ROWS: usize, const FUSED: bool>(
+        x: &[f32],
+        inputs: usize,
+        panels: &[f32],
+        out: &mut [f32],
+        block: usize,
+    ) {
+        let rows = x.len() / inputs;
+        let columns = panels.len() / inputs;
+        unsafe {
+            for row in (0..rows).step_by(ROWS) {
+                for column in (0..columns).step_by(PANEL) {
+                    for lane in (0..UNITS).step_by(S::LANES) {
+                        let panel = panels.as_ptr().add(column * inputs + lane);
+                        let x = x.as_ptr().add(row * inputs);
+                        let mut total = zeros::<S, ROWS>();
+                        for from in (0..inputs).step_by(block) {
+                            let mut sums = zeros::<S, ROWS>();
+                            let len = block.min(inputs - from);
+                            let panel = panel.add(from * PANEL);
+                            accumulate::<S, ROWS, FUSED>(&mut sums, x.add(from), inputs, panel, len);
+                            for (total, sums) in total.iter_mut().zip(&sums) {
+                                for (total, &sum) in total.iter_mut().zip(sums) {
+                                    *total = if from == 0 { sum } else { total.add(sum) };
+                                }
+                            }
+                        }
+                        for (r, total) in total.iter().enumerate() {
+                            let out = out.as_mut_ptr().add((row + r) * columns + column + lane);
+                            for (p, total) in total.iter().enumerate() {
+                                total.store(out.add(p * UNITS));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn linear<S: Simd, const ROWS: usize>(
+        x: &[f32],
+        inputs: usize,
+        panels: &[f32],
+        out: &mut [f32],
+    ) {
+        unsafe { linear_in_blocks::<S, ROWS, true>(x, inputs, panels, out, inputs) }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn linear_exact<S: Simd, const ROWS: usize>(
+        x: &[f32],
+        inputs: usize,
+        panels: &[f32],
+        out: &mut [f32],
+    ) {
+        unsafe { linear_in_blocks::<S, ROWS, false>(x, inputs, panels, out, EXACT_BLOCK) }
+    }
+
+    /// A buffer on the stack that begins at a cache line.
+    #[repr(align(64))]
+    struct Stack<const N: usize>([f32; N]);
+
+    #[inline(always)]
+    pub(super) unsafe fn convolve<S: Simd, const ROWS: usize>(
+        rows: &[f32],
+        tiles: &[Tile],
+        weights: &ConvolutionWeights<'_>,
+        next: &mut [f32],
+    ) {
+        const BLOCK: usize = ROW_BLOCK * WIDTH;
+        let mut inputs = Stack([0.0; COMPONENTS * BLOCK]);
+        let mut outputs = Stack([0.0; 2 * BLOCK]);
+        unsafe {
+            for tiles in tiles.chunks_exact(ROW_BLOCK) {
+                for (t, tile) in tiles.iter().enumerate() {
+                    let x = rows.as_ptr().add((tile.row as usize - 1) * WIDTH);
+                    let to = inputs.0.as_mut_ptr().add(t * WIDTH);
+                    for i in (0..WIDTH).step_by(S::LANES) {
+                        let x0 = S::load(x.add(i));
+                        let x1 = S::load(x.add(WIDTH + i));
+                        let x2 = S::load(x.add(2 * WIDTH + i));
+                        let x3 = S::load(x.add(3 * WIDTH + i));
+                        x1.add(x2).store(to.add(i));
+                        x2.sub(x1).store(to.add(BLOCK + i));
+                        x0.sub(x2).store(to.add(2 * BLOCK + i));
+                        x3.sub(x1).store(to.add(3 * BLOCK + i));
+                    }
+                }
+                for group in 0..GROUPS {
+                    for lane in (0..UNITS).step_by(S::LANES) {
+                        let bias: [S; PIECES] = std::array::from_fn(|p| {
+                            S::load(weights.bias.as_ptr().add(group * PANEL + p * UNITS + lane))
+                        });
+                        let panel = |component: usize| {
+                            let at = (group * COMPONENTS + component) * WIDTH * PANEL;
+                            weights.panels.as_ptr().add(at + lane)
+                        };
+                        for first in (0..ROW_BLOCK).step_by(ROWS) {
+                            let input =
+                                |component: usize| inputs.0.as_ptr().add(component * BLOCK + first * WIDTH);
+                            let output = outputs.0.as_mut_ptr();
+                            let finish = |sums: &[[S; PIECES]; ROWS], second: usize| {
+                                for (r, s) in sums.iter().enumerate() {
+                                    let most = s[0].add(bias[0]).max(s[1].add(bias[1])).max(s[2].add(bias[2]));
+                                    let row = (first + r) * 2 + second;
+                                    most.store(output.add(row * WIDTH + group * UNITS + lane));
+                                }
+                            };
+                            let mut other = zeros::<S, ROWS>();
+                            accumulate::<S, ROWS, true>(&mut other, input(0), WIDTH, panel(0), WIDTH);
+                            let mut sums = zeros::<S, ROWS>();
+                            accumulate::<S, ROWS, true>(&mut sums, input(1), WIDTH, panel(1), WIDTH);
+                            for (a, b) in other.iter_mut().zip(&mut sums) {
+                                for (a, b) in a.iter_mut().zip(b) {
+                                    (*b, *a) = (a.add(*b), a.sub(*b));
+                                }
+                            }
+                            accumulate::<S, ROWS, true>(&mut sums, input(2), WIDTH, panel(2), WIDTH);
+                            finish(&sums, 0);
+                            accumulate::<S, ROWS, true>(&mut other, input(3), WIDTH, panel(3), WIDTH);
+                            finish(&other, 1);
+                        }
+                    }
+                }
+                for (t, tile) in tiles.iter().enumerate() {
+                    for second in 0..1 + usize::from(tile.both) {
+                        let at = (tile.row as usize + second) * WIDTH;
+                        norm::<S>(
+                            outputs.0.as_ptr().add((2 * t + second) * WIDTH),
+                            rows.as_ptr().add(at),
+                            weights.gain.as_ptr(),
+                            weights.shift.as_ptr(),
+                            next.as_mut_ptr().add(at),
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// `out = base + layer norm of x` for one row.
+    #[inline(always)]
+    unsafe fn norm<S: Simd>(
+        x: *const f32,
+        base: *const f32,
+        gain: *const f32,
+        shift: *const f32,
+        out: *mut f32,
+    ) {
+        unsafe {
+            let mut sum = S::splat(0.0);
+            for i in (0..WIDTH).step_by(S::LANES) {
+                sum = sum.add(S::load(x.add(i)));
+            }
+            let mean = S::splat(horizontal(sum, |a, b| a + b) / WIDTH as f32);
+            let mut squares = S::splat(0.0);
+            for i in (0..WIDTH).step_by(S::LANES) {
+                let d = S::load(x.add(i)).sub(mean);
+                squares = d.mul_add(d, squares);
+            }
+            let variance = horizontal(squares, |a, b| a + b) / WIDTH as f32 + 1e-8;
+            let scale = S::splat(1.0 / variance.sqrt());
+            for i in (0..WIDTH).step_by(S::LANES) {
+                let d = S::load(x.add(i)).sub(mean).mul(scale);
+                let y = d.mul_add(S::load(gain.add(i)), S::load(shift.add(i)));
+                y.add(S::load(base.add(i))).store(out.add(i));
+            }
+        }
+    }
+
+    /// Folds the lanes by halves.
+    #[inline(always)]
+    unsafe fn horizontal<S: Simd>(x: S, f: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = [0.0f32; UNITS];
+        unsafe { x.store(lanes.as_mut_ptr()) };
+        let mut n = S::LANES;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] = f(lanes[i], lanes[i + n]);
+            }
+        }
+        lanes[0]
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn maxout_norm<S: Simd, const ROWS: usize>(
+        terms: [&[f32]; 4],
+        base: &[f32],
+        gain: &[f32],
+        shift: &[f32],
+        out: &mut [f32],
+    ) {
+        let mut y = Stack([0.0; WIDTH]);
+        unsafe {
+            for group in 0..GROUPS {
+                for lane in (0..UNITS).step_by(S::LANES) {
+                    let piece = |p: usize| {
+                        let at = group * PANEL + p * UNITS + lane;
+                        let [a, b, c, d] = terms.map(|t| S::load(t.as_ptr().add(at)));
+                        a.add(b).add(c.add(d))
+                    };
+                    let most = piece(0).max(piece(1)).max(piece(2));
+                    most.store(y.0.as_mut_ptr().add(group * UNITS + lane));
+                }
+            }
+            norm::<S>(y.0.as_ptr(), base.as_ptr(), gain.as_ptr(), shift.as_ptr(), out.as_mut_ptr());
+        }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn decide<S: Simd, const ROWS: usize>(
+        terms: [&[f32]; SLOTS],
+        lower_bias: &[f32],
+        upper: &[f32],
+        upper_bias: &[f32],
+        mask: &[f32],
+        scores: &mut [f32],
+    ) -> (usize, f32) {
+        const STEP: usize = 7;
+        let mut hidden = Stack([0.0; HIDDEN]);
+        unsafe {
+            for i in (0..HIDDEN).step_by(S::LANES) {
+                let piece = |at: usize| {
+                    let sum = terms.iter().fold(S::load(lower_bias.as_ptr().add(at)), |sum, t| {
+                        sum.add(S::load(t.as_ptr().add(at)))
+                    });
+                    sum
+                };
+                piece(i).max(piece(HIDDEN + i)).store(hidden.0.as_mut_ptr().add(i));
+            }
+            let mut best = S::splat(f32::NEG_INFINITY);
+            for block in (0..scores.len()).step_by(CLASS_BLOCK) {
+                let upper = upper.as_ptr().add(block * HIDDEN);
+                for from in (0..CLASS_BLOCK).step_by(STEP * S::LANES) {
+                    let at = block + from;
+                    let mut sums: [S; STEP] =
+                        std::array::from_fn(|v| S::load(upper_bias.as_ptr().add(at + v * S::LANES)));
+                    for (i, &h) in hidden.0.iter().enumerate() {
+                        let h = S::splat(h);
+                        let w = upper.add(i * CLASS_BLOCK + from);
+                        for (v, sum) in sums.iter_mut().enumerate() {
+                            *sum = h.mul_add(S::load(w.add(v * S::LANES)), *sum);
+                        }
+                    }
+                    for (v, sum) in sums.iter().enumerate() {
+                        let at = at + v * S::LANES;
+                        let allowed = sum.add(S::load(mask.as_ptr().add(at)));
+                        best = best.max(allowed);
+                        allowed.store(scores.as_mut_ptr().add(at));
+                    }
+                }
+            }
+            let first = horizontal(best, f32::max);
+            let class = scores.iter().position(|&s| s == first).unwrap_or(0);
+            scores[class] = f32::NEG_INFINITY;
+            let mut second = S::splat(f32::NEG_INFINITY);
+            for at in (0..scores.len()).step_by(S::LANES) {
+                second = second.max(S::load(scores.as_ptr().add(at)));
+            }
+            scores[class] = first;
+            (class, first - horizontal(second, f32::max))
+        }
+    }
+}
