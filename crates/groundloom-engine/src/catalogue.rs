@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use groundloom_formats::{Sink, Source, sink_types, source_types};
+use groundloom_formats::{Sink, Source, sink::sink_types, source::source_types};
 use groundloom_spec::{Component, ComponentType, Diagnostics, Role};
 use groundloom_stages::{stage::Stage, stage_types};
 use serde_json::Value;

@@ -68,8 +68,8 @@ pub fn publish(finished: &Finished<'_>, sink_node: NodeId, sink: &Arc<dyn Sink>,
     let data: Vec<PathBuf> = files.iter().filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_')).map(|f| next.join(&f.path)).collect();
     write_text(&next, "README.md", &facts.card(&files, sink)?, &mut files)?;
     if sink.extension() == "parquet" {
-        let samples = samples(&data, report::SAMPLE_ROWS)?;
-        write_text(&next, "report.html", &report::render(&facts.report(), &samples)?, &mut files)?;
+        let samples = samples(&data, report::GALLERY_ROWS)?;
+        write_text(&next, "report.html", &report::render(&facts.report()?, &samples)?, &mut files)?;
     }
     let manifest = Manifest {
         layout: LAYOUT,
@@ -192,6 +192,45 @@ impl Facts<'_> {
     fn card(&self, files: &[PublishedFile], sink: &Arc<dyn Sink>) -> Result<String, EngineError> {
         let graph = &self.finished.plan.graph;
         let data = files.iter().filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_'));
+        let (notes, models) = self.notes_and_models()?;
+        Ok(card::render(&CardFacts {
+            name: graph.name.clone(),
+            description: graph.description.clone().unwrap_or_default(),
+            license: None,
+            schema: Arc::clone(&self.node.schema),
+            rows: self.rows,
+            files: data.map(|f| f.path.clone()).collect(),
+            funnel: self.funnel.to_vec(),
+            sources: self.sources(),
+            quarantined: self.quarantined.values().sum(),
+            notes,
+            models,
+            pipeline: graph.text.clone(),
+            fingerprint: self.finished.fingerprint.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    fn report(&self) -> Result<ReportFacts, EngineError> {
+        let graph = &self.finished.plan.graph;
+        let (notes, models) = self.notes_and_models()?;
+        Ok(ReportFacts {
+            title: graph.name.clone(),
+            description: graph.description.clone().unwrap_or_default(),
+            rows: self.rows,
+            funnel: self.funnel.to_vec(),
+            sources: self.sources(),
+            quarantined: self.quarantined.clone(),
+            notes,
+            models,
+            pipeline: graph.text.clone(),
+            fingerprint: self.finished.fingerprint.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    /// What the stages behind the sink say of themselves, and the weights they use, each once.
+    fn notes_and_models(&self) -> Result<(Vec<String>, Vec<String>), EngineError> {
         let (mut notes, mut models) = (Vec::new(), Vec::new());
         for node in self.upstream() {
             if let Work::Stage(stage) = &node.work {
@@ -203,36 +242,16 @@ impl Facts<'_> {
             let mut seen = std::collections::HashSet::new();
             list.retain(|line| seen.insert(line.clone()));
         }
-        let sources = self.upstream().filter(|n| matches!(n.work, Work::Source { .. })).map(|n| {
-            let path = n.config.get("path").and_then(|p| p.as_str()).unwrap_or_default();
-            format!("{} ({} {path})", n.name, n.kind)
-        });
-        Ok(card::render(&CardFacts {
-            name: graph.name.clone(),
-            description: graph.description.clone().unwrap_or_default(),
-            license: None,
-            schema: Arc::clone(&self.node.schema),
-            rows: self.rows,
-            files: data.map(|f| f.path.clone()).collect(),
-            funnel: self.funnel.to_vec(),
-            sources: sources.collect(),
-            quarantined: self.quarantined.values().sum(),
-            notes,
-            models,
-            pipeline: graph.text.clone(),
-            fingerprint: self.finished.fingerprint.to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        }))
+        Ok((notes, models))
     }
 
-    fn report(&self) -> ReportFacts {
-        ReportFacts {
-            title: self.finished.plan.graph.name.clone(),
-            description: self.finished.plan.graph.description.clone().unwrap_or_default(),
-            rows: self.rows,
-            funnel: self.funnel.to_vec(),
-            quarantined: self.quarantined.clone(),
-        }
+    fn sources(&self) -> Vec<String> {
+        let sources = self.upstream().filter(|n| matches!(n.work, Work::Source { .. }));
+        let line = |n: &Node| {
+            let path = n.config.get("path").and_then(|p| p.as_str()).unwrap_or_default();
+            format!("{} ({} {path})", n.name, n.kind)
+        };
+        sources.map(line).collect()
     }
 
     /// The sink's node and everything behind it, sources first.

@@ -308,7 +308,7 @@ fn source_diagnostic(component: &Component, error: &FormatError) -> Diagnostic {
 
 fn columns_note(node: &Node) -> String {
     let columns: Vec<String> =
-        node.schema.fields().iter().map(|f| format!("{} ({})", f.name(), groundloom_formats::type_name(f.data_type()))).collect();
+        node.schema.fields().iter().map(|f| format!("{} ({})", f.name(), groundloom_formats::card::type_name(f))).collect();
     format!("`{}` has the columns {}", node.name, columns.join(", "))
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 use arrow::datatypes::DataType;
 use datafusion::{
     common::{Column, DataFusionError, ScalarValue, TableReference, tree_node::{TreeNode, TreeNodeRecursion}},
-    datasource::{empty::EmptyTable, provider_as_source},
+    datasource::empty::EmptyTable,
     execution::context::SessionContext,
     logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Volatility, lit},
     prelude::DataFrame,
@@ -121,7 +121,7 @@ pub fn predicate(context: &SessionContext, text: &str, input: &LogicalPlan) -> R
     refuse_unstable(std::slice::from_ref(&expr))?;
     let data_type = expr.get_type(input.schema())?;
     if data_type != DataType::Boolean {
-        let found = groundloom_formats::type_name(&data_type);
+        let found = groundloom_formats::card::type_name(&arrow::datatypes::Field::new("predicate", data_type, true));
         return Err(Refusal::new("not_boolean", format!("expected a predicate that is true or false, found one of type {found}")));
     }
     Ok(expr)

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -20,7 +21,7 @@ use groundloom_data::{
     funnel::StageCounts,
 };
 use groundloom_formats::{Reader, Shard, ShardFile, Sink};
-use groundloom_models::pool::ModelPool;
+use groundloom_models::ModelPool;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +45,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// Tasks at the same time, and threads of the models.
-    pub threads: usize,
+    pub threads: NonZeroUsize,
     /// Memory of set stages before they spill, in bytes; `None` = no limit.
     pub memory_bytes: Option<usize>,
     /// Stops the run cleanly: running tasks are dropped, committed ones stay.
@@ -337,7 +338,7 @@ impl<'a> Runner<'a> {
         let spill = work.join("spill");
         crate::generation::remove_folder(&spill)?;
         std::fs::create_dir_all(&spill).map_err(|e| EngineError::io(&spill, e))?;
-        let resources = Arc::new(Resources { models: Arc::new(ModelPool::new(options.threads)), windows_in_flight: options.threads });
+        let resources = Arc::new(Resources { models: Arc::new(ModelPool::new(options.threads)), windows_in_flight: options.threads.get() });
         let context = session::context(session::runtime(options.memory_bytes, &spill)?, Some(resources));
         let ledgers = plan
             .segments
@@ -390,7 +391,7 @@ impl<'a> Runner<'a> {
             let mut running = FuturesUnordered::new();
             let mut waiting = missing.into_iter();
             loop {
-                while running.len() < self.options.threads && !enough(segment, &entries) {
+                while running.len() < self.options.threads.get() && !enough(segment, &entries) {
                     let Some(index) = waiting.next() else { break };
                     let (task, bytes) = self.task(id, index, &template).await?;
                     let ledger = self.ledgers[id].clone();

@@ -323,7 +323,7 @@ fn meaning(field: &Field) -> &'static str {
 }
 
 /// `list<struct<start: int32, end: int32>>`.
-fn type_name(field: &Field) -> String {
+pub fn type_name(field: &Field) -> String {
     match field.data_type() {
         DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
             format!("list<{}>", type_name(item))
@@ -449,4 +449,14 @@ fn code(text: &str) -> String {
         })
         .collect::<String>()
         .replace('|', "\\|")
+}
+
+/// Rows that stages dropped, by the reason they give (or their name).
+pub fn dropped_by_reason(funnel: &[groundloom_data::funnel::StageCounts]) -> std::collections::BTreeMap<String, u64> {
+    let mut dropped = std::collections::BTreeMap::new();
+    for stage in funnel.iter().filter(|s| s.dropped() > 0) {
+        let reason = if stage.reason.is_empty() { &stage.stage } else { &stage.reason };
+        *dropped.entry(reason.clone()).or_default() += stage.dropped();
+    }
+    dropped
 }

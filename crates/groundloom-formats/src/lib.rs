@@ -1,23 +1,37 @@
 //! Sources and sinks of Groundloom pipelines.
 
 pub mod card;
+mod column_types;
+pub mod compression;
 mod funnel_steps;
 pub mod globs;
 pub mod grit;
 pub mod grit_tsv;
 pub mod hugging_face;
+pub mod image_folder;
+mod json_decoder;
+mod json_lines;
 mod json_rows;
+mod json_types;
+pub mod jsonl;
 pub mod jsonl_sink;
+mod lines;
 mod output_columns;
 pub mod parquet_sink;
+pub mod parquet_source;
+pub mod quarantine_codes;
+pub mod read_rows;
 pub mod report;
 mod row_blocks;
+mod shard_rows;
+mod shards;
 pub mod sink;
 pub mod source;
 pub mod store;
 mod tar_writer;
 pub mod webdataset_sink;
 
+pub use shard_rows::shard_schema;
 pub use sink::{PartWriter, Sink};
 pub use source::{BatchLimits, DiscoverOptions, Discovery, Reader, Shard, ShardFile, ShardReader, Source};
 

@@ -115,6 +115,19 @@ impl ParquetSink {
     }
 }
 
+/// The schema with the features in its own metadata, where pyarrow (and so `datasets`) looks when the file embeds an Arrow schema; other readers look at the file's pairs.
+///
+/// Nothing else may be added here: a schema's metadata is an unordered map, so that two keys would be written in any order.
+fn described(schema: &SchemaRef) -> SchemaRef {
+    match hugging_face::metadata(schema) {
+        Some(features) => {
+            let metadata = [(hugging_face::METADATA_KEY.to_owned(), features)].into();
+            Arc::new(schema.as_ref().clone().with_metadata(metadata))
+        }
+        None => schema.clone(),
+    }
+}
+
 /// Media bytes anywhere in the column: neither compressed nor in a dictionary nor in statistics (a picture has no useful minimum).
 fn store_media_plainly(
     mut properties: WriterPropertiesBuilder,
@@ -166,8 +179,8 @@ impl Sink for ParquetSink {
     ) -> Result<Box<dyn PartWriter>, FormatError> {
         let output = self.output(&input)?;
         let properties = self.properties(output.schema(), metadata)?;
-        let writer =
-            ArrowWriter::try_new(file, output.schema().clone(), Some(properties)).map_err(|e| failed(&self.path, e))?;
+        let writer = ArrowWriter::try_new(file, described(output.schema()), Some(properties))
+            .map_err(|e| failed(&self.path, e))?;
         let blocks = RowBlocks::new(output.schema().clone());
         Ok(Box::new(Part { location: self.path.clone(), output, blocks, writer }))
     }

@@ -365,8 +365,8 @@ fn phrase_rules(page: &mut String, phrases: usize) {
         push(
             page,
             format_args!(
-                ".card:has([data-m=\"{i}\"]:is(:hover,:focus-visible)) :is(rect,.tag):not([data-m=\"{i}\"]){{opacity:.08}}\
-             .card:has([data-m=\"{i}\"]:is(:hover,:focus-visible)) rect[data-m=\"{i}\"]{{fill-opacity:.18;stroke-width:4}}\
+                ".card:has([data-m=\"{i}\"]:is(:hover,:focus-visible)) :is(rect,.tag:not(.contained)):not([data-m=\"{i}\"]){{opacity:.08}}\
+             .card:has([data-m=\"{i}\"]:is(:hover,:focus-visible)) rect[data-m=\"{i}\"]:not(.halo){{fill-opacity:.18;stroke-width:4}}\
              .card:has([data-m=\"{i}\"]:is(:hover,:focus-visible)) .tag[data-m=\"{i}\"]{{opacity:1;z-index:1}}\
              .card:has([data-m=\"{i}\"]:is(:hover,:focus-visible)) .s[data-a~=\"{i}\"]{{background-color:color-mix(in oklab,var(--k{}) 34%,transparent)}}\
              .card:has([data-m=\"{i}\"]:is(:hover,:focus-visible)) .phrase[data-m=\"{i}\"]{{border-color:currentColor}}\n",
@@ -469,7 +469,7 @@ fn write_picture(page: &mut String, card: &Card, picture: &thumbnail::Thumbnail)
     push(
         page,
         format_args!(
-            "<div class=\"shot\"><img src=\"{}\" width=\"{width}\" height=\"{height}\" alt=\"{}\" decoding=\"async\">",
+            "<div class=\"shot\"><img src=\"{}\" width=\"{width}\" height=\"{height}\" alt=\"{}\">",
             picture.uri,
             Text(&alt),
         ),
@@ -636,4 +636,56 @@ fn colour(i: usize, mark: &Mark) -> String {
 
 fn contained(mark: &Mark) -> &'static str {
     if mark.contained { " contained" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn gallery_rows_are_even_and_never_twice() {
+        assert_eq!(gallery_rows(0, 48), Vec::<u64>::new());
+        assert_eq!(gallery_rows(3, 48), [0, 1, 2]);
+        assert_eq!(gallery_rows(10, 4), [0, 2, 5, 7]);
+        let rows = gallery_rows(u64::MAX, 48);
+        assert!(rows.len() == 48 && rows.windows(2).all(|w| w[0] < w[1]));
+    }
+
+    #[test]
+    fn shares_never_mislead() {
+        let cases = [
+            (0, 0, "–"),
+            (0, 10, "0 %"),
+            (10, 10, "100 %"),
+            (1, 100_000, "< 0.1 %"),
+            (99_999, 100_000, "> 99.9 %"),
+            (994, 1000, "99.4 %"),
+            (1, 3, "33 %"),
+        ];
+        for (part, whole, shown) in cases {
+            assert_eq!(percent(part, whole), shown);
+        }
+    }
+
+    #[test]
+    fn scores_are_grouped_as_they_are_shown() {
+        for (score, group) in [(0.0, 0), (0.7, 7), (0.696, 7), (0.694, 6), (1.0, 10), (f32::NAN, 0)] {
+            assert_eq!(tenth(score), group, "{score}");
+        }
+    }
+
+    fn tag(left: f32, top: f32, score: f32) -> Tag {
+        Tag { phrase: 0, score, label: "a dog".into(), class: String::new(), left, top, room: 50.0 }
+    }
+
+    #[test]
+    fn labels_make_room_for_each_other() {
+        let spread = spread(vec![tag(0.0, 0.0, 0.5), tag(1.0, 1.0, 0.9), tag(80.0, 0.0, 0.4)], (400, 400));
+        let places: Vec<_> = spread.iter().map(|t| (t.left, t.top)).collect();
+        assert_eq!(places[0], (1.0, 1.0), "the best score keeps its place");
+        assert_eq!(places[1].0, 0.0);
+        assert!(places[1].1 >= 1.0 + 5.0, "the one below it moves down: {places:?}");
+        assert_eq!(places[2], (80.0, 0.0), "one beside them stays");
+    }
 }

@@ -4,10 +4,11 @@ use std::{fmt::Debug, ops::Range, sync::Arc};
 
 use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{StreamExt, stream::BoxStream};
+use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 use serde::{Deserialize, Serialize};
 
-use crate::{FormatError, store::Stores};
+use crate::{FormatError, image_folder::ImageFolder, jsonl::JsonlSource, parquet_source::ParquetSource, store::Stores};
 
 /// A source of rows. The implementor is the source's config struct.
 #[async_trait]
@@ -97,7 +98,12 @@ pub trait ShardReader: Debug + Send + Sync {
     ///
     /// # Errors
     /// A [`FormatError`] in the stream ends the run: the file vanished, the disk failed.
-    fn read(&self, shard: &Shard, columns: &[usize], limits: BatchLimits) -> BoxStream<'static, Result<RecordBatch, FormatError>>;
+    fn read(
+        &self,
+        shard: &Shard,
+        columns: &[usize],
+        limits: BatchLimits,
+    ) -> BoxStream<'static, Result<RecordBatch, FormatError>>;
 }
 
 /// Bounds of a batch: rows and bytes, since one image row can be 5 MB.
@@ -113,4 +119,67 @@ impl Default for BatchLimits {
     fn default() -> Self {
         Self { rows: 8192, bytes: 16 << 20 }
     }
+}
+
+/// A type of source that a pipeline file may name.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceType {
+    /// Name, documentation and JSON Schema.
+    pub component: ComponentType,
+    /// Makes the source from its component, with its settings in canonical form for the fingerprint.
+    pub decode: fn(&Component) -> Result<(Arc<dyn Source>, serde_json::Value), Diagnostics>,
+}
+
+impl SourceType {
+    /// The type whose config struct is `T`.
+    pub fn of<T: Config + Source + 'static>() -> Self {
+        Self { component: ComponentType::of::<T>(Role::Source), decode: decode::<T> }
+    }
+}
+
+fn decode<T: Config + Source + 'static>(
+    component: &Component,
+) -> Result<(Arc<dyn Source>, serde_json::Value), Diagnostics> {
+    let source: T = component.decode()?;
+    let config = serde_json::to_value(&source)
+        .map_err(|e| component.diagnostic("", "invalid_value", format!("the settings cannot be stored: {e}")))?;
+    Ok((Arc::new(source), config))
+}
+
+/// Every source, in the order of the reference.
+pub fn source_types() -> Vec<SourceType> {
+    vec![SourceType::of::<ImageFolder>(), SourceType::of::<JsonlSource>(), SourceType::of::<ParquetSource>()]
+}
+
+/// A reader that blocks, batch by batch.
+pub(crate) trait Blocking: Send + 'static {
+    /// The next batch, or `None` at the end.
+    fn next(&mut self) -> Result<Option<RecordBatch>, FormatError>;
+}
+
+/// A stream over a blocking reader, which works on the threads that may block.
+pub(crate) fn blocking_stream(reader: impl Blocking) -> BoxStream<'static, Result<RecordBatch, FormatError>> {
+    let read = |mut reader: Box<dyn Blocking>| async move {
+        let step = tokio::task::spawn_blocking(move || {
+            let next = reader.next();
+            (next, reader)
+        });
+        match step.await {
+            Ok((Ok(Some(batch)), reader)) => Some((Ok(batch), Some(reader))),
+            Ok((Ok(None), _)) => None,
+            Ok((Err(error), _)) => Some((Err(error), None)),
+            Err(error) => Some((
+                Err(FormatError::Io { location: "a reader".to_owned(), message: error.to_string(), source: None }),
+                None,
+            )),
+        }
+    };
+    let start: Option<Box<dyn Blocking>> = Some(Box::new(reader));
+    futures::stream::unfold(start, move |reader| async move {
+        match reader {
+            Some(reader) => read(reader).await,
+            None => None,
+        }
+    })
+    .boxed()
 }

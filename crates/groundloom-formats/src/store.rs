@@ -13,8 +13,8 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
 use object_store::{
-    ClientOptions, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder,
-    gcp::GoogleCloudStorageBuilder, http::HttpBuilder, path::Path as ObjectPath,
+    ClientOptions, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, http::HttpBuilder, path::Path as ObjectPath,
 };
 
 use crate::{FormatError, globs};
@@ -74,7 +74,10 @@ fn place(location: &str) -> Result<Place, FormatError> {
     }
     let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
-        return Err(FormatError::Input { key: "path", message: format!("expected a bucket or host after `{scheme}://`, found `{location}`") });
+        return Err(FormatError::Input {
+            key: "path",
+            message: format!("expected a bucket or host after `{scheme}://`, found `{location}`"),
+        });
     }
     Ok(Place::Remote(Remote { base: format!("{scheme}://{bucket}"), key: key.to_owned() }))
 }
@@ -113,12 +116,24 @@ impl Stores {
                 blocking(move || {
                     match fs::metadata(&path) {
                         Ok(m) if m.is_dir() => {}
-                        Ok(_) => return Err(FormatError::Input { key: "path", message: format!("expected a folder, found the file `{shown}`") }),
+                        Ok(_) => {
+                            return Err(FormatError::Input {
+                                key: "path",
+                                message: format!("expected a folder, found the file `{shown}`"),
+                            });
+                        }
                         Err(e) if e.kind() == ErrorKind::NotFound => return Err(nothing_at(&path, &shown)),
                         Err(e) => return Err(io_error(&path.to_string_lossy(), e)),
                     }
                     let mut found = Vec::new();
-                    walk(&absolute(&path)?, "", recursive, &|name| !name.starts_with('.'), &mut HashSet::new(), &mut found)?;
+                    walk(
+                        &absolute(&path)?,
+                        "",
+                        recursive,
+                        &|name| !name.starts_with('.'),
+                        &mut HashSet::new(),
+                        &mut found,
+                    )?;
                     Ok(found)
                 })
                 .await?
@@ -126,7 +141,9 @@ impl Stores {
             Place::Remote(remote) => {
                 let prefix = with_slash(&remote.key);
                 let mut found = self.list_prefix(folder, &remote, &prefix).await?;
-                found.retain(|e| (recursive || !e.path.contains('/')) && !e.path.split('/').any(|name| name.starts_with('.')));
+                found.retain(|e| {
+                    (recursive || !e.path.contains('/')) && !e.path.split('/').any(|name| name.starts_with('.'))
+                });
                 found
             }
         };
@@ -151,7 +168,11 @@ impl Stores {
             Place::Remote(remote) => {
                 let (store, path) = self.remote(location, &remote)?;
                 match store.head(&path).await {
-                    Ok(meta) => Ok(Some(remote_entry(&remote.base, &meta, meta.location.filename().unwrap_or_default().to_owned()))),
+                    Ok(meta) => Ok(Some(remote_entry(
+                        &remote.base,
+                        &meta,
+                        meta.location.filename().unwrap_or_default().to_owned(),
+                    ))),
                     Err(object_store::Error::NotFound { .. }) => Ok(None),
                     Err(e) => Err(store_error(location, e)),
                 }
@@ -165,7 +186,9 @@ impl Stores {
     /// A [`FormatError`] when the file vanished, is shorter than the range or cannot be read.
     pub async fn read(&self, location: &str, range: Option<Range<u64>>) -> Result<Bytes, FormatError> {
         match place(location)? {
-            Place::Local(path) => blocking(move || read_local(&path, range).map_err(|e| io_error(&path.to_string_lossy(), e))).await,
+            Place::Local(path) => {
+                blocking(move || read_local(&path, range).map_err(|e| io_error(&path.to_string_lossy(), e))).await
+            }
             Place::Remote(remote) => {
                 let (store, path) = self.remote(location, &remote)?;
                 let expected = range.as_ref().map(|r| r.end - r.start);
@@ -173,9 +196,17 @@ impl Stores {
                     return Ok(Bytes::new());
                 }
                 let options = GetOptions { range: range.map(Into::into), ..GetOptions::default() };
-                let bytes = store.get_opts(&path, options).await.map_err(|e| store_error(location, e))?.bytes().await.map_err(|e| store_error(location, e))?;
+                let bytes = store
+                    .get_opts(&path, options)
+                    .await
+                    .map_err(|e| store_error(location, e))?
+                    .bytes()
+                    .await
+                    .map_err(|e| store_error(location, e))?;
                 match expected {
-                    Some(expected) if expected != bytes.len() as u64 => Err(io_error(location, ErrorKind::UnexpectedEof.into())),
+                    Some(expected) if expected != bytes.len() as u64 => {
+                        Err(io_error(location, ErrorKind::UnexpectedEof.into()))
+                    }
                     _ => Ok(bytes),
                 }
             }
@@ -189,7 +220,8 @@ impl Stores {
     pub fn object(&self, location: &str) -> Result<(Arc<dyn ObjectStore>, ObjectPath), FormatError> {
         match place(location)? {
             Place::Local(path) => {
-                let path = ObjectPath::from_absolute_path(absolute(&path)?).map_err(|e| store_error(location, e.into()))?;
+                let path =
+                    ObjectPath::from_absolute_path(absolute(&path)?).map_err(|e| store_error(location, e.into()))?;
                 Ok((Arc::new(object_store::local::LocalFileSystem::new()), path))
             }
             Place::Remote(remote) => self.remote(location, &remote),
@@ -217,7 +249,16 @@ impl Stores {
                     source: Some(Box::new(e)),
                 })?;
                 let range = range.unwrap_or(0..u64::MAX);
-                Ok(Box::new(RemoteReader { store, path, runtime, next: range.start, end: range.end, version: None, stream: None, chunk: Bytes::new() }))
+                Ok(Box::new(RemoteReader {
+                    store,
+                    path,
+                    runtime,
+                    next: range.start,
+                    end: range.end,
+                    version: None,
+                    stream: None,
+                    chunk: Bytes::new(),
+                }))
             }
         }
     }
@@ -233,12 +274,19 @@ impl Stores {
         Ok((store, path))
     }
 
-    async fn list_remote(&self, pattern: &str, remote: &Remote, extensions: &[&str]) -> Result<Vec<Entry>, FormatError> {
+    async fn list_remote(
+        &self,
+        pattern: &str,
+        remote: &Remote,
+        extensions: &[&str],
+    ) -> Result<Vec<Entry>, FormatError> {
         let http = remote.base.starts_with("http");
         if http && remote.key.contains(['*', '?', '[']) {
             return Err(FormatError::Input {
                 key: "path",
-                message: format!("HTTP has no listing: expected one URL or a range such as {{00000..00099}}, found `{pattern}`"),
+                message: format!(
+                    "HTTP has no listing: expected one URL or a range such as {{00000..00099}}, found `{pattern}`"
+                ),
             });
         }
         let root = globs::root(&remote.key).to_owned();
@@ -255,14 +303,25 @@ impl Stores {
             match entry {
                 Some(entry) => found.push(Entry { path: key.strip_prefix(&root).unwrap_or(&key).to_owned(), ..entry }),
                 None if http || several => {
-                    return Err(FormatError::Input { key: "path", message: format!("there is no `{location}`, which `{pattern}` names") });
+                    return Err(FormatError::Input {
+                        key: "path",
+                        message: format!("there is no `{location}`, which `{pattern}` names"),
+                    });
                 }
                 None => {
                     // Not an object: a prefix that stands for a folder.
                     let mut below = self.list_prefix(pattern, remote, &with_slash(&key)).await?;
-                    below.retain(|e| has_extension(&e.path, extensions) && !e.path.split('/').any(|name| name.starts_with(['.', '_'])));
+                    below.retain(|e| {
+                        has_extension(&e.path, extensions)
+                            && !e.path.split('/').any(|name| name.starts_with(['.', '_']))
+                    });
                     if below.is_empty() {
-                        return Err(FormatError::Input { key: "path", message: format!("there is no `{location}`, neither a file nor a folder with files of this source") });
+                        return Err(FormatError::Input {
+                            key: "path",
+                            message: format!(
+                                "there is no `{location}`, neither a file nor a folder with files of this source"
+                            ),
+                        });
                     }
                     found.extend(below);
                 }
@@ -270,11 +329,15 @@ impl Stores {
         }
         if !patterns.is_empty() {
             let all = self.list_prefix(pattern, remote, &root).await?;
-            let matching = all.into_iter().filter(|e| patterns.iter().any(|p| globs::path_matches(&p[root.len()..], &e.path)));
+            let matching =
+                all.into_iter().filter(|e| patterns.iter().any(|p| globs::path_matches(&p[root.len()..], &e.path)));
             found.extend(matching);
         }
         if found.is_empty() {
-            return Err(FormatError::Input { key: "path", message: format!("nothing matches `{pattern}` in `{}/{root}`", remote.base) });
+            return Err(FormatError::Input {
+                key: "path",
+                message: format!("nothing matches `{pattern}` in `{}/{root}`", remote.base),
+            });
         }
         Ok(found)
     }
@@ -282,7 +345,10 @@ impl Stores {
     /// Everything below a prefix, with paths relative to it.
     async fn list_prefix(&self, location: &str, remote: &Remote, prefix: &str) -> Result<Vec<Entry>, FormatError> {
         if remote.base.starts_with("http") {
-            return Err(FormatError::Input { key: "path", message: format!("HTTP has no listing: expected the URL of a file, found `{location}`") });
+            return Err(FormatError::Input {
+                key: "path",
+                message: format!("HTTP has no listing: expected the URL of a file, found `{location}`"),
+            });
         }
         let (store, path) = self.remote(location, &Remote { base: remote.base.clone(), key: prefix.to_owned() })?;
         let prefix_path = (!prefix.is_empty()).then_some(&path);
@@ -291,7 +357,9 @@ impl Stores {
         while let Some(meta) = listing.next().await {
             let meta = meta.map_err(|e| store_error(location, e))?;
             let full = meta.location.to_string();
-            let Some(relative) = full.strip_prefix(path.as_ref()).map(|r| r.trim_start_matches('/').to_owned()) else { continue };
+            let Some(relative) = full.strip_prefix(path.as_ref()).map(|r| r.trim_start_matches('/').to_owned()) else {
+                continue;
+            };
             if !relative.is_empty() {
                 found.push(remote_entry(&remote.base, &meta, relative));
             }
@@ -403,9 +471,15 @@ impl Read for RemoteReader {
 }
 
 /// Runs file work off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, FormatError> + Send + 'static) -> Result<T, FormatError> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FormatError> + Send + 'static,
+) -> Result<T, FormatError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
-        Err(FormatError::Io { location: "a background task".to_owned(), message: "it did not finish".to_owned(), source: Some(Box::new(e)) })
+        Err(FormatError::Io {
+            location: "a background task".to_owned(),
+            message: "it did not finish".to_owned(),
+            source: Some(Box::new(e)),
+        })
     })
 }
 
@@ -422,7 +496,10 @@ fn owned(extensions: &[&str]) -> Vec<String> {
 /// Whether a file name ends in one of the extensions, whatever the case; no extensions = any file.
 pub(crate) fn has_extension<E: AsRef<str>>(path: &str, extensions: &[E]) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
-    extensions.is_empty() || extensions.iter().any(|e| name.strip_suffix(&e.as_ref().to_ascii_lowercase()).is_some_and(|stem| stem.ends_with('.')))
+    extensions.is_empty()
+        || extensions
+            .iter()
+            .any(|e| name.strip_suffix(&e.as_ref().to_ascii_lowercase()).is_some_and(|stem| stem.ends_with('.')))
 }
 
 fn with_slash(prefix: &str) -> String {
@@ -438,7 +515,11 @@ fn local_text(path: &Path) -> Result<String, FormatError> {
 }
 
 fn not_utf8(path: &Path) -> FormatError {
-    FormatError::Io { location: path.to_string_lossy().into_owned(), message: "expected a file name in UTF-8, since row ids are made from it; rename the file".to_owned(), source: None }
+    FormatError::Io {
+        location: path.to_string_lossy().into_owned(),
+        message: "expected a file name in UTF-8, since row ids are made from it; rename the file".to_owned(),
+        source: None,
+    }
 }
 
 fn file_name(path: &Path) -> String {
@@ -451,7 +532,8 @@ fn local_entry(location: &Path, path: String, metadata: &fs::Metadata) -> Result
 }
 
 fn remote_entry(base: &str, meta: &ObjectMeta, path: String) -> Entry {
-    let version = meta.e_tag.clone().or_else(|| meta.version.clone()).unwrap_or_else(|| meta.last_modified.to_rfc3339());
+    let version =
+        meta.e_tag.clone().or_else(|| meta.version.clone()).unwrap_or_else(|| meta.last_modified.to_rfc3339());
     Entry { location: format!("{base}/{}", meta.location), path, size: meta.size, version }
 }
 
@@ -465,8 +547,15 @@ fn list_local(pattern: &str, extensions: &[String]) -> Result<Vec<Entry>, Format
             walk(&absolute(whole)?, "", true, &|name| !name.starts_with(['.', '_']), &mut HashSet::new(), &mut found)?;
             found.retain(|e| has_extension(&e.path, extensions));
             if found.is_empty() {
-                let endings = if extensions.is_empty() { "files".to_owned() } else { format!("files ending in .{}", extensions.join(", .")) };
-                return Err(FormatError::Input { key: "path", message: format!("the folder `{pattern}` holds no {endings}") });
+                let endings = if extensions.is_empty() {
+                    "files".to_owned()
+                } else {
+                    format!("files ending in .{}", extensions.join(", ."))
+                };
+                return Err(FormatError::Input {
+                    key: "path",
+                    message: format!("the folder `{pattern}` holds no {endings}"),
+                });
             }
             return Ok(found);
         }
@@ -482,7 +571,10 @@ fn list_local(pattern: &str, extensions: &[String]) -> Result<Vec<Entry>, Format
         let before = found.len();
         match_components(Path::new(root), "", &expanded[root.len()..], &mut found)?;
         if found.len() == before && !globs::is_pattern(&expanded) && !found.contains_key(&expanded[root.len()..]) {
-            return Err(FormatError::Input { key: "path", message: format!("there is no `{expanded}`, which `{pattern}` names") });
+            return Err(FormatError::Input {
+                key: "path",
+                message: format!("there is no `{expanded}`, which `{pattern}` names"),
+            });
         }
     }
     if found.is_empty() {
@@ -492,7 +584,12 @@ fn list_local(pattern: &str, extensions: &[String]) -> Result<Vec<Entry>, Format
 }
 
 /// Adds the files below `folder` that the rest of a pattern names; `relative` is the path of `folder` from the pattern's root.
-fn match_components(folder: &Path, relative: &str, rest: &str, found: &mut BTreeMap<String, Entry>) -> Result<(), FormatError> {
+fn match_components(
+    folder: &Path,
+    relative: &str,
+    rest: &str,
+    found: &mut BTreeMap<String, Entry>,
+) -> Result<(), FormatError> {
     let join = |name: &str| if relative.is_empty() { name.to_owned() } else { format!("{relative}/{name}") };
     if rest.contains("**") {
         let mut all = Vec::new();
@@ -592,11 +689,18 @@ fn nothing_at(path: &Path, shown: &str) -> FormatError {
     let exists = path.ancestors().skip(1).find(|p| p.is_dir() || p.as_os_str().is_empty());
     let folder = exists.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut names: Vec<String> = fs::read_dir(folder)
-        .map(|l| l.filter_map(Result::ok).filter_map(|i| i.file_name().into_string().ok()).filter(|n| !n.starts_with('.')).collect())
+        .map(|l| {
+            l.filter_map(Result::ok)
+                .filter_map(|i| i.file_name().into_string().ok())
+                .filter(|n| !n.starts_with('.'))
+                .collect()
+        })
         .unwrap_or_default();
     names.sort();
-    let what = if globs::is_pattern(shown) { format!("nothing matches `{shown}`") } else { format!("there is no `{shown}`") };
-    let folder = if folder == Path::new(".") { "the current directory".to_owned() } else { format!("`{}`", folder.display()) };
+    let what =
+        if globs::is_pattern(shown) { format!("nothing matches `{shown}`") } else { format!("there is no `{shown}`") };
+    let folder =
+        if folder == Path::new(".") { "the current directory".to_owned() } else { format!("`{}`", folder.display()) };
     let held = match names.len() {
         0 => "is empty".to_owned(),
         1..=5 => format!("holds {}", names.join(", ")),

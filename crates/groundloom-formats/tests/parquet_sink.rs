@@ -60,6 +60,9 @@ fn the_seeds_example_in_released_form() {
     assert_eq!(value("groundloom").as_deref(), Some("a test"));
     let features: serde_json::Value = serde_json::from_str(&value("huggingface").unwrap()).unwrap();
     assert_eq!(features["info"]["features"]["image"], serde_json::json!({ "_type": "Image" }));
+    let arrow_schema = parquet::arrow::parquet_to_arrow_schema(metadata.file_metadata().schema_descr(), None).unwrap();
+    assert!(arrow_schema.metadata().is_empty(), "so that what follows is the embedded schema's");
+    assert_eq!(back.schema().metadata()["huggingface"], value("huggingface").unwrap());
     assert!(metadata.file_metadata().created_by().unwrap().starts_with("groundloom version "));
 }
 

@@ -1,18 +1,15 @@
-//! The `groundloom stages NAME` page, and what a config struct must have for it.
+//! The `groundloom stages NAME` page of a component type.
 
 use serde_json::{Map, Value as Json};
 
-use crate::component_type::{ComponentType, Role};
-use crate::pipeline::parse_partial;
-use crate::schema_check::unsupported;
+use crate::component_type::ComponentType;
 use crate::schema_words::{branches, expectations, only_key, properties, resolve};
-use crate::source::SourceFile;
 use crate::spelling::joined;
 
 type Schema = Map<String, Json>;
 
-/// Lists inside lists of fields go this deep; a recursive type would go on.
-const MAX_NESTING: usize = 4;
+/// Fields are shown to this depth of indentation; those of a recursive type would go on.
+const MAX_NESTING: usize = 10;
 
 /// The reference page of a type as plain text: what it does, its fields with type, default and
 /// description, and an example. Made from the config struct's schema alone.
@@ -48,13 +45,14 @@ pub fn describe(component: &ComponentType) -> String {
     page
 }
 
-struct Field<'s> {
-    name: &'s str,
-    schema: &'s Schema,
+/// A key that a map may have.
+pub(crate) struct Field<'s> {
+    pub name: &'s str,
+    pub schema: &'s Schema,
     required: bool,
 }
 
-fn fields<'s>(root: &'s Json, schema: &'s Schema) -> Vec<Field<'s>> {
+pub(crate) fn fields<'s>(root: &'s Json, schema: &'s Schema) -> Vec<Field<'s>> {
     let required: Vec<&str> =
         schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str).collect();
     properties(root, schema)
@@ -146,7 +144,7 @@ fn without_option<'s>(root: &'s Json, schema: &'s Schema) -> &'s Schema {
     }
 }
 
-fn description(schema: &Schema) -> Option<&str> {
+pub(crate) fn description(schema: &Schema) -> Option<&str> {
     schema.get("description").and_then(Json::as_str)
 }
 
@@ -208,62 +206,6 @@ pub(crate) fn tidy_default(schema: &Schema) -> Option<Json> {
     }
 }
 
-fn indented(text: &str, depth: usize) -> String {
+pub(crate) fn indented(text: &str, depth: usize) -> String {
     text.lines().map(|line| format!("{}{line}\n", "  ".repeat(depth))).collect()
-}
-
-impl ComponentType {
-    /// What the config struct lacks to be a good reference: empty if nothing. A test over all types
-    /// keeps them complete.
-    ///
-    /// Checked are: unknown keys are refused, every field has a doc comment, no field takes a
-    /// reserved name, the schema asks for nothing that [`Component::decode`](crate::Component::decode)
-    /// doesn't check, and the example is a component of this type that decodes.
-    pub fn faults(&self) -> Vec<String> {
-        let root = (self.schema)();
-        let mut faults = Vec::new();
-        let Some(schema) = root.as_object().filter(|schema| schema.contains_key("type")) else {
-            return vec!["the config is not a struct with named fields".to_owned()];
-        };
-        let closed = |key: &str| schema.get(key) == Some(&Json::Bool(false));
-        if !closed("additionalProperties") && !closed("unevaluatedProperties") {
-            faults.push("unknown keys are accepted: add #[serde(deny_unknown_fields)]".to_owned());
-        }
-        for field in fields(&root, schema) {
-            if matches!(field.name, "type" | "input" | "checkpoint") {
-                faults.push(format!("`{}` is reserved; give the field another name", field.name));
-            }
-            if description(field.schema).is_none() {
-                faults.push(format!("the field `{}` has no doc comment", field.name));
-            }
-        }
-        for keyword in unsupported(&root) {
-            faults.push(format!("the schema keyword {keyword} is not checked"));
-        }
-        if self.summary.is_empty() || self.summary.ends_with('.') {
-            faults.push("the summary must be one line without a full stop".to_owned());
-        }
-        faults.extend(self.example_faults());
-        faults
-    }
-
-    fn example_faults(&self) -> Vec<String> {
-        let others: String = [Role::Source, Role::Sink]
-            .into_iter()
-            .filter(|role| *role != self.role)
-            .map(|role| format!("{}: {{ other_{role}: {{ type: other }} }}\n", role.section()))
-            .collect();
-        let text = format!("{}:\n{}{others}", self.role.section(), indented(self.example, 1));
-        let file = SourceFile::new("example", text);
-        let (spec, mut diagnostics) = parse_partial(file, &[], &|_| Some(String::new()));
-        let own: Vec<_> =
-            spec.iter().flat_map(|spec| spec.components()).filter(|component| component.role == self.role).collect();
-        match own.as_slice() {
-            [component] if component.kind == self.name => {
-                diagnostics.collect((self.decodes)(component));
-            }
-            _ => return vec![format!("the example must be one component of type {}", self.name)],
-        }
-        diagnostics.iter().map(|d| format!("the example: {}", d.message)).collect()
-    }
 }

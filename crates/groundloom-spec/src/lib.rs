@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod component_faults;
 mod component_page;
 mod component_type;
 mod decode;
@@ -14,6 +15,7 @@ mod render;
 mod schema_check;
 mod schema_words;
 mod secret;
+mod sections;
 mod source;
 mod spelling;
 mod yaml;
@@ -24,9 +26,10 @@ pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity};
 pub use graph::{Graph, GraphNode};
 pub use node::{Entry, Node, Number, NumberValue, Origin, Value};
 pub use params::Param;
-pub use pipeline::{Component, Spec, parse, parse_partial};
+pub use pipeline::{Component, Spec};
 pub use pipeline_schema::pipeline_schema;
 pub use render::render;
 pub use secret::{Secret, SecretError};
+pub use sections::{parse, parse_partial};
 pub use source::{Location, SourceFile, Span};
 pub use spelling::did_you_mean;

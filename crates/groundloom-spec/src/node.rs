@@ -97,6 +97,13 @@ pub struct Entry {
     pub value: Node,
 }
 
+impl Entry {
+    /// What to underline for the value: itself, or the key if nothing is written.
+    pub(crate) fn spot(&self) -> Span {
+        if self.value.span.start < self.value.span.end { self.value.span } else { self.key_span }
+    }
+}
+
 impl Node {
     /// A value written at `span`.
     pub fn new(span: Span, value: Value) -> Self {

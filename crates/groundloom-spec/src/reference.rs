@@ -132,9 +132,12 @@ mod tests {
 
     #[test]
     fn malformed_references() {
-        insta::assert_snapshot!(shown("a ${b"), @"");
-        insta::assert_snapshot!(shown("${a\n}"), @"");
-        insta::assert_snapshot!(shown("${} ${a b} ${1}"), @"");
-        insta::assert_snapshot!(shown("${file:x} ${env:} ${env:A-B}"), @"");
+        insta::assert_snapshot!(shown("a ${b"), @"[a ]!${b: `${` has no closing `}`!");
+        insta::assert_snapshot!(shown("${a\n}"), @r"
+        !${a: `${` has no closing `}`![
+        }]
+        ");
+        insta::assert_snapshot!(shown("${} ${a b} ${1}"), @r#"!${}: "" can't be the name of a param: expected letters, digits and `_`, not beginning with a digit![ ]!${a b}: "a b" can't be the name of a param: expected letters, digits and `_`, not beginning with a digit![ ]!${1}: "1" can't be the name of a param: expected letters, digits and `_`, not beginning with a digit!"#);
+        insta::assert_snapshot!(shown("${file:x} ${env:} ${env:A-B}"), @r#"!${file:x}: `${file:…}` is unknown; there are `${param}` and `${env:NAME}`![ ]!${env:}: "" can't be the name of an environment variable: expected letters, digits and `_`, not beginning with a digit![ ]!${env:A-B}: "A-B" can't be the name of an environment variable: expected letters, digits and `_`, not beginning with a digit!"#);
     }
 }

@@ -1,15 +1,17 @@
 //! A node against a JSON Schema, with every finding at its place.
 //!
 //! This covers the draft 2020-12 keywords that schemars writes for config structs. `pattern` and
-//! formats other than the integer widths are left to serde; [`unsupported`] names what else a schema
-//! asks for in vain.
+//! formats other than the integer widths are left to serde;
+//! [`ComponentType::faults`](crate::ComponentType::faults) names what else a schema asks for in vain.
+
+mod alternatives;
 
 use serde_json::{Map, Value as Json};
 
 use crate::decode::with_origin;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::node::{Entry, Node, NumberValue, Value};
-use crate::schema_words::{branches, expectations, int_range, kinds, only_key, properties, resolve, strings};
+use crate::schema_words::{branches, expectations, int_range, kinds, properties, resolve};
 use crate::secret::SECRET_KEYWORD;
 use crate::source::Span;
 use crate::spelling::{did_you_mean, excerpt, joined, nearest};
@@ -32,6 +34,13 @@ struct At<'p> {
     path: &'p str,
     /// What to underline: the value, or its key if nothing is written.
     spot: Span,
+}
+
+impl At<'_> {
+    /// The path of a key of the map that is here.
+    fn key(self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
 }
 
 impl<'a> SchemaCheck<'a> {
@@ -294,9 +303,8 @@ impl<'a> SchemaCheck<'a> {
         let patterns = schema.get("patternProperties").and_then(Json::as_object);
         let mut unknown = Vec::new();
         for entry in entries {
-            let path = if at.path.is_empty() { entry.key.clone() } else { format!("{}.{}", at.path, entry.key) };
-            let spot = if entry.value.span.start < entry.value.span.end { entry.value.span } else { entry.key_span };
-            let below = At { path: &path, spot };
+            let path = at.key(&entry.key);
+            let below = At { path: &path, spot: entry.spot() };
             let by_pattern = patterns.into_iter().flatten().find(|(pattern, _)| is_integer_key(pattern, &entry.key));
             match (declared(&entry.key), by_pattern, schema.get("additionalProperties")) {
                 (Some(schema), _, _) | (None, Some((_, schema)), _) => self.check(&entry.value, schema, below),
@@ -364,138 +372,6 @@ impl<'a> SchemaCheck<'a> {
         self.report(node, at, diagnostic.help(help));
     }
 
-    /// A value that must fit one of several schemas. Where it fits none, the findings are those of
-    /// the one that was probably meant.
-    fn alternatives(&mut self, node: &Node, branches: &[Json], at: At<'_>) {
-        let mut attempts = Vec::new();
-        for branch in branches {
-            let found = self.attempt(node, branch, at);
-            if !found.has_errors() {
-                return;
-            }
-            attempts.push((branch, found));
-        }
-        // An `Option` has one branch to speak of.
-        let is_null = |branch: &Json| branch.get("type").and_then(Json::as_str) == Some("null");
-        attempts.retain(|(branch, _)| !is_null(branch));
-        if let [(_, found)] = attempts.as_slice() {
-            return self.found.extend(found.clone());
-        }
-        if matches!(node.value, Value::Map(_)) {
-            if let Some(tag) = self.tag(branches) {
-                return self.tagged(node, &tag, attempts, at);
-            }
-            let root = self.root;
-            let variants: Option<Vec<&str>> = branches
-                .iter()
-                .filter_map(|branch| object(root, branch))
-                .filter(|schema| schema.contains_key("properties"))
-                .map(only_key)
-                .collect();
-            if let Some(variants) = variants.filter(|variants| !variants.is_empty()) {
-                return self.variant(node, &variants, attempts, at);
-            }
-        }
-        let names: Vec<&str> = branches.iter().flat_map(|branch| strings(self.root, branch)).collect();
-        let fitting = attempts
-            .iter()
-            .filter(|(branch, _)| strings(self.root, branch).is_empty() && self.takes_kind_of(node, branch));
-        if let Some((_, found)) = fitting.min_by_key(|(_, found)| found.len()) {
-            return self.found.extend(found.clone());
-        }
-        let mut expected: Vec<String> = Vec::new();
-        for branch in branches.iter().filter_map(Json::as_object) {
-            for phrase in expectations(self.root, branch) {
-                if !expected.contains(&phrase) {
-                    expected.push(phrase);
-                }
-            }
-        }
-        let all_names = expected.iter().all(|phrase| phrase.starts_with('`'));
-        if !names.is_empty() && (all_names || node.as_str().is_some()) {
-            return self.not_a_name(node, &names, &expected, at);
-        }
-        if matches!(node.value, Value::Secret(_)) {
-            return self.no_secret(node, at);
-        }
-        let help = branches.iter().find_map(|branch| kind_help(node, object(self.root, branch)?));
-        self.unexpected(node, &joined(&expected, "or"), help, at);
-    }
-
-    /// A map that should be one variant of an enum: its one key is the variant's name.
-    fn variant(&mut self, node: &Node, variants: &[&str], attempts: Vec<(&Json, Diagnostics)>, at: At<'_>) {
-        let [entry] = node.entries() else {
-            let quoted: Vec<String> = variants.iter().map(|name| format!("`{name}`")).collect();
-            let message = format!("{} must have exactly one key, found {}", self.subject(at), node.entries().len());
-            let diagnostic = Diagnostic::error("wrong_length", message).label("expected one key");
-            return self.report(node, at, diagnostic.help(format!("give {}", joined(&quoted, "or"))));
-        };
-        let root = self.root;
-        let chosen =
-            attempts.into_iter().find(|(branch, _)| object(root, branch).and_then(only_key) == Some(&entry.key));
-        match chosen {
-            Some((_, found)) => self.found.extend(found),
-            None => self.unknown_key(entry, variants, at),
-        }
-    }
-
-    fn attempt(&mut self, node: &Node, schema: &Json, at: At<'_>) -> Diagnostics {
-        let before = std::mem::take(&mut self.found);
-        self.check(node, schema, at);
-        std::mem::replace(&mut self.found, before)
-    }
-
-    /// The key by which the variants of an internally tagged enum are told apart.
-    fn tag(&self, branches: &[Json]) -> Option<String> {
-        let objects: Vec<&Schema> = branches
-            .iter()
-            .filter_map(|branch| object(self.root, branch))
-            .filter(|schema| schema.contains_key("properties"))
-            .collect();
-        let first = objects.first()?.get("properties")?.as_object()?;
-        first.keys().find(|key| objects.iter().all(|schema| tag_value(schema, key).is_some())).cloned()
-    }
-
-    fn tagged(&mut self, node: &Node, tag: &str, attempts: Vec<(&Json, Diagnostics)>, at: At<'_>) {
-        let root = self.root;
-        let names: Vec<&str> =
-            attempts.iter().filter_map(|(branch, _)| tag_value(object(root, branch)?, tag)).collect();
-        let Some(entry) = node.entry(tag) else {
-            let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-            let message = format!("{} has no `{tag}`", self.subject(at));
-            let diagnostic = Diagnostic::error("missing_key", message)
-                .label(format!("`{tag}` is missing"))
-                .help(format!("add `{tag}`: {}", joined(&quoted, "or")));
-            return self.report(node, at, diagnostic);
-        };
-        let chosen = attempts.iter().find(|(branch, _)| {
-            object(self.root, branch).and_then(|schema| tag_value(schema, tag)) == entry.value.as_str()
-        });
-        match chosen {
-            Some((_, found)) if entry.value.as_str().is_some() => self.found.extend(found.clone()),
-            _ => {
-                let path = if at.path.is_empty() { tag.to_owned() } else { format!("{}.{tag}", at.path) };
-                let spot =
-                    if entry.value.span.start < entry.value.span.end { entry.value.span } else { entry.key_span };
-                let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-                self.not_a_name(&entry.value, &names, &quoted, At { path: &path, spot });
-            }
-        }
-    }
-
-    fn takes_kind_of(&self, node: &Node, schema: &Json) -> bool {
-        let Some(schema) = object(self.root, schema) else {
-            return false;
-        };
-        if let Some(branches) = branches(schema) {
-            return branches.iter().any(|branch| self.takes_kind_of(node, branch));
-        }
-        match schema.get("type") {
-            Some(types) => kinds(types).any(|kind| is_kind(node, kind)),
-            None => schema.get("const").is_some_and(Json::is_string) && node.as_str().is_some(),
-        }
-    }
-
     fn subject(&self, at: At<'_>) -> String {
         if at.path.is_empty() {
             self.title.to_owned()
@@ -520,10 +396,6 @@ fn object<'s>(root: &'s Json, schema: &'s Json) -> Option<&'s Schema> {
 
 fn array<'s>(schema: &'s Schema, key: &str) -> &'s [Json] {
     schema.get(key).and_then(Json::as_array).map_or(&[], Vec::as_slice)
-}
-
-fn tag_value<'s>(schema: &'s Schema, tag: &str) -> Option<&'s str> {
-    schema.get("properties")?.get(tag)?.get("const")?.as_str()
 }
 
 /// The two patterns that schemars writes for maps with integer keys.
@@ -555,6 +427,7 @@ fn kind_help(node: &Node, schema: &Schema) -> Option<String> {
     let wants = |kind: &str| kinds(types).any(|wanted| wanted == kind);
     match &node.value {
         Value::Null => Some("give a value, or leave the key out".to_owned()),
+        _ if schema.contains_key("enum") || schema.contains_key("const") => None,
         Value::Number(number) if wants("string") => Some(format!("put it in quotes: \"{}\"", number.text)),
         Value::Bool(bool) if wants("string") => Some(format!("put it in quotes: \"{bool}\"")),
         Value::String(text) if wants("boolean") => match text.to_lowercase().as_str() {
@@ -569,61 +442,5 @@ fn kind_help(node: &Node, schema: &Schema) -> Option<String> {
         }
         Value::String(text) if wants("array") => Some(format!("write [{}]", excerpt(text))),
         _ => None,
-    }
-}
-
-/// The keywords of a schema that [`SchemaCheck`] doesn't check, as paths.
-pub(crate) fn unsupported(schema: &Json) -> Vec<String> {
-    let mut found = Vec::new();
-    unsupported_below(schema, "", &mut found);
-    found
-}
-
-fn unsupported_below(schema: &Json, path: &str, found: &mut Vec<String>) {
-    let Some(schema) = schema.as_object() else {
-        return;
-    };
-    for (keyword, value) in schema {
-        let path = format!("{path}/{keyword}");
-        match keyword.as_str() {
-            "properties" | "$defs" | "patternProperties" => {
-                for (key, schema) in value.as_object().into_iter().flatten() {
-                    unsupported_below(schema, &format!("{path}/{key}"), found);
-                }
-            }
-            "items" | "additionalProperties" => unsupported_below(value, &path, found),
-            "allOf" | "anyOf" | "oneOf" | "prefixItems" => {
-                for (index, schema) in value.as_array().into_iter().flatten().enumerate() {
-                    unsupported_below(schema, &format!("{path}/{index}"), found);
-                }
-            }
-            "pattern" if schema.contains_key(SECRET_KEYWORD) => {}
-            "$ref"
-            | "$schema"
-            | "type"
-            | "enum"
-            | "const"
-            | "format"
-            | "minimum"
-            | "maximum"
-            | "exclusiveMinimum"
-            | "exclusiveMaximum"
-            | "minLength"
-            | "maxLength"
-            | "minItems"
-            | "maxItems"
-            | "uniqueItems"
-            | "minProperties"
-            | "maxProperties"
-            | "required"
-            | "unevaluatedProperties"
-            | "title"
-            | "description"
-            | "default"
-            | "examples"
-            | "deprecated"
-            | SECRET_KEYWORD => {}
-            _ => found.push(path),
-        }
     }
 }

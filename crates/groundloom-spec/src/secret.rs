@@ -153,11 +153,11 @@ mod tests {
     #[test]
     fn texts_that_are_no_secret() {
         let message = |text: &str| Secret::from_template(text).unwrap_err().to_string();
-        insta::assert_snapshot!(message("hunter2"), @"");
-        insta::assert_snapshot!(message("$${env:TOKEN}"), @"");
-        insta::assert_snapshot!(message("${env:TOKEN} ${name}"), @"");
-        insta::assert_snapshot!(message("${env:TOKEN"), @"");
+        insta::assert_snapshot!(message("hunter2"), @"a secret must be given as ${env:NAME}, and this text has none; set an environment variable and name it");
+        insta::assert_snapshot!(message("$${env:TOKEN}"), @"a secret must be given as ${env:NAME}, and this text has none; set an environment variable and name it");
+        insta::assert_snapshot!(message("${env:TOKEN} ${name}"), @"a secret must be given as ${env:NAME}: the param `name` has no place here");
+        insta::assert_snapshot!(message("${env:TOKEN"), @"a secret must be given as ${env:NAME}: `${` has no closing `}`");
         let secret = Secret::from_template("${env:NONE}").unwrap();
-        insta::assert_snapshot!(secret.reveal(&|_| None).unwrap_err(), @"");
+        insta::assert_snapshot!(secret.reveal(&|_| None).unwrap_err(), @"the environment variable NONE is not set; set it before the run");
     }
 }

@@ -153,9 +153,18 @@ mod tests {
             let error = SourceFile::from_bytes("p.yaml", bytes).unwrap_err();
             crate::render(&SourceFile::new("p.yaml", ""), &error, false)
         };
-        insta::assert_snapshot!(message(b"name: a\nx: \xc3\xbc\xff".to_vec()), @"");
-        insta::assert_snapshot!(message(b"\xff\xfen\0a\0".to_vec()), @"");
-        insta::assert_snapshot!(message(vec![b'a'; SourceFile::MAX_BYTES + 1]), @"");
+        insta::assert_snapshot!(message(b"name: a\nx: \xc3\xbc\xff".to_vec()), @r"
+        p.yaml: error[not_utf8]: the file is not UTF-8: byte 0xff at line 2, column 5
+         = help: save the file as UTF-8
+        ");
+        insta::assert_snapshot!(message(b"\xff\xfen\0a\0".to_vec()), @r"
+        p.yaml: error[not_utf8]: the file is not UTF-8: byte 0xff at line 1, column 1
+         = help: the file looks like UTF-16; save it as UTF-8
+        ");
+        insta::assert_snapshot!(message(vec![b'a'; SourceFile::MAX_BYTES + 1]), @r"
+        p.yaml: error[too_large]: the file has 4194305 bytes, and a pipeline file has at most 4194304
+         = help: is this a data file? a pipeline file is a short YAML text
+        ");
         assert_eq!(SourceFile::from_bytes("p.yaml", b"\xef\xbb\xbfname: a".to_vec()).unwrap().text, "name: a");
     }
 }

@@ -66,38 +66,158 @@ fn set_replaces_a_param() {
 
 #[test]
 fn unknown_params() {
-    insta::assert_snapshot!(messages(&with_path("{ input: 1 }", "\"x ${inptu} y\"")), @"");
-    insta::assert_snapshot!(messages("sources: { pairs: { type: image_folder, path: \"${input}\" } }\nsinks: { out: { type: parquet, path: out } }\n"), @"");
-    insta::assert_snapshot!(messages_with(&with_path("{ input: 1 }", "\"x${input}\""), &[("inptu", "2")]), @"");
-    insta::assert_snapshot!(messages_with(&pipeline("a: { type: noun_chunks, text: t }"), &[("input", "2")]), @"");
+    insta::assert_snapshot!(messages(&with_path("{ input: 1 }", "\"x ${inptu} y\"")), @r#"
+    p.yaml:1:11: warning[unused_param]: nothing uses the param `input`
+      |
+    1 | params: { input: 1 }
+      |           ^^^^^
+      |
+      = help: use it as "${input}", or remove it
+
+    p.yaml:2:50: error[unknown_param]: there is no param `inptu`
+      |
+    2 | sources: { pairs: { type: image_folder, path: "x ${inptu} y" } }
+      |                                                  ^^^^^^^^ not declared
+      |
+      = help: did you mean `input`?
+    "#);
+    insta::assert_snapshot!(messages("sources: { pairs: { type: image_folder, path: \"${input}\" } }\nsinks: { out: { type: parquet, path: out } }\n"), @r#"
+    p.yaml:1:48: error[unknown_param]: there is no param `input`
+      |
+    1 | sources: { pairs: { type: image_folder, path: "${input}" } }
+      |                                                ^^^^^^^^ not declared
+      |
+      = help: declare it: params: { input: … }
+    "#);
+    insta::assert_snapshot!(messages_with(&with_path("{ input: 1 }", "\"x${input}\""), &[("inptu", "2")]), @r#"
+    p.yaml: error[unknown_param]: --set names "inptu", which is no param of this pipeline
+     = help: did you mean `input`?
+    "#);
+    insta::assert_snapshot!(messages_with(&pipeline("a: { type: noun_chunks, text: t }"), &[("input", "2")]), @r#"
+    p.yaml: error[unknown_param]: --set names "input", which is no param of this pipeline
+     = help: it has no params
+    "#);
 }
 
 #[test]
 fn values_that_set_cannot_take() {
-    insta::assert_snapshot!(messages_with(&with_path("{ a: 1 }", "\"x${a}\""), &[("a", "[1")]), @"");
-    insta::assert_snapshot!(messages_with(&with_path("{ a: 1 }", "\"x${a}\""), &[("a", ".nan")]), @"");
-    insta::assert_snapshot!(messages_with(&with_path("{ a: 1 }", "\"x${a}\""), &[("a", "${b}")]), @"");
+    insta::assert_snapshot!(messages_with(&with_path("{ a: 1 }", "\"x${a}\""), &[("a", "[1")]), @r#"
+    p.yaml: error[bad_set]: --set a=[1: this is not YAML: unclosed bracket '['
+     = help: put text in quotes, once for the shell and once for YAML: --set 'name="text"'
+    "#);
+    insta::assert_snapshot!(messages_with(&with_path("{ a: 1 }", "\"x${a}\""), &[("a", ".nan")]), @r#"
+    p.yaml: error[bad_set]: --set a=.nan: expected a finite number, found .nan
+     = help: put text in quotes, once for the shell and once for YAML: --set 'name="text"'
+    "#);
+    insta::assert_snapshot!(messages_with(&with_path("{ a: 1 }", "\"x${a}\""), &[("a", "${b}")]), @r"
+    p.yaml: error[unknown_param]: there is no param `b`
+     = help: the params are: `a`
+    ");
 }
 
 #[test]
 fn params_without_value_or_use() {
-    insta::assert_snapshot!(messages(&with_path("{ input: }", "\"${input}\"")), @"");
-    insta::assert_snapshot!(messages(&with_path("{ input: }", "in")), @"");
-    insta::assert_snapshot!(messages(&with_path("{ in-put: 1 }", "in")), @"");
-    insta::assert_snapshot!(messages(&with_path("[a]", "in")), @"");
+    insta::assert_snapshot!(messages(&with_path("{ input: }", "\"${input}\"")), @r"
+    p.yaml:1:11: error[param_required]: the param `input` has no value
+      |
+    1 | params: { input: }
+      |           ^^^^^ declared without a value
+      |
+      = help: give one: --set input=…
+    ");
+    insta::assert_snapshot!(messages(&with_path("{ input: }", "in")), @r#"
+    p.yaml:1:11: warning[unused_param]: nothing uses the param `input`
+      |
+    1 | params: { input: }
+      |           ^^^^^
+      |
+      = help: use it as "${input}", or remove it
+    "#);
+    insta::assert_snapshot!(messages(&with_path("{ in-put: 1 }", "in")), @r#"
+    p.yaml:1:11: error[bad_name]: "in-put" can't be the name of a param
+      |
+    1 | params: { in-put: 1 }
+      |           ^^^^^^
+      |
+      = help: use letters, digits and `_`, and don't begin with a digit
+
+    p.yaml:1:11: warning[unused_param]: nothing uses the param `in-put`
+      |
+    1 | params: { in-put: 1 }
+      |           ^^^^^^
+      |
+      = help: use it as "${in-put}", or remove it
+    "#);
+    insta::assert_snapshot!(messages(&with_path("[a]", "in")), @r"
+    p.yaml:1:9: error[wrong_type]: `params` must be a map, found a list
+      |
+    1 | params: [a]
+      |         ^^^ expected a map
+      |
+      = help: write params: { name: value }
+    ");
 }
 
 #[test]
 fn malformed_references() {
-    insta::assert_snapshot!(messages(&with_path("{ a: 1 }", "\"${a\"")), @"");
-    insta::assert_snapshot!(messages(&with_path("{ a: 1 }", "\"ü ${a} ${a b} ${file:x}\"")), @"");
-    insta::assert_snapshot!(messages(&with_path("{ a: [1] }", "\"x ${a}\"")), @"");
+    insta::assert_snapshot!(messages(&with_path("{ a: 1 }", "\"${a\"")), @r#"
+    p.yaml:1:11: warning[unused_param]: nothing uses the param `a`
+      |
+    1 | params: { a: 1 }
+      |           ^
+      |
+      = help: use it as "${a}", or remove it
+
+    p.yaml:2:48: error[bad_reference]: `${` has no closing `}`
+      |
+    2 | sources: { pairs: { type: image_folder, path: "${a" } }
+      |                                                ^^^
+      |
+      = help: write $${ where ${ is meant as text
+    "#);
+    insta::assert_snapshot!(messages(&with_path("{ a: 1 }", "\"ü ${a} ${a b} ${file:x}\"")), @r#"
+    p.yaml:2:55: error[bad_reference]: "a b" can't be the name of a param: expected letters, digits and `_`, not beginning with a digit
+      |
+    2 | sources: { pairs: { type: image_folder, path: "ü ${a} ${a b} ${file:x}" } }
+      |                                                       ^^^^^^
+      |
+      = help: write $${ where ${ is meant as text
+
+    p.yaml:2:62: error[bad_reference]: `${file:…}` is unknown; there are `${param}` and `${env:NAME}`
+      |
+    2 | sources: { pairs: { type: image_folder, path: "ü ${a} ${a b} ${file:x}" } }
+      |                                                              ^^^^^^^^^
+      |
+      = help: write $${ where ${ is meant as text
+    "#);
+    insta::assert_snapshot!(messages(&with_path("{ a: [1] }", "\"x ${a}\"")), @r#"
+    p.yaml:2:50: error[not_text]: the param `a` is a list, which can't stand inside a text
+      |
+    2 | sources: { pairs: { type: image_folder, path: "x ${a}" } }
+      |                                                  ^^^^
+      |
+      = help: let the reference be the whole value, or give the param text
+    "#);
 }
 
 #[test]
 fn params_that_refer_to_each_other() {
-    insta::assert_snapshot!(messages(&with_path("{ a: \"${b}\", b: \"${c}\", c: \"x ${a}\" }", "\"${a}\"")), @"");
-    insta::assert_snapshot!(messages(&with_path("{ a: \"${a}\" }", "\"${a}\"")), @"");
+    insta::assert_snapshot!(messages(&with_path("{ a: \"${b}\", b: \"${c}\", c: \"x ${a}\" }", "\"${a}\"")), @r#"
+    p.yaml:1:39: error[param_cycle]: the param `a` refers to itself: `a` → `b` → `c` → `a`
+      |
+    1 | params: { a: "${b}", b: "${c}", c: "x ${a}" }
+      |                                       ^^^^
+      |
+      = help: give one of these params a value of its own
+    "#);
+    insta::assert_snapshot!(messages(&with_path("{ a: \"${a}\" }", "\"${a}\"")), @r#"
+    p.yaml:1:15: error[param_cycle]: the param `a` refers to itself: `a` → `a`
+      |
+    1 | params: { a: "${a}" }
+      |               ^^^^
+      |
+      = help: give one of these params a value of its own
+    "#);
 }
 
 #[test]
@@ -126,10 +246,33 @@ fn params_that_grow_without_bound() {
 fn where_a_wrong_value_came_from() {
     let text = pipeline("kept: { type: filter_boxes, min_score: \"${score}\" }")
         .replace("sources", "params: { score: high }\nsources");
-    insta::assert_snapshot!(messages(&text), @"");
-    insta::assert_snapshot!(messages_with(&text, &[("score", "2")]), @"");
+    insta::assert_snapshot!(messages(&text), @r#"
+    p.yaml:4:42: error[wrong_type]: `min_score` of stage `kept` must be a number, found the text "high"
+      |
+    1 | params: { score: high }
+      |                  ---- the value of `score`
+    ...
+    4 |   kept: { type: filter_boxes, min_score: "${score}" }
+      |                                          ^^^^^^^^^^ expected a number
+    "#);
+    insta::assert_snapshot!(messages_with(&text, &[("score", "2")]), @r#"
+    p.yaml:4:42: error[out_of_range]: `min_score` of stage `kept` must be from 0 to 1, found the number 2
+      |
+    4 |   kept: { type: filter_boxes, min_score: "${score}" }
+      |                                          ^^^^^^^^^^ expected from 0 to 1
+      |
+      = note: the value of `score` was given by --set
+    "#);
     let text = text.replace("high", "{ a: 1 }");
-    insta::assert_snapshot!(messages(&text), @"");
+    insta::assert_snapshot!(messages(&text), @r#"
+    p.yaml:4:42: error[wrong_type]: `min_score` of stage `kept` must be a number, found a map
+      |
+    1 | params: { score: { a: 1 } }
+      |                  -------- the value of `score`
+    ...
+    4 |   kept: { type: filter_boxes, min_score: "${score}" }
+      |                                          ^^^^^^^^^^ expected a number
+    "#);
 }
 
 #[test]
@@ -141,18 +284,67 @@ fn secrets_are_named_and_never_shown() {
     assert_eq!(config.api_key.reveal(&env).unwrap(), "hunter2-never-shown");
     let shown = format!("{spec:?} {config:?} {}", serde_json::to_string(&spec).unwrap());
     assert!(!shown.contains("hunter2"));
-    insta::assert_snapshot!(serde_json::to_string(&config.store).unwrap(), @"");
+    insta::assert_snapshot!(serde_json::to_string(&config.store).unwrap(), @r#"{"kind":"bucket","url":"s3","key":"k-${env:BUCKET_KEY}"}"#);
     assert!(matches!(spec.stages[0].config.get("api_key").unwrap().value, Value::Secret(_)));
 }
 
 #[test]
 fn secrets_in_the_wrong_place() {
-    insta::assert_snapshot!(messages(&pipeline("captions: { type: caption, prompt: p, api_key: \"${env:NO_SUCH}\" }")), @"");
-    insta::assert_snapshot!(messages(&pipeline("captions: { type: caption, prompt: p, api_key: plain }")), @"");
-    insta::assert_snapshot!(messages(&with_path("{ a: \"${env:API_KEY}\" }", "\"in/${a}\"")), @"");
-    insta::assert_snapshot!(product::caption("extra: { deep: [\"${env:API_KEY}\"] }"), @"");
-    insta::assert_snapshot!(product::boxes("min_score: \"${env:API_KEY}\", nms: \"${env:API_KEY}\""), @"");
-    insta::assert_snapshot!(messages(&pipeline("a: { type: \"${env:API_KEY}\" }")), @"");
+    insta::assert_snapshot!(messages(&pipeline("captions: { type: caption, prompt: p, api_key: \"${env:NO_SUCH}\" }")), @r#"
+    p.yaml:3:51: error[missing_variable]: the environment variable NO_SUCH is not set
+      |
+    3 |   captions: { type: caption, prompt: p, api_key: "${env:NO_SUCH}" }
+      |                                                   ^^^^^^^^^^^^^^ not set
+      |
+      = help: set it before the run: export NO_SUCH=…
+    "#);
+    insta::assert_snapshot!(messages(&pipeline("captions: { type: caption, prompt: p, api_key: plain }")), @r#"
+    p.yaml:3:50: error[plain_secret]: `api_key` of stage `captions` must be a secret from the environment
+      |
+    3 |   captions: { type: caption, prompt: p, api_key: plain }
+      |                                                  ^^^^^ expected ${env:NAME}
+      |
+      = help: put the secret into an environment variable and write "${env:NAME}"
+    "#);
+    insta::assert_snapshot!(messages(&with_path("{ a: \"${env:API_KEY}\" }", "\"in/${a}\"")), @r#"
+    p.yaml:2:47: error[secret_not_allowed]: `path` of source `pairs` can't be a secret, found the secret "in/${env:API_KEY}"
+      |
+    2 | sources: { pairs: { type: image_folder, path: "in/${a}" } }
+      |                                               ^^^^^^^^^ ${env:…} is for secrets
+      |
+      = help: use a param: declare it in `params`, and give it with --set
+    "#);
+    insta::assert_snapshot!(product::caption("extra: { deep: [\"${env:API_KEY}\"] }"), @r#"
+    p.yaml:3:84: error[secret_not_allowed]: `extra.deep` of stage `captions` can't be a secret, found the secret "${env:API_KEY}"
+      |
+    3 |   captions: { type: caption, prompt: p, api_key: "${env:API_KEY}", extra: { deep: ["${env:API_KEY}"] } }
+      |                                                                                    ^^^^^^^^^^^^^^^^ ${env:…} is for secrets
+      |
+      = help: use a param: declare it in `params`, and give it with --set
+    "#);
+    insta::assert_snapshot!(product::boxes("min_score: \"${env:API_KEY}\", nms: \"${env:API_KEY}\""), @r#"
+    p.yaml:3:42: error[secret_not_allowed]: `min_score` of stage `kept` can't be a secret, found the secret "${env:API_KEY}"
+      |
+    3 |   kept: { type: filter_boxes, min_score: "${env:API_KEY}", nms: "${env:API_KEY}" }
+      |                                          ^^^^^^^^^^^^^^^^ ${env:…} is for secrets
+      |
+      = help: use a param: declare it in `params`, and give it with --set
+
+    p.yaml:3:65: error[secret_not_allowed]: `nms` of stage `kept` can't be a secret, found the secret "${env:API_KEY}"
+      |
+    3 |   kept: { type: filter_boxes, min_score: "${env:API_KEY}", nms: "${env:API_KEY}" }
+      |                                                                 ^^^^^^^^^^^^^^^^ ${env:…} is for secrets
+      |
+      = help: use a param: declare it in `params`, and give it with --set
+    "#);
+    insta::assert_snapshot!(messages(&pipeline("a: { type: \"${env:API_KEY}\" }")), @r#"
+    p.yaml:3:14: error[wrong_type]: the `type` of stage `a` must be a name, found the secret "${env:API_KEY}"
+      |
+    3 |   a: { type: "${env:API_KEY}" }
+      |              ^^^^^^^^^^^^^^^^ expected a name
+      |
+      = help: `groundloom stages` lists the types
+    "#);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Captions of a window, parsed.
 
+use std::sync::OnceLock;
+
 use groundloom_syntax::{Doc, Pipeline, SyntaxError};
 
 use crate::{
@@ -16,6 +18,16 @@ pub(crate) fn window_of(max_chars: u32) -> usize {
     (WINDOW_CHARS / usize::try_from(max_chars).unwrap_or(usize::MAX).max(1)).clamp(1, 1024)
 }
 
+/// The embedded parser. One for the process: its caches get warm with every caption that any task parses.
+pub(crate) fn embedded_parser() -> Result<Pipeline, StageError> {
+    static PARSER: OnceLock<Pipeline> = OnceLock::new();
+    if let Some(parser) = PARSER.get() {
+        return Ok(parser.clone());
+    }
+    let parser = Pipeline::embedded().map_err(|e| StageError::Syntax(e.to_string()))?;
+    Ok(PARSER.get_or_init(|| parser).clone())
+}
+
 /// The parser with the column and the limit of a stage.
 #[derive(Debug)]
 pub(crate) struct Captions {
@@ -24,11 +36,10 @@ pub(crate) struct Captions {
 }
 
 impl Captions {
-    /// Loads the embedded model.
+    /// The embedded parser, limited.
     pub(crate) fn open(column: &str, max_chars: u32) -> Result<Self, StageError> {
-        let pipeline = Pipeline::embedded().map_err(|e| StageError::Syntax(e.to_string()))?;
         let limit = usize::try_from(max_chars).unwrap_or(usize::MAX);
-        Ok(Self { column: column.to_owned(), pipeline: pipeline.with_max_chars(limit) })
+        Ok(Self { column: column.to_owned(), pipeline: embedded_parser()?.with_max_chars(limit) })
     }
 
     /// Parses the first `rows` captions; one answer a row.
@@ -37,7 +48,10 @@ impl Captions {
         let given: Vec<&str> = captions.iter().copied().flatten().collect();
         let mut docs = self.pipeline.parse_batch(&given).into_iter();
         let missing = || Fault::missing(&self.column, "give each row a caption, or an empty text");
-        captions.iter().map(|caption| caption.and_then(|_| docs.next()).ok_or_else(missing)?.map_err(|e| self.fault(&e))).collect()
+        captions
+            .iter()
+            .map(|caption| caption.and_then(|_| docs.next()).ok_or_else(missing)?.map_err(|e| self.fault(&e)))
+            .collect()
     }
 
     fn fault(&self, error: &SyntaxError) -> Fault {
@@ -45,7 +59,9 @@ impl Captions {
         match error {
             SyntaxError::TextTooLong { found, limit } => Fault {
                 code: codes::TEXT_TOO_LONG,
-                message: format!("column `{column}`: expected at most {limit} characters, found {found}; shorten the text or raise `max_chars`"),
+                message: format!(
+                    "column `{column}`: expected at most {limit} characters, found {found}; shorten the text or raise `max_chars`"
+                ),
             },
             other => Fault::invalid(column, other),
         }

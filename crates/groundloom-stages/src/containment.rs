@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn most_boxes_prefers_boxes_then_length() {
-        let cases: &[(&[(Range<usize>, u64)], &[usize])] = &[
+        type Case<'a> = (&'a [(Range<usize>, u64)], &'a [usize]);
+        let cases: &[Case<'_>] = &[
             (&[], &[]),
             (&[(0..5, 1), (0..20, 1)], &[1]),
             (&[(0..5, 1), (9..12, 1), (0..20, 2)], &[2]),

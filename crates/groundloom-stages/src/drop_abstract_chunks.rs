@@ -168,7 +168,9 @@ mod tests {
     }
 
     fn texts(column: &ArrayRef) -> Vec<Vec<String>> {
-        let texts = |row: &serde_json::Value| row.as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap().to_owned()).collect();
+        let texts = |row: &serde_json::Value| {
+            row.as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap().to_owned()).collect()
+        };
         fixtures::json(column).iter().map(texts).collect()
     }
 
@@ -193,17 +195,26 @@ mod tests {
     #[test]
     fn a_row_without_chunks_fails_alone() {
         let bad = json!([{ "start": 3, "end": 1, "text": "x", "root": "x", "lemma": "x", "subtree_start": 0, "subtree_end": 3, "has_conjunct": false, "has_children": false }]);
-        let rows = fixtures::rows([("chunks", fixtures::column(columns::chunks_type(), [json!(null), fixtures::dog_chunks(), bad]))]);
+        let rows = fixtures::rows([(
+            "chunks",
+            fixtures::column(columns::chunks_type(), [json!(null), fixtures::dog_chunks(), bad]),
+        )]);
         let outcome = fixtures::run(&stage(json!({})), &rows);
         let failures = fixtures::failures(&outcome);
-        assert_eq!(failures.iter().map(|f| (f.0, f.1)).collect::<Vec<_>>(), [(0, codes::MISSING_VALUE), (2, codes::INVALID_VALUE)]);
+        assert_eq!(
+            failures.iter().map(|f| (f.0, f.1)).collect::<Vec<_>>(),
+            [(0, codes::MISSING_VALUE), (2, codes::INVALID_VALUE)]
+        );
         assert!(failures[1].2.contains("entry 0"), "{}", failures[1].2);
         assert_eq!(outcome.counts["chunks"], 3);
     }
 
     #[test]
     fn columns_that_point_into_the_chunks_are_refused() {
-        let schema = Schema::new(vec![columns::column("chunks", columns::chunks_type()), columns::column("dino", columns::boxes_type())]);
+        let schema = Schema::new(vec![
+            columns::column("chunks", columns::chunks_type()),
+            columns::column("dino", columns::boxes_type()),
+        ]);
         let error = stage(json!({})).outputs(&schema).unwrap_err();
         assert_eq!(error.column, "dino");
         assert!(error.message.contains("put drop_abstract_chunks before"), "{error}");

@@ -8,7 +8,9 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use async_trait::async_trait;
-use groundloom_data::{BoxesView, CharIndex, CharSpan, Chunk, ChunksView, ColumnTypeError, Expression, ExpressionsBuilder, columns};
+use groundloom_data::{
+    BoxesView, CharIndex, CharSpan, Chunk, ChunksView, ColumnTypeError, Expression, ExpressionsBuilder, columns,
+};
 use groundloom_models::ModelPool;
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -119,7 +121,9 @@ pub fn expand<'a>(
                 trim_edges(characters, widened, words_of(chunk, widened, chunks))
             }
         };
-        let text = caption.slice(span).ok_or_else(|| format!("entry {at}: span {}..{} is not in the caption", span.start, span.end))?;
+        let text = caption
+            .slice(span)
+            .ok_or_else(|| format!("entry {at}: span {}..{} is not in the caption", span.start, span.end))?;
         expressions.push(Expression { span, text, chunk: at });
     }
     Ok(expressions)
@@ -143,7 +147,8 @@ impl Stage for ExpandExpressions {
                 return Ok(());
             }
             Err(ColumnTypeError {
-                expected: "boxes tied to chunks by a field `chunk` (put filter_boxes before, which ties them)".to_owned(),
+                expected: "boxes tied to chunks by a field `chunk` (put filter_boxes before, which ties them)"
+                    .to_owned(),
                 found: data_type.to_string(),
             })
         })?;
@@ -181,7 +186,11 @@ impl Expanding {
     fn row<'a>(&self, columns: &'a Columns, row: usize) -> Result<(Vec<Expression<'a>>, usize, usize), Fault> {
         let ExpandExpressions { text, chunks, boxes, edges, .. } = &self.config;
         let caption = columns.texts.get(row).ok_or_else(|| Fault::missing(text, "give each image a caption"))?;
-        let given = columns.chunks.row(row).map_err(|e| Fault::invalid(chunks, e))?.ok_or_else(|| Fault::missing(chunks, "run noun_chunks before"))?;
+        let given = columns
+            .chunks
+            .row(row)
+            .map_err(|e| Fault::invalid(chunks, e))?
+            .ok_or_else(|| Fault::missing(chunks, "run noun_chunks before"))?;
         let grounded = columns.boxes.row(row).map_err(|e| Fault::invalid(boxes, e))?;
         let grounded = grounded.ok_or_else(|| Fault::missing(boxes, "write an empty list where there is no box"))?;
         let mut with_box = Vec::with_capacity(grounded.len());
@@ -191,21 +200,31 @@ impl Expanding {
                 Some(chunk) => {
                     return Err(Fault::invalid(
                         boxes,
-                        format!("entry {entry}: expected `chunk` to be an index into the row's {} chunks, found {chunk}", given.len()),
+                        format!(
+                            "entry {entry}: expected `chunk` to be an index into the row's {} chunks, found {chunk}",
+                            given.len()
+                        ),
                     ));
                 }
                 None => {
-                    return Err(Fault::invalid(boxes, format!("entry {entry}: expected a `chunk`, found null; put filter_boxes before, which ties boxes to chunks")));
+                    return Err(Fault::invalid(
+                        boxes,
+                        format!(
+                            "entry {entry}: expected a `chunk`, found null; put filter_boxes before, which ties boxes to chunks"
+                        ),
+                    ));
                 }
             }
         }
         with_box.sort_unstable();
         with_box.dedup();
-        let expressions = expand(&CharIndex::new(caption), &given, with_box, *edges).map_err(|e| Fault::invalid(chunks, e))?;
+        let expressions =
+            expand(&CharIndex::new(caption), &given, with_box, *edges).map_err(|e| Fault::invalid(chunks, e))?;
         let bytes: usize = expressions.iter().map(|e| e.text.len()).sum();
         if bytes > MAX_EXPRESSION_BYTES {
-            let message =
-                format!("column `{text}`: expected expressions of at most {MAX_EXPRESSION_BYTES} bytes together, found {bytes}; shorten the caption");
+            let message = format!(
+                "column `{text}`: expected expressions of at most {MAX_EXPRESSION_BYTES} bytes together, found {bytes}; shorten the caption"
+            );
             return Err(Fault { code: codes::TEXT_TOO_LONG, message });
         }
         let wider = expressions.iter().filter(|e| e.span.len() > given[e.chunk].span.len()).count();
@@ -277,9 +296,16 @@ mod tests {
     #[test]
     fn chunks_widen_to_their_subtree() {
         let caption = "a dog in a field of flowers";
-        let chunks = [chunk(caption, "a dog", caption), chunk(caption, "a field", "a field of flowers"), chunk(caption, "flowers", "flowers")];
+        let chunks = [
+            chunk(caption, "a dog", caption),
+            chunk(caption, "a field", "a field of flowers"),
+            chunk(caption, "flowers", "flowers"),
+        ];
         for edges in [Edges::Trimmed, Edges::Raw] {
-            assert_eq!(expanded(caption, &chunks, edges), ["a dog in a field of flowers", "a field of flowers", "flowers"]);
+            assert_eq!(
+                expanded(caption, &chunks, edges),
+                ["a dog in a field of flowers", "a field of flowers", "flowers"]
+            );
         }
         let index = CharIndex::new(caption);
         let only_field = expand(&index, &chunks, [1], Edges::Trimmed).unwrap();
@@ -301,7 +327,12 @@ mod tests {
         // (caption, chunk, subtree, raw = the subtree, trimmed)
         let cases = [
             ("A dog in a field of flowers.", "A dog", "A dog in a field of flowers.", "A dog in a field of flowers"),
-            ("A woman (left) with a red hat sits.", "A woman", "A woman (left) with a red hat", "A woman (left) with a red hat"),
+            (
+                "A woman (left) with a red hat sits.",
+                "A woman",
+                "A woman (left) with a red hat",
+                "A woman (left) with a red hat",
+            ),
             ("Look: (a woman with a red hat) sits.", "a woman", "(a woman with a red hat)", "a woman with a red hat"),
             ("\"A dog in snow\" by Ann", "\"A dog", "\"A dog in snow\" by Ann", "\"A dog in snow\" by Ann"),
             ("Photo: \"A dog in snow", "\"A dog", "\"A dog in snow", "A dog in snow"),
@@ -342,7 +373,10 @@ mod tests {
     #[test]
     fn only_chunks_with_a_box_give_an_expression() {
         let caption = "a dog in a field of flowers";
-        let outcome = fixtures::run(&stage(), &rows(Some(caption), fixtures::dog_chunks(), json!([boxed(json!(1)), boxed(json!(0)), boxed(json!(1))])));
+        let outcome = fixtures::run(
+            &stage(),
+            &rows(Some(caption), fixtures::dog_chunks(), json!([boxed(json!(1)), boxed(json!(0)), boxed(json!(1))])),
+        );
         assert_eq!(
             fixtures::json(&outcome.columns[0]),
             [json!([
@@ -360,9 +394,27 @@ mod tests {
         let dog = fixtures::dog_chunks;
         let cases = [
             (None, dog(), json!([]), codes::MISSING_VALUE, "column `caption`, found null"),
-            (Some("a dog"), dog(), json!([]), codes::INVALID_VALUE, "inside the caption of 5 characters, found 0..5 inside 0..27"),
-            (Some("a dog in a field of flowers"), dog(), json!([boxed(json!(7))]), codes::INVALID_VALUE, "index into the row's 3 chunks, found 7"),
-            (Some("a dog in a field of flowers"), dog(), json!([boxed(json!(null))]), codes::INVALID_VALUE, "put filter_boxes before"),
+            (
+                Some("a dog"),
+                dog(),
+                json!([]),
+                codes::INVALID_VALUE,
+                "inside the caption of 5 characters, found 0..5 inside 0..27",
+            ),
+            (
+                Some("a dog in a field of flowers"),
+                dog(),
+                json!([boxed(json!(7))]),
+                codes::INVALID_VALUE,
+                "index into the row's 3 chunks, found 7",
+            ),
+            (
+                Some("a dog in a field of flowers"),
+                dog(),
+                json!([boxed(json!(null))]),
+                codes::INVALID_VALUE,
+                "put filter_boxes before",
+            ),
             (Some("a dog"), json!(null), json!([]), codes::MISSING_VALUE, "run noun_chunks before"),
             (Some("a dog"), json!([]), json!(null), codes::MISSING_VALUE, "column `boxes`, found null"),
         ];
@@ -377,7 +429,8 @@ mod tests {
     #[test]
     fn boxes_that_name_phrases_are_refused_before_any_work() {
         use arrow::datatypes::{DataType, Field};
-        let fields = [("phrase", DataType::Utf8)].into_iter().chain(["x1", "y1", "x2", "y2"].map(|n| (n, DataType::Float32)));
+        let fields =
+            [("phrase", DataType::Utf8)].into_iter().chain(["x1", "y1", "x2", "y2"].map(|n| (n, DataType::Float32)));
         let fields = fields.map(|(name, data_type)| Field::new(name, data_type, true)).collect();
         let schema = Schema::new(vec![
             columns::column("caption", DataType::Utf8),
@@ -407,8 +460,9 @@ mod tests {
                 let chunk = chunks[e.chunk];
                 prop_assert_eq!(index.slice(e.span), Some(e.text));
                 prop_assert!(chunk.subtree.contains(&e.span));
-                prop_assert!(!raw && !chunk.has_conjunct || e.span == if chunk.has_conjunct && raw { chunk.span } else { e.span });
                 prop_assert!(!chunk.has_conjunct || chunk.span.contains(&e.span));
+                let edges_of = if chunk.has_conjunct { chunk.span } else { chunk.subtree };
+                prop_assert!(!raw || e.span == edges_of);
             }
         }
 

@@ -120,7 +120,11 @@ fn opens(inside: &[char], opening: char, closing: char) -> bool {
 /// How often the straight quotation mark `wanted` quotes; between two letters or digits it is an apostrophe.
 fn quotes(inside: &[char], wanted: char) -> usize {
     let letter = |at: Option<usize>| at.and_then(|at| inside.get(at)).is_some_and(|c| c.is_alphanumeric());
-    inside.iter().enumerate().filter(|&(at, &c)| c == wanted && !(letter(at.checked_sub(1)) && letter(Some(at + 1)))).count()
+    inside
+        .iter()
+        .enumerate()
+        .filter(|&(at, &c)| c == wanted && !(letter(at.checked_sub(1)) && letter(Some(at + 1))))
+        .count()
 }
 
 /// What a character does at the end of a phrase.
@@ -169,7 +173,9 @@ fn mark(c: char) -> Mark {
         '¡' | '¿' | '‽' | '،' | '؛' | '؟' | '۔' | '\u{05BE}' | '\u{05C3}' | '।' | '॥' => Mark::Separator,
         '、' | '。' | '，' | '．' | '！' | '？' | '；' | '：' => Mark::Separator,
         // Zero-width space, directional marks and isolates, the byte order mark. Not the joiners U+200C and U+200D: emoji and Persian words need them.
-        '\u{200B}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}' => Mark::Space,
+        '\u{200B}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}' => {
+            Mark::Space
+        }
         c if c.is_whitespace() || c.is_control() => Mark::Space,
         _ => Mark::None,
     }

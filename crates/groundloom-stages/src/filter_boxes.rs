@@ -110,12 +110,16 @@ impl FilterBoxes {
     /// A sentence for a box whose `chunk` is no index into `chunks`, or for too many boxes.
     pub fn keep<'a>(&self, boxes: Vec<GroundedBox<'a>>, chunks: &[Chunk<'_>]) -> Result<Kept<'a>, String> {
         if boxes.len() > MAX_BOXES_PER_ROW {
-            return Err(format!("expected at most {MAX_BOXES_PER_ROW} boxes in a row, found {}; lower the detector's output", boxes.len()));
+            return Err(format!(
+                "expected at most {MAX_BOXES_PER_ROW} boxes in a row, found {}; lower the detector's output",
+                boxes.len()
+            ));
         }
         let (mut kept, mut candidates) = (Kept::default(), Vec::with_capacity(boxes.len()));
         let phrases = Phrases::new(chunks);
         for (entry, mut candidate) in boxes.into_iter().enumerate() {
-            let Some(chunk) = phrases.chunk_of(&candidate).map_err(|message| format!("entry {entry}: {message}"))? else {
+            let Some(chunk) = phrases.chunk_of(&candidate).map_err(|message| format!("entry {entry}: {message}"))?
+            else {
                 kept.without_chunk += 1;
                 continue;
             };
@@ -215,8 +219,10 @@ impl Filtering {
 impl RowWise for Filtering {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let FilterBoxes { boxes: boxes_column, chunks: chunks_column, .. } = &self.config;
-        let boxes = BoxesView::try_new(inputs::column(rows, boxes_column)?).map_err(inputs::type_changed(boxes_column))?;
-        let chunks = ChunksView::try_new(inputs::column(rows, chunks_column)?).map_err(inputs::type_changed(chunks_column))?;
+        let boxes =
+            BoxesView::try_new(inputs::column(rows, boxes_column)?).map_err(inputs::type_changed(boxes_column))?;
+        let chunks =
+            ChunksView::try_new(inputs::column(rows, chunks_column)?).map_err(inputs::type_changed(chunks_column))?;
         let (mut window, mut output) = (Window::default(), BoxesBuilder::new());
         for row in 0..rows.num_rows() {
             match self.row(&boxes, &chunks, row) {
@@ -270,7 +276,11 @@ mod tests {
 
     fn chunks_and_scores(outcome: &Outcome) -> Vec<(u64, f64)> {
         let row = fixtures::json(&outcome.columns[0]).remove(0);
-        row.as_array().unwrap().iter().map(|b| (b["chunk"].as_u64().unwrap(), (b["score"].as_f64().unwrap() * 100.0).round() / 100.0)).collect()
+        row.as_array()
+            .unwrap()
+            .iter()
+            .map(|b| (b["chunk"].as_u64().unwrap(), (b["score"].as_f64().unwrap() * 100.0).round() / 100.0))
+            .collect()
     }
 
     /// A config, the (chunk, score) pairs that stay, and the counts.
@@ -286,9 +296,21 @@ mod tests {
             boxed(2, 0.99, 0.9, 0.9, 0.9, 1.0),
         ]);
         let cases: &[Case<'_>] = &[
-            (json!({}), &[(1, 0.9), (2, 0.65)], &[("below_min_score", 1), ("boxes", 2), ("empty_box", 1), ("overlaps_better_box", 1)]),
-            (json!({"nms_iou": 1}), &[(1, 0.9), (0, 0.7), (2, 0.65)], &[("below_min_score", 1), ("boxes", 3), ("empty_box", 1)]),
-            (json!({"min_score": 0}), &[(1, 0.9), (2, 0.65), (1, 0.64)], &[("boxes", 3), ("empty_box", 1), ("overlaps_better_box", 1)]),
+            (
+                json!({}),
+                &[(1, 0.9), (2, 0.65)],
+                &[("below_min_score", 1), ("boxes", 2), ("empty_box", 1), ("overlaps_better_box", 1)],
+            ),
+            (
+                json!({"nms_iou": 1}),
+                &[(1, 0.9), (0, 0.7), (2, 0.65)],
+                &[("below_min_score", 1), ("boxes", 3), ("empty_box", 1)],
+            ),
+            (
+                json!({"min_score": 0}),
+                &[(1, 0.9), (2, 0.65), (1, 0.64)],
+                &[("boxes", 3), ("empty_box", 1), ("overlaps_better_box", 1)],
+            ),
             (
                 json!({"min_score": 0.0, "min_area": 0.1}),
                 &[(1, 0.9), (1, 0.64)],
@@ -297,7 +319,13 @@ mod tests {
             (
                 json!({"max_boxes": 1}),
                 &[(1, 0.9)],
-                &[("below_min_score", 1), ("boxes", 1), ("empty_box", 1), ("over_max_boxes", 1), ("overlaps_better_box", 1)],
+                &[
+                    ("below_min_score", 1),
+                    ("boxes", 1),
+                    ("empty_box", 1),
+                    ("over_max_boxes", 1),
+                    ("overlaps_better_box", 1),
+                ],
             ),
         ];
         for (config, expected, counts) in cases {
@@ -345,15 +373,22 @@ mod tests {
         let outcome = fixtures::run(&stage(json!({"boxes": "found"})), &rows);
         assert_eq!(chunks_and_scores(&outcome), [(1, 1.0), (0, 1.0), (2, 1.0)], "without scores all are certain");
         assert_eq!(fixtures::counts(&outcome), [("box_without_chunk", 2), ("boxes", 3)]);
-        let labels: Vec<Value> = fixtures::json(&outcome.columns[0])[0].as_array().unwrap().iter().map(|b| b["label"].clone()).collect();
+        let labels: Vec<Value> =
+            fixtures::json(&outcome.columns[0])[0].as_array().unwrap().iter().map(|b| b["label"].clone()).collect();
         assert_eq!(labels, [" A Field ", "whatever", "flowers"]);
     }
 
     #[test]
     fn what_is_no_box_sends_its_row_to_quarantine() {
         let cases = [
-            (json!([boxed(3, 0.9, 0.0, 0.0, 1.0, 1.0)]), "entry 0: expected `chunk` to be an index into the row's 3 chunks, found 3"),
-            (json!([boxed(0, 0.9, 0.0, 0.0, 0.5, 0.5), boxed(0, 0.9, 0.0, 0.0, 320.0, 1.0)]), "entry 1: expected box coordinates in [0, 1]"),
+            (
+                json!([boxed(3, 0.9, 0.0, 0.0, 1.0, 1.0)]),
+                "entry 0: expected `chunk` to be an index into the row's 3 chunks, found 3",
+            ),
+            (
+                json!([boxed(0, 0.9, 0.0, 0.0, 0.5, 0.5), boxed(0, 0.9, 0.0, 0.0, 320.0, 1.0)]),
+                "entry 1: expected box coordinates in [0, 1]",
+            ),
             (json!([boxed(0, 0.9, 0.6, 0.0, 0.5, 1.0)]), "x1 = 0.6 and x2 = 0.5"),
             (json!([boxed(0, 1.9, 0.0, 0.0, 0.5, 1.0)]), "score in [0, 1], found 1.9"),
             (json!([{"chunk": -1, "score": 0.5, "x1": 0, "y1": 0, "x2": 1, "y2": 1}]), "`chunk`, found -1"),
@@ -364,20 +399,32 @@ mod tests {
             let failures = fixtures::failures(&outcome);
             assert_eq!(failures.len(), 1, "{message}");
             assert_eq!(failures[0].1, codes::INVALID_VALUE);
-            assert!(failures[0].2.starts_with("column `boxes`, ") && failures[0].2.contains(message), "{}", failures[0].2);
+            assert!(
+                failures[0].2.starts_with("column `boxes`, ") && failures[0].2.contains(message),
+                "{}",
+                failures[0].2
+            );
         }
         let outcome = run(json!({}), json!(null));
         assert_eq!(outcome.failures[0].code, codes::MISSING_VALUE);
         let rect = Box2d::new(0.0, 0.0, 1.0, 1.0).unwrap();
         let one = GroundedBox { chunk: Some(0), span: None, phrase: None, label: None, score: 1.0, rect };
-        assert!(stage(json!({})).keep(vec![one; MAX_BOXES_PER_ROW + 1], &[]).unwrap_err().contains("at most 10000 boxes"));
+        assert!(
+            stage(json!({})).keep(vec![one; MAX_BOXES_PER_ROW + 1], &[]).unwrap_err().contains("at most 10000 boxes")
+        );
     }
 
     #[test]
     fn missing_columns_are_found_before_any_work() {
-        let schema = Schema::new(vec![columns::column("chunks", columns::chunks_type()), columns::column("text", DataType::Utf8)]);
+        let schema = Schema::new(vec![
+            columns::column("chunks", columns::chunks_type()),
+            columns::column("text", DataType::Utf8),
+        ]);
         let error = stage(json!({})).outputs(&schema).unwrap_err();
-        assert_eq!((error.key, error.message.as_str()), ("boxes", "there is no column `boxes` here, only `chunks`, `text`"));
+        assert_eq!(
+            (error.key, error.message.as_str()),
+            ("boxes", "there is no column `boxes` here, only `chunks`, `text`")
+        );
         let error = stage(json!({"boxes": "text"})).outputs(&schema).unwrap_err();
         assert!(error.message.starts_with("column `text`: expected boxes: list<struct<"), "{}", error.message);
     }

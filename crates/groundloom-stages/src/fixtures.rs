@@ -20,7 +20,8 @@ pub(crate) fn rows<const N: usize>(columns: [(&str, ArrayRef); N]) -> RecordBatc
     let len = columns[0].1.len();
     let ids: ArrayRef = Arc::new((0..len).map(|n| Some(format!("{n:032x}"))).collect::<StringArray>());
     let all: Vec<(&str, ArrayRef)> = std::iter::once((columns::ROW_ID, ids)).chain(columns).collect();
-    let fields: Vec<Field> = all.iter().map(|(name, column)| Field::new(*name, column.data_type().clone(), true)).collect();
+    let fields: Vec<Field> =
+        all.iter().map(|(name, column)| Field::new(*name, column.data_type().clone(), true)).collect();
     RecordBatch::try_new(Arc::new(Schema::new(fields)), all.into_iter().map(|(_, column)| column).collect()).unwrap()
 }
 
@@ -87,7 +88,8 @@ pub(crate) fn apply(stage: &dyn Stage, rows: &RecordBatch) -> RecordBatch {
             None => all.push((field.name().clone(), column)),
         }
     }
-    RecordBatch::try_from_iter_with_nullable(all.iter().map(|(name, column)| (name.as_str(), Arc::clone(column), true))).unwrap()
+    RecordBatch::try_from_iter_with_nullable(all.iter().map(|(name, column)| (name.as_str(), Arc::clone(column), true)))
+        .unwrap()
 }
 
 /// The failures as (row, code, message).

@@ -16,7 +16,10 @@ fn stage(name: &str, config: Value) -> std::sync::Arc<dyn Stage> {
 
 fn grit(caption: &str, boxes: Value, form: &str) -> RecordBatch {
     let boxes_type = columns::boxes_type();
-    let mut rows = fixtures::rows([("caption", fixtures::texts([Some(caption)])), ("boxes", fixtures::column(phrase_boxes(&boxes_type), [boxes]))]);
+    let mut rows = fixtures::rows([
+        ("caption", fixtures::texts([Some(caption)])),
+        ("boxes", fixtures::column(phrase_boxes(&boxes_type), [boxes])),
+    ]);
     for (name, config) in [
         ("noun_chunks", json!({})),
         ("drop_abstract_chunks", json!({})),
@@ -35,7 +38,9 @@ fn phrase_boxes(boxes: &arrow::datatypes::DataType) -> arrow::datatypes::DataTyp
     let DataType::List(item) = boxes else { panic!("boxes are a list") };
     let DataType::Struct(fields) = item.data_type() else { panic!("of structs") };
     let phrase = Field::new("phrase", DataType::Utf8, true);
-    let fields = std::iter::once(phrase).chain(fields.iter().filter(|f| f.name() != "chunk").map(|f| f.as_ref().clone())).collect();
+    let fields = std::iter::once(phrase)
+        .chain(fields.iter().filter(|f| f.name() != "chunk").map(|f| f.as_ref().clone()))
+        .collect();
     DataType::List(std::sync::Arc::new(Field::new("item", DataType::Struct(fields), true)))
 }
 
@@ -58,7 +63,10 @@ fn a_dog_in_a_field_of_flowers() {
     assert_eq!(texts(&rows, "chunks"), ["a dog", "a field", "flowers"]);
     assert_eq!(texts(&rows, "expressions"), ["a dog in a field of flowers"]);
     let boxes = fixtures::json(rows.column_by_name("boxes").unwrap());
-    assert_eq!(boxes[0].as_array().unwrap().iter().map(|b| b["chunk"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(
+        boxes[0].as_array().unwrap().iter().map(|b| b["chunk"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
 
     let rows = grit("a dog in a field of flowers", dog_boxes(), "release");
     assert_eq!(texts(&rows, "expressions"), ["a dog in a field of flowers", "a field of flowers", "flowers"]);
@@ -71,5 +79,45 @@ fn abstract_chunks_and_pairs_without_a_box_end_empty() {
     let rows = grit("the love of my life", json!([]), "loader");
     assert_eq!((texts(&rows, "chunks"), texts(&rows, "expressions")), (vec![], vec![]));
     let rows = grit("A dog in a field of flowers.", dog_boxes(), "loader");
-    assert_eq!(texts(&rows, "expressions"), ["A dog in a field of flowers"], "matched whatever the case, without the full stop");
+    assert_eq!(
+        texts(&rows, "expressions"),
+        ["A dog in a field of flowers"],
+        "matched whatever the case, without the full stop"
+    );
+}
+
+/// A box on every chunk of the caption; what the expressions of the first and of all chunks are. The parses are spaCy's.
+#[test]
+fn expressions_of_real_parses() {
+    let cases: &[(&str, &[&str])] = &[
+        (
+            "A group of people (some with umbrellas) standing in the rain.",
+            &[
+                "A group of people (some with umbrellas) standing in the rain",
+                "people",
+                "some with umbrellas",
+                "umbrellas",
+                "the rain",
+            ],
+        ),
+        ("\"A dog in snow\" by Ann Lee", &["\"A dog in snow\" by Ann Lee", "snow", "Ann Lee"]),
+        (
+            "Photo of a man - with a hat - on a horse.",
+            &["Photo of a man - with a hat - on a horse", "a man", "a hat", "a horse"],
+        ),
+        ("The Eiffel Tower (Paris), at night!", &["The Eiffel Tower (Paris), at night", "Paris", "night"]),
+        ("A sign that says \"stop\".", &["A sign that says \"stop\"", "that"]),
+        ("a view of Washington D.C.", &["a view of Washington D.C.", "Washington D.C."]),
+        ("'90s cars in a row.", &["'90s cars in a row", "a row"]),
+        ("A cat (left) and a dog (right) on a red sofa.", &["A cat", "a dog", "a red sofa"]),
+    ];
+    for (caption, expected) in cases {
+        let boxes = (0..expected.len()).map(|n| json!({"chunk": n, "score": 0.9, "x1": 0.1 * n as f64, "y1": 0.0, "x2": 0.1 * n as f64 + 0.1, "y2": 1.0}));
+        let boxes = fixtures::column(columns::boxes_type(), [boxes.collect::<Value>()]);
+        let mut rows = fixtures::rows([("caption", fixtures::texts([Some(caption)])), ("boxes", boxes)]);
+        for name in ["noun_chunks", "filter_boxes", "expand_expressions"] {
+            rows = fixtures::apply(&*stage(name, json!({})), &rows);
+        }
+        assert_eq!(texts(&rows, "expressions"), *expected, "{caption}");
+    }
 }

@@ -8,8 +8,12 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use async_trait::async_trait;
-use groundloom_data::{BoxesBuilder, Chunk, ChunksView, DecodeLimits, GroundedBox, MediaError, MediaView, columns, media::decode_rgb};
-use groundloom_models::{DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelPool, PooledModel, Vocabulary, Work, resolve};
+use groundloom_data::{
+    BoxesBuilder, Chunk, ChunksView, DecodeLimits, GroundedBox, MediaError, MediaView, columns, media::decode_rgb,
+};
+use groundloom_models::{
+    DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelPool, PooledModel, Vocabulary, Work, resolve,
+};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,7 +39,8 @@ pub struct Ground {
     /// Column with the noun chunks, as `noun_chunks` writes it.
     #[serde(default = "default_phrases")]
     pub phrases: String,
-    /// The detector: the embedded `ssd-mobilenet-v2-oidv4` (23 classes of Open Images), or the path of a model folder in Hugging Face layout.
+    /// The detector: the embedded `ssd-mobilenet-v2-oidv4` (23 classes of Open Images), or the path of a model
+    /// folder in Hugging Face layout whose architecture is supported.
     #[serde(default = "default_model")]
     #[schemars(length(min = 1))]
     pub model: String,
@@ -89,7 +94,8 @@ fn default_max_pixels() -> u64 {
 impl Config for Ground {
     const NAME: &'static str = "ground";
     const SUMMARY: &'static str = "Find boxes for the noun chunks of a caption in its image";
-    const EXAMPLE: &'static str = "grounded: { type: ground, image: image, phrases: chunks, model: ssd-mobilenet-v2-oidv4 }";
+    const EXAMPLE: &'static str =
+        "grounded: { type: ground, image: image, phrases: chunks, model: ssd-mobilenet-v2-oidv4 }";
 }
 
 /// The boxes of one row, and what became of its phrases.
@@ -104,7 +110,11 @@ pub struct Grounding<'a> {
 }
 
 /// Gives each chunk the detections of the class that it names; `detections` come best first.
-pub fn ground_by_class<'a>(chunks: &[Chunk<'_>], detections: &'a [Detection], vocabulary: &Vocabulary) -> Grounding<'a> {
+pub fn ground_by_class<'a>(
+    chunks: &[Chunk<'_>],
+    detections: &'a [Detection],
+    vocabulary: &Vocabulary,
+) -> Grounding<'a> {
     let mut grounding = Grounding::default();
     for (at, chunk) in chunks.iter().enumerate() {
         let Some(class) = vocabulary.lookup(&chunk.text.to_lowercase(), chunk.lemma) else {
@@ -148,7 +158,10 @@ impl Stage for Ground {
     }
 
     fn notes(&self) -> Vec<String> {
-        vec![format!("Boxes come from the detector {}; GrIT's authors used GLIP, which takes any phrase and not only the names of fixed classes.", self.model)]
+        vec![format!(
+            "Boxes come from the detector {}; GrIT's authors used GLIP, which takes any phrase and not only the names of fixed classes.",
+            self.model
+        )]
     }
 }
 
@@ -170,7 +183,10 @@ impl Work for DetectEncoded {
     type Output = Result<Vec<Detection>, MediaError>;
 
     fn run(&self, items: &[Picture]) -> Vec<Result<Self::Output, ModelError>> {
-        let detect = |picture: &Picture| match decode_rgb(picture.images.bytes(picture.row).unwrap_or_default(), &picture.limits) {
+        let detect = |picture: &Picture| match decode_rgb(
+            picture.images.bytes(picture.row).unwrap_or_default(),
+            &picture.limits,
+        ) {
             Ok(image) => self.detector.detect(&image, &picture.options).map(Ok),
             Err(error) => Ok(Err(error)),
         };
@@ -199,7 +215,10 @@ impl Grounder {
     /// The chunks of a row whose image can be looked at.
     fn chunks<'a>(&self, chunks: &'a ChunksView, images: &MediaView, row: usize) -> Result<Vec<Chunk<'a>>, Fault> {
         let Ground { image, phrases, .. } = &self.config;
-        let given = chunks.row(row).map_err(|e| Fault::invalid(phrases, e))?.ok_or_else(|| Fault::missing(phrases, "run noun_chunks before"))?;
+        let given = chunks
+            .row(row)
+            .map_err(|e| Fault::invalid(phrases, e))?
+            .ok_or_else(|| Fault::missing(phrases, "run noun_chunks before"))?;
         images.bytes(row).ok_or_else(|| Fault::missing(image, "give each row an image"))?;
         Ok(given)
     }
@@ -224,10 +243,16 @@ impl RowWise for Grounder {
         })?;
 
         let mut window = Window::default();
-        let asked: Vec<Option<Vec<Chunk<'_>>>> =
-            (0..rows.num_rows()).map(|row| self.chunks(&chunks, &images, row).map_err(|fault| window.fail(row, fault)).ok()).collect();
+        let asked: Vec<Option<Vec<Chunk<'_>>>> = (0..rows.num_rows())
+            .map(|row| self.chunks(&chunks, &images, row).map_err(|fault| window.fail(row, fault)).ok())
+            .collect();
         // A row without a chunk that names a class is looked at all the same: what is counted and quarantined must not depend on the caption.
-        let pictures = asked.iter().enumerate().filter(|(_, chunks)| chunks.is_some()).map(|(row, _)| Picture { images: Arc::clone(&images), row, limits, options });
+        let pictures = asked.iter().enumerate().filter(|(_, chunks)| chunks.is_some()).map(|(row, _)| Picture {
+            images: Arc::clone(&images),
+            row,
+            limits,
+            options,
+        });
         let mut answers = model.submit(pictures.collect()).await.into_iter();
 
         let mut output = BoxesBuilder::new();
@@ -280,38 +305,78 @@ mod tests {
     }
 
     fn chunks<const N: usize>(texts: [(&str, &str); N]) -> Value {
-        Value::Array(texts.iter().map(|(text, lemma)| fixtures::chunk(text, 0..text.len(), lemma, 0..text.len())).collect())
+        Value::Array(
+            texts.iter().map(|(text, lemma)| fixtures::chunk(text, 0..text.len(), lemma, 0..text.len())).collect(),
+        )
     }
 
     #[test]
     fn phrases_get_the_boxes_of_the_class_they_name() {
         let cat = cat();
         let rows = fixtures::rows([
-            ("image", fixtures::media([Some((&cat, "chelsea.png")), Some((&cat[..cat.len() / 2], "cut.png")), Some((&cat, "again.png")), None, Some((&cat, "none.png"))])),
-            ("chunks", fixtures::column(columns::chunks_type(), [
-                chunks([("the ginger kitten", "kitten"), ("a field", "field"), ("A Cat", "cat"), ("a dog", "dog")]),
-                chunks([("a cat", "cat")]),
-                json!(null),
-                chunks([("a cat", "cat")]),
-                json!([]),
-            ])),
+            (
+                "image",
+                fixtures::media([
+                    Some((&cat, "chelsea.png")),
+                    Some((&cat[..cat.len() / 2], "cut.png")),
+                    Some((&cat, "again.png")),
+                    None,
+                    Some((&cat, "none.png")),
+                ]),
+            ),
+            (
+                "chunks",
+                fixtures::column(
+                    columns::chunks_type(),
+                    [
+                        chunks([
+                            ("the ginger kitten", "kitten"),
+                            ("a field", "field"),
+                            ("A Cat", "cat"),
+                            ("a dog", "dog"),
+                        ]),
+                        chunks([("a cat", "cat")]),
+                        json!(null),
+                        chunks([("a cat", "cat")]),
+                        json!([]),
+                    ],
+                ),
+            ),
         ]);
         let outcome = fixtures::run(&stage(json!({})), &rows);
         let found = fixtures::json(&outcome.columns[0]);
         let boxes = found[0].as_array().unwrap();
-        assert_eq!(boxes.iter().map(|b| (b["chunk"].as_u64().unwrap(), b["label"].as_str().unwrap())).collect::<Vec<_>>(), [(0, "Cat"), (2, "Cat")]);
+        assert_eq!(
+            boxes.iter().map(|b| (b["chunk"].as_u64().unwrap(), b["label"].as_str().unwrap())).collect::<Vec<_>>(),
+            [(0, "Cat"), (2, "Cat")]
+        );
         // LiteRT's detection with the same weights.
-        for (key, expected, tolerance) in [("score", 0.8472, 0.02), ("x1", 0.0066, 0.01), ("y1", 0.0025, 0.01), ("x2", 0.9393, 0.01), ("y2", 0.9985, 0.01)] {
+        for (key, expected, tolerance) in [
+            ("score", 0.8472, 0.02),
+            ("x1", 0.0066, 0.01),
+            ("y1", 0.0025, 0.01),
+            ("x2", 0.9393, 0.01),
+            ("y2", 0.9985, 0.01),
+        ] {
             let value = boxes[0][key].as_f64().unwrap();
             assert!((value - expected).abs() <= tolerance, "{key}: expected {expected}, found {value}");
         }
         assert_eq!(found[4], json!([]));
         let failures = fixtures::failures(&outcome);
-        assert_eq!(failures.iter().map(|f| (f.0, f.1)).collect::<Vec<_>>(), [(2, codes::MISSING_VALUE), (3, codes::MISSING_VALUE), (1, codes::UNDECODABLE_IMAGE)]);
-        assert!(failures[2].2.starts_with("cut.png: "), "{}", failures[2].2);
+        assert_eq!(
+            failures.iter().map(|f| (f.0, f.1)).collect::<Vec<_>>(),
+            [(1, codes::UNDECODABLE_IMAGE), (2, codes::MISSING_VALUE), (3, codes::MISSING_VALUE)]
+        );
+        assert!(failures[0].2.starts_with("cut.png: "), "{}", failures[0].2);
         assert_eq!(
             fixtures::counts(&outcome),
-            [("boxes", 2), ("detections", 2), ("phrase_outside_vocabulary", 1), ("phrase_without_detection", 1), ("phrases", 4)]
+            [
+                ("boxes", 2),
+                ("detections", 2),
+                ("phrase_outside_vocabulary", 1),
+                ("phrase_without_detection", 1),
+                ("phrases", 4)
+            ]
         );
     }
 
@@ -323,7 +388,10 @@ mod tests {
             ("chunks", fixtures::column(columns::chunks_type(), [chunks([("a cat", "cat")])])),
         ]);
         let outcome = fixtures::run(&stage(json!({"min_score": 1.0})), &rows);
-        assert_eq!((fixtures::json(&outcome.columns[0]), outcome.counts["phrase_without_detection"]), (vec![json!([])], 1));
+        assert_eq!(
+            (fixtures::json(&outcome.columns[0]), outcome.counts["phrase_without_detection"]),
+            (vec![json!([])], 1)
+        );
         let outcome = fixtures::run(&stage(json!({"max_pixels": 1000})), &rows);
         assert_eq!(outcome.failures[0].code, codes::IMAGE_TOO_LARGE);
     }
@@ -333,18 +401,35 @@ mod tests {
         let config = stage(json!({"model": "no-such-model"}));
         assert!(config.models().unwrap_err().to_string().contains("no-such-model"));
         let models = stage(json!({})).models().unwrap();
-        assert!(models.len() == 1 && models[0].starts_with("ssd-mobilenet-v2-oidv4@") && models[0].len() == 23 + 64, "{models:?}");
+        assert!(
+            models.len() == 1 && models[0].starts_with("ssd-mobilenet-v2-oidv4@") && models[0].len() == 23 + 64,
+            "{models:?}"
+        );
     }
 
     #[test]
     fn one_class_may_serve_several_phrases() {
         let span = CharSpan { start: 0, end: 1 };
-        let chunk = |text, lemma| Chunk { span, text, root: lemma, lemma, subtree: span, has_conjunct: false, has_children: false };
+        let chunk = |text, lemma| Chunk {
+            span,
+            text,
+            root: lemma,
+            lemma,
+            subtree: span,
+            has_conjunct: false,
+            has_children: false,
+        };
         let rect = Box2d::new(0.1, 0.1, 0.5, 0.5).unwrap();
         let detection = |label: &str, score| Detection { label: label.into(), class: 1, score, bbox: rect };
         let detections = [detection("Person", 0.9), detection("Dog", 0.8), detection("Person", 0.4)];
-        let vocabulary = Vocabulary::read("v", "Person\tman, woman\nDog\tdog\nCat\tcat\n", &["???", "Person", "Dog", "Cat"].map(Into::into)).unwrap();
-        let chunks = [chunk("a man", "man"), chunk("The Woman", "woman"), chunk("a cat", "cat"), chunk("a kite", "kite")];
+        let vocabulary = Vocabulary::read(
+            "v",
+            "Person\tman, woman\nDog\tdog\nCat\tcat\n",
+            &["???", "Person", "Dog", "Cat"].map(Into::into),
+        )
+        .unwrap();
+        let chunks =
+            [chunk("a man", "man"), chunk("The Woman", "woman"), chunk("a cat", "cat"), chunk("a kite", "kite")];
         let grounding = ground_by_class(&chunks, &detections, &vocabulary);
         let boxes: Vec<_> = grounding.boxes.iter().map(|b| (b.chunk.unwrap(), b.label.unwrap(), b.score)).collect();
         assert_eq!(boxes, [(0, "Person", 0.9), (0, "Person", 0.4), (1, "Person", 0.9), (1, "Person", 0.4)]);

@@ -96,7 +96,9 @@ impl ImageProperties {
         };
         let error = match self.check {
             ImageCheck::Pixels => decode_rgb(bytes, &limits).err(),
-            ImageCheck::Header if bytes.len() > limits.max_bytes => Some(MediaError::TooManyBytes { bytes: bytes.len(), limit: limits.max_bytes }),
+            ImageCheck::Header if bytes.len() > limits.max_bytes => {
+                Some(MediaError::TooManyBytes { bytes: bytes.len(), limit: limits.max_bytes })
+            }
             ImageCheck::Header if u64::from(info.width) * u64::from(info.height) > limits.max_pixels => {
                 Some(MediaError::TooLarge { width: info.width, height: info.height, limit: limits.max_pixels })
             }
@@ -117,7 +119,10 @@ impl Stage for ImageProperties {
             ("content_hash", DataType::Utf8),
             ("decodable", DataType::Boolean),
         ];
-        Ok(columns.into_iter().map(|(name, data_type)| columns::column(&format!("{}{name}", self.prefix), data_type)).collect())
+        Ok(columns
+            .into_iter()
+            .map(|(name, data_type)| columns::column(&format!("{}{name}", self.prefix), data_type))
+            .collect())
     }
 
     fn open(&self, _input: SchemaRef, _models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
@@ -220,12 +225,22 @@ mod tests {
     fn images_are_measured_and_hashed() {
         let (small, large) = (bmp(3, 2), bmp(40, 50));
         let cut = &large[..large.len() / 2];
-        let images = fixtures::media([Some((&small, "a.bmp")), Some((&small, "b.jpg")), Some((cut, "cut.bmp")), Some((b"hello", "note.txt")), Some((b"", "empty")), None]);
+        let images = fixtures::media([
+            Some((&small, "a.bmp")),
+            Some((&small, "b.jpg")),
+            Some((cut, "cut.bmp")),
+            Some((b"hello", "note.txt")),
+            Some((b"", "empty")),
+            None,
+        ]);
         let rows = fixtures::rows([("image", images)]);
 
         let outcome = fixtures::run(&stage(json!({"prefix": "image_"})), &rows);
         let values = |column: usize| fixtures::json(&outcome.columns[column]);
-        assert_eq!((&values(0)[..2], &values(1)[..2], &values(2)[..2]), (&[json!(3), json!(3)][..], &[json!(2), json!(2)][..], &[json!("bmp"), json!("bmp")][..]));
+        assert_eq!(
+            (&values(0)[..2], &values(1)[..2], &values(2)[..2]),
+            (&[json!(3), json!(3)][..], &[json!(2), json!(2)][..], &[json!("bmp"), json!("bmp")][..])
+        );
         assert_eq!(values(3)[0], json!(small.len()));
         assert_eq!(values(4)[0].as_str().unwrap().len(), 32);
         assert_eq!(values(4)[0], values(4)[1]);
@@ -233,18 +248,28 @@ mod tests {
         assert_eq!(values(5), [json!(true), json!(true), json!(false), json!(false), json!(false), json!(false)]);
         let failures = fixtures::failures(&outcome);
         let undecodable = codes::UNDECODABLE_IMAGE;
-        assert_eq!(failures.iter().map(|f| (f.0, f.1)).collect::<Vec<_>>(), [(2, undecodable), (3, undecodable), (4, undecodable), (5, codes::MISSING_VALUE)]);
+        assert_eq!(
+            failures.iter().map(|f| (f.0, f.1)).collect::<Vec<_>>(),
+            [(2, undecodable), (3, undecodable), (4, undecodable), (5, codes::MISSING_VALUE)]
+        );
         assert!(failures[1].2.starts_with("note.txt: expected a JPEG"), "{}", failures[1].2);
         assert_eq!(fixtures::counts(&outcome), [("images", 2)]);
 
         let outcome = fixtures::run(&stage(json!({"on_error": "mark"})), &rows);
         assert_eq!(outcome.failures, []);
-        assert_eq!(fixtures::json(&outcome.columns[5]), [json!(true), json!(true), json!(false), json!(false), json!(false), json!(false)]);
+        assert_eq!(
+            fixtures::json(&outcome.columns[5]),
+            [json!(true), json!(true), json!(false), json!(false), json!(false), json!(false)]
+        );
         assert_eq!(fixtures::json(&outcome.columns[0])[2], json!(40), "the header of a cut image still says its size");
         assert_eq!(fixtures::counts(&outcome), [("image_missing", 1), ("image_undecodable", 3), ("images", 2)]);
 
         let outcome = fixtures::run(&stage(json!({"check": "header"})), &rows);
-        assert_eq!(fixtures::failures(&outcome).iter().map(|f| f.0).collect::<Vec<_>>(), [3, 4, 5], "a sound header is enough");
+        assert_eq!(
+            fixtures::failures(&outcome).iter().map(|f| f.0).collect::<Vec<_>>(),
+            [3, 4, 5],
+            "a sound header is enough"
+        );
     }
 
     #[test]
@@ -264,7 +289,8 @@ mod tests {
     #[test]
     fn the_columns_have_the_names_of_the_released_data() {
         let schema = Schema::new(vec![columns::column("image", columns::media_type())]);
-        let names = |config| stage(config).outputs(&schema).unwrap().iter().map(|f| f.name().clone()).collect::<Vec<_>>();
+        let names =
+            |config| stage(config).outputs(&schema).unwrap().iter().map(|f| f.name().clone()).collect::<Vec<_>>();
         assert_eq!(names(json!({})), ["width", "height", "format", "file_bytes", "content_hash", "decodable"]);
         assert_eq!(names(json!({"prefix": "i_"}))[0], "i_width");
     }

@@ -25,14 +25,21 @@ pub(crate) fn require(
 }
 
 fn names(schema: &Schema) -> String {
-    let names: Vec<String> =
-        schema.fields().iter().map(|f| f.name()).filter(|n| *n != columns::ROW_ID && *n != columns::ERROR).map(|n| format!("`{n}`")).collect();
+    let names: Vec<String> = schema
+        .fields()
+        .iter()
+        .map(|f| f.name())
+        .filter(|n| *n != columns::ROW_ID && *n != columns::ERROR)
+        .map(|n| format!("`{n}`"))
+        .collect();
     if names.is_empty() { "row ids".to_owned() } else { names.join(", ") }
 }
 
 /// The column `name` of a window. Its presence was checked with the schema, so that a lack of it is a broken promise of the caller.
 pub(crate) fn column<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, StageError> {
-    rows.column_by_name(name).ok_or_else(|| StageError::Other(format!("the rows have no column `{name}` although the stage was opened with it")))
+    rows.column_by_name(name).ok_or_else(|| {
+        StageError::Other(format!("the rows have no column `{name}` although the stage was opened with it"))
+    })
 }
 
 /// A broken promise of the caller: the type was checked before any work.
@@ -51,12 +58,15 @@ pub(crate) enum Texts {
 impl Texts {
     /// Opens `column`; dictionaries are unpacked.
     pub(crate) fn try_new(column: &ArrayRef) -> Result<Self, ColumnTypeError> {
-        let wrong = || ColumnTypeError { expected: "a text column, utf8".to_owned(), found: column.data_type().to_string() };
+        let wrong =
+            || ColumnTypeError { expected: "a text column, utf8".to_owned(), found: column.data_type().to_string() };
         match column.data_type() {
             DataType::Utf8 => Ok(Self::Small(column.as_string().clone())),
             DataType::LargeUtf8 => Ok(Self::Large(column.as_string().clone())),
             DataType::Utf8View => Ok(Self::View(column.as_string_view().clone())),
-            DataType::Dictionary(_, values) if matches!(**values, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) => {
+            DataType::Dictionary(_, values)
+                if matches!(**values, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) =>
+            {
                 Self::try_new(&cast(column, values).map_err(|_| wrong())?)
             }
             // A source whose captions are all null infers no type.
@@ -124,6 +134,10 @@ mod tests {
         assert_eq!((error.key, error.column.as_str()), ("text", "caption"));
         assert_eq!(error.message, "there is no column `caption` here, only `image`, `text`");
         let error = require(&schema, "text", "image", Texts::check_type).unwrap_err();
-        assert!(error.message.starts_with("column `image`: expected a text column, utf8, found Struct"), "{}", error.message);
+        assert!(
+            error.message.starts_with("column `image`: expected a text column, utf8, found Struct"),
+            "{}",
+            error.message
+        );
     }
 }

@@ -30,4 +30,4 @@ pub use image_info::{ImageCheck, ImageProperties, OnImageError};
 pub use noun_chunks::NounChunks;
 pub use parse::{Parse, parse_type};
 pub use stage::{ColumnError, Outcome, RowFailure, RowWise, Stage, StageError};
-pub use stage_type::{StageType, stage_types};
+pub use stage_type::{Decoded, StageType, stage_types};

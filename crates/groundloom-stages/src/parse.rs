@@ -17,9 +17,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    captions::{Captions, window_of},
+    captions::{Captions, embedded_parser, window_of},
     inputs::{self, Texts},
-    noun_chunks::{default_max_chars, default_text, model_name},
+    noun_chunks::{default_max_chars, default_text},
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::Window,
 };
@@ -99,7 +99,7 @@ impl Stage for Parse {
     }
 
     fn models(&self) -> Result<Vec<String>, StageError> {
-        Ok(vec![model_name()?])
+        Ok(vec![embedded_parser()?.model_id().to_owned()])
     }
 
     fn notes(&self) -> Vec<String> {
@@ -181,7 +181,8 @@ impl Tokens {
 impl RowWise for Parsing {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let (mut window, mut output) = (Window::default(), Tokens::default());
-        let texts = Texts::try_new(inputs::column(rows, &self.config.text)?).map_err(inputs::type_changed(&self.config.text))?;
+        let texts = Texts::try_new(inputs::column(rows, &self.config.text)?)
+            .map_err(inputs::type_changed(&self.config.text))?;
         for (row, doc) in self.captions.parse(&texts, rows.num_rows()).into_iter().enumerate() {
             match doc {
                 Ok(doc) => {
@@ -210,7 +211,10 @@ mod tests {
     #[test]
     fn tokens_carry_spacys_names() {
         let stage: Parse = serde_json::from_value(json!({})).unwrap();
-        let outcome = fixtures::run(&stage, &fixtures::rows([("caption", fixtures::texts([Some("🐶 Dogs ran. A cat"), Some(""), None]))]));
+        let outcome = fixtures::run(
+            &stage,
+            &fixtures::rows([("caption", fixtures::texts([Some("🐶 Dogs ran. A cat"), Some(""), None]))]),
+        );
         let rows = fixtures::json(&outcome.columns[0]);
         let tokens = rows[0].as_array().unwrap();
         let texts: Vec<_> = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
@@ -220,7 +224,7 @@ mod tests {
             json!({"text": "cat", "start": 14, "end": 17, "lemma": "cat", "tag": "NN", "pos": "NOUN", "morph": "Number=Sing", "dep": "ROOT", "head": 5,
                    "left_edge": 4, "right_edge": 5, "sentence_start": false})
         );
-        assert_eq!(tokens[1]["lemma"], "dog");
+        assert_eq!((&tokens[2]["lemma"], &tokens[4]["sentence_start"]), (&json!("run"), &json!(true)));
         assert_eq!((&rows[1], &rows[2]), (&json!([]), &json!(null)));
         assert_eq!(fixtures::failures(&outcome)[0].1, codes::MISSING_VALUE);
         assert_eq!(fixtures::counts(&outcome), [("tokens", 6)]);

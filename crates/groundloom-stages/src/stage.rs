@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
-use arrow::{array::ArrayRef, datatypes::{FieldRef, Schema, SchemaRef}, record_batch::RecordBatch};
+use arrow::{
+    array::ArrayRef,
+    datatypes::{FieldRef, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
 use async_trait::async_trait;
 use groundloom_models::ModelPool;
 

@@ -9,16 +9,19 @@ use crate::{
     stage::{Stage, StageError},
 };
 
+/// A stage, and its config with every default filled in: what fingerprints and plans hold.
+pub type Decoded = (Arc<dyn Stage>, serde_json::Value);
+
 /// A type of stage: its reference page and how its config becomes a [`Stage`].
 #[derive(Debug, Clone, Copy)]
 pub struct StageType {
     /// Name, summary, JSON Schema and example.
     pub component: ComponentType,
-    /// Reads a component of the pipeline file: the stage, and its config with every default filled in (what fingerprints and plans hold).
+    /// Reads a component of the pipeline file.
     ///
     /// # Errors
     /// [`Diagnostics`] for unknown keys, wrong types and values out of range, all at once.
-    pub decode: fn(&Component) -> Result<(Arc<dyn Stage>, serde_json::Value), Diagnostics>,
+    pub decode: fn(&Component) -> Result<Decoded, Diagnostics>,
     /// Makes the stage again from the config that [`StageType::decode`] gave, on another machine for example.
     ///
     /// # Errors
@@ -33,7 +36,7 @@ impl StageType {
     }
 }
 
-fn decode<T: Config + Stage + 'static>(component: &Component) -> Result<(Arc<dyn Stage>, serde_json::Value), Diagnostics> {
+fn decode<T: Config + Stage + 'static>(component: &Component) -> Result<Decoded, Diagnostics> {
     let stage: T = component.decode()?;
     match serde_json::to_value(&stage) {
         Ok(config) => Ok((Arc::new(stage), config)),
@@ -48,9 +51,10 @@ fn decode<T: Config + Stage + 'static>(component: &Component) -> Result<(Arc<dyn
 fn rebuild<T: Config + Stage + 'static>(config: &serde_json::Value) -> Result<Arc<dyn Stage>, StageError> {
     match serde_json::from_value::<T>(config.clone()) {
         Ok(stage) => Ok(Arc::new(stage)),
-        Err(error) => {
-            Err(StageError::Other(format!("expected the config of a `{}` stage, found one that cannot be read ({error}); plan the pipeline again", T::NAME)))
-        }
+        Err(error) => Err(StageError::Other(format!(
+            "expected the config of a `{}` stage, found one that cannot be read ({error}); plan the pipeline again",
+            T::NAME
+        ))),
     }
 }
 
@@ -77,8 +81,10 @@ mod tests {
 
     use super::*;
 
-    fn decode(kind: &StageType, yaml: &str) -> Result<(Arc<dyn Stage>, serde_json::Value), Diagnostics> {
-        let text = format!("name: t\nsources:\n  s: {{ type: jsonl, path: x }}\nstages:\n  {yaml}\nsinks:\n  o: {{ type: jsonl, path: y }}\n");
+    fn decode(kind: &StageType, yaml: &str) -> Result<Decoded, Diagnostics> {
+        let text = format!(
+            "name: t\nsources:\n  s: {{ type: jsonl, path: x }}\nstages:\n  {yaml}\nsinks:\n  o: {{ type: jsonl, path: y }}\n"
+        );
         let spec = parse(SourceFile::new("t.yaml", text), &[], &|_| None).unwrap();
         (kind.decode)(&spec.stages[0])
     }
@@ -104,6 +110,25 @@ mod tests {
             json!({"boxes": "boxes", "chunks": "chunks", "min_score": 0.45, "nms_iou": 0.5, "min_area": 0.0, "max_boxes": null})
         );
         assert!((kind.rebuild)(&json!({"bxes": 1})).unwrap_err().to_string().contains("plan the pipeline again"));
+    }
+
+    /// The pipelines of the repository; the engine's own stages (`filter`) are not in this table.
+    #[test]
+    fn the_shipped_pipelines_are_read() {
+        let kinds = stage_types();
+        for name in ["grit.yaml", "grit-boxes.yaml"] {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines").join(name);
+            let text = std::fs::read_to_string(path).unwrap();
+            let spec = parse(SourceFile::new(name, text), &[], &|_| None).unwrap();
+            assert!(spec.warnings.is_empty(), "{}", spec.warnings);
+            let decoded = spec
+                .stages
+                .iter()
+                .filter_map(|stage| Some((stage, kinds.iter().find(|k| k.component.name == stage.kind)?)));
+            let read: Vec<&str> =
+                decoded.map(|(stage, kind)| (kind.decode)(stage).map(|_| kind.component.name).unwrap()).collect();
+            assert_eq!(read.len(), spec.stages.len() - 1, "{name}: {read:?}");
+        }
     }
 
     #[test]

@@ -36,7 +36,8 @@ mod tests {
         let left = boxed(0.0, 0.0, 0.5, 1.0);
         let shifted = boxed(0.1, 0.0, 0.6, 1.0); // IoU with left 0.4 / 0.6
         let right = boxed(0.5, 0.0, 1.0, 1.0);
-        let cases: &[(&[Box2d], &[f32], f32, &[usize])] = &[
+        type Case<'a> = (&'a [Box2d], &'a [f32], f32, &'a [usize]);
+        let cases: &[Case<'_>] = &[
             (&[], &[], 0.5, &[]),
             (&[left, shifted, right], &[0.6, 0.9, 0.7], 0.5, &[1, 2]),
             (&[left, shifted, right], &[0.6, 0.9, 0.7], 0.7, &[1, 2, 0]),
@@ -49,7 +50,8 @@ mod tests {
     }
 
     fn any_box() -> impl Strategy<Value = Box2d> {
-        (0.0_f32..0.9, 0.0_f32..0.9, 0.05_f32..1.0, 0.05_f32..1.0).prop_map(|(x, y, w, h)| boxed(x, y, (x + w).min(1.0), (y + h).min(1.0)))
+        (0.0_f32..0.9, 0.0_f32..0.9, 0.05_f32..1.0, 0.05_f32..1.0)
+            .prop_map(|(x, y, w, h)| boxed(x, y, (x + w).min(1.0), (y + h).min(1.0)))
     }
 
     proptest! {

@@ -17,7 +17,10 @@ pub(crate) struct Fault {
 impl Fault {
     /// The row's value in `column` is null. `remedy` says what to do, as a clause.
     pub(crate) fn missing(column: &str, remedy: &str) -> Self {
-        Self { code: codes::MISSING_VALUE, message: format!("expected a value in column `{column}`, found null; {remedy}") }
+        Self {
+            code: codes::MISSING_VALUE,
+            message: format!("expected a value in column `{column}`, found null; {remedy}"),
+        }
     }
 
     /// The row's value in `column` contradicts the column's contract.
@@ -55,8 +58,9 @@ impl Window {
         }
     }
 
-    /// The outcome with the stage's columns.
-    pub(crate) fn finish(self, columns: Vec<ArrayRef>) -> Outcome {
+    /// The outcome with the stage's columns; failures in the order of the rows.
+    pub(crate) fn finish(mut self, columns: Vec<ArrayRef>) -> Outcome {
+        self.failures.sort_by_key(|failure| failure.row);
         Outcome { columns, failures: self.failures, counts: self.counts }
     }
 }

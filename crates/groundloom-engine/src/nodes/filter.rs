@@ -11,7 +11,7 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, BooleanArray, RecordBatch},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch},
     compute::{filter_record_batch, is_not_null, kernels::boolean::or_kleene, not},
 };
 use datafusion::{
@@ -218,7 +218,7 @@ fn keep(spec: &FilterSpec, predicate: &Arc<dyn PhysicalExpr>, counters: &Counter
         .evaluate(&batch)
         .and_then(|v| v.into_array(rows))
         .map_err(|e| DataFusionError::Execution(format!("stage `{}`: {e}", spec.name)))?;
-    let answer = as_boolean_array(&answer)?;
+    let answer: &BooleanArray = as_boolean_array(&answer)?;
     // SQL's third answer, unknown, drops a row too.
     let mut mask = if answer.null_count() == 0 { answer.clone() } else { arrow::compute::prep_null_mask_filter(answer) };
     let errors = batch.column_by_name(ERROR);

@@ -27,13 +27,12 @@ use datafusion::{
 };
 use futures::{StreamExt, TryStreamExt, future::BoxFuture};
 use groundloom_data::columns::{ERROR, column, error_type};
-use groundloom_models::pool::ModelPool;
+use groundloom_models::ModelPool;
 use groundloom_stages::stage::{Outcome, RowFailure, RowWise, Stage};
 
 use crate::counters::Counters;
 
 /// What the operators need besides data, handed to plans through `SessionConfig::with_extension`.
-#[derive(Debug)]
 pub struct Resources {
     /// The models of this process.
     pub models: Arc<ModelPool>,

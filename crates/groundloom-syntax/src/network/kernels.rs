@@ -215,10 +215,14 @@ mod checks {
 /// The kernels for any vector type. `ROWS` input rows are worked on at once: as many as
 /// leave registers for a panel's part of the weights.
 ///
+/// No closures around vectors here: a closure is a function of its own, without the CPU
+/// features, and what isn't inlined into a function that has them becomes a slow call.
+///
 /// # Safety
 /// The vector's CPU features must be enabled in the caller, and slices must have the
 /// lengths that [`checks`] asks for.
 mod generic {
+    #![allow(clippy::needless_range_loop)]
     #[allow(clippy::wildcard_imports)]
     use super::*;
 
@@ -277,16 +281,17 @@ mod generic {
                             let len = block.min(inputs - from);
                             let panel = panel.add(from * PANEL);
                             accumulate::<S, ROWS, FUSED>(&mut sums, x.add(from), inputs, panel, len);
-                            for (total, sums) in total.iter_mut().zip(&sums) {
-                                for (total, &sum) in total.iter_mut().zip(sums) {
-                                    *total = if from == 0 { sum } else { total.add(sum) };
+                            for r in 0..ROWS {
+                                for p in 0..PIECES {
+                                    let sum = sums[r][p];
+                                    total[r][p] = if from == 0 { sum } else { total[r][p].add(sum) };
                                 }
                             }
                         }
-                        for (r, total) in total.iter().enumerate() {
+                        for r in 0..ROWS {
                             let out = out.as_mut_ptr().add((row + r) * columns + column + lane);
-                            for (p, total) in total.iter().enumerate() {
-                                total.store(out.add(p * UNITS));
+                            for p in 0..PIECES {
+                                total[r][p].store(out.add(p * UNITS));
                             }
                         }
                     }
@@ -347,37 +352,30 @@ mod generic {
                 }
                 for group in 0..GROUPS {
                     for lane in (0..UNITS).step_by(S::LANES) {
-                        let bias: [S; PIECES] = std::array::from_fn(|p| {
-                            S::load(weights.bias.as_ptr().add(group * PANEL + p * UNITS + lane))
-                        });
-                        let panel = |component: usize| {
-                            let at = (group * COMPONENTS + component) * WIDTH * PANEL;
-                            weights.panels.as_ptr().add(at + lane)
-                        };
+                        let at = group * PANEL + lane;
+                        let bias = weights.bias.as_ptr().add(at);
+                        const NEXT: usize = WIDTH * PANEL;
+                        let panel = weights.panels.as_ptr().add(group * COMPONENTS * NEXT + lane);
                         for first in (0..ROW_BLOCK).step_by(ROWS) {
-                            let input =
-                                |component: usize| inputs.0.as_ptr().add(component * BLOCK + first * WIDTH);
-                            let output = outputs.0.as_mut_ptr();
-                            let finish = |sums: &[[S; PIECES]; ROWS], second: usize| {
-                                for (r, s) in sums.iter().enumerate() {
-                                    let most = s[0].add(bias[0]).max(s[1].add(bias[1])).max(s[2].add(bias[2]));
-                                    let row = (first + r) * 2 + second;
-                                    most.store(output.add(row * WIDTH + group * UNITS + lane));
-                                }
-                            };
+                            let x = inputs.0.as_ptr().add(first * WIDTH);
+                            let out = outputs.0.as_mut_ptr().add(2 * first * WIDTH + group * UNITS + lane);
                             let mut other = zeros::<S, ROWS>();
-                            accumulate::<S, ROWS, true>(&mut other, input(0), WIDTH, panel(0), WIDTH);
+                            accumulate::<S, ROWS, true>(&mut other, x, WIDTH, panel, WIDTH);
                             let mut sums = zeros::<S, ROWS>();
-                            accumulate::<S, ROWS, true>(&mut sums, input(1), WIDTH, panel(1), WIDTH);
-                            for (a, b) in other.iter_mut().zip(&mut sums) {
-                                for (a, b) in a.iter_mut().zip(b) {
-                                    (*b, *a) = (a.add(*b), a.sub(*b));
+                            let (x1, p1) = (x.add(BLOCK), panel.add(NEXT));
+                            accumulate::<S, ROWS, true>(&mut sums, x1, WIDTH, p1, WIDTH);
+                            for r in 0..ROWS {
+                                for p in 0..PIECES {
+                                    let (a, b) = (other[r][p], sums[r][p]);
+                                    (sums[r][p], other[r][p]) = (a.add(b), a.sub(b));
                                 }
                             }
-                            accumulate::<S, ROWS, true>(&mut sums, input(2), WIDTH, panel(2), WIDTH);
-                            finish(&sums, 0);
-                            accumulate::<S, ROWS, true>(&mut other, input(3), WIDTH, panel(3), WIDTH);
-                            finish(&other, 1);
+                            let (x2, p2) = (x.add(2 * BLOCK), panel.add(2 * NEXT));
+                            accumulate::<S, ROWS, true>(&mut sums, x2, WIDTH, p2, WIDTH);
+                            store_most(&sums, bias, out);
+                            let (x3, p3) = (x.add(3 * BLOCK), panel.add(3 * NEXT));
+                            accumulate::<S, ROWS, true>(&mut other, x3, WIDTH, p3, WIDTH);
+                            store_most(&other, bias, out.add(WIDTH));
                         }
                     }
                 }
@@ -397,6 +395,22 @@ mod generic {
         }
     }
 
+    /// Adds the bias and stores the greatest piece; rows are two rows of output apart.
+    #[inline(always)]
+    unsafe fn store_most<S: Simd, const ROWS: usize>(
+        sums: &[[S; PIECES]; ROWS],
+        bias: *const f32,
+        out: *mut f32,
+    ) {
+        unsafe {
+            let (b0, b1, b2) = (S::load(bias), S::load(bias.add(UNITS)), S::load(bias.add(2 * UNITS)));
+            for r in 0..ROWS {
+                let most = sums[r][0].add(b0).max(sums[r][1].add(b1)).max(sums[r][2].add(b2));
+                most.store(out.add(2 * r * WIDTH));
+            }
+        }
+    }
+
     /// `out = base + layer norm of x` for one row.
     #[inline(always)]
     unsafe fn norm<S: Simd>(
@@ -411,13 +425,13 @@ mod generic {
             for i in (0..WIDTH).step_by(S::LANES) {
                 sum = sum.add(S::load(x.add(i)));
             }
-            let mean = S::splat(horizontal(sum, |a, b| a + b) / WIDTH as f32);
+            let mean = S::splat(sum_of(sum) / WIDTH as f32);
             let mut squares = S::splat(0.0);
             for i in (0..WIDTH).step_by(S::LANES) {
                 let d = S::load(x.add(i)).sub(mean);
                 squares = d.mul_add(d, squares);
             }
-            let variance = horizontal(squares, |a, b| a + b) / WIDTH as f32 + 1e-8;
+            let variance = sum_of(squares) / WIDTH as f32 + 1e-8;
             let scale = S::splat(1.0 / variance.sqrt());
             for i in (0..WIDTH).step_by(S::LANES) {
                 let d = S::load(x.add(i)).sub(mean).mul(scale);
@@ -427,16 +441,29 @@ mod generic {
         }
     }
 
-    /// Folds the lanes by halves.
     #[inline(always)]
-    unsafe fn horizontal<S: Simd>(x: S, f: impl Fn(f32, f32) -> f32) -> f32 {
+    unsafe fn sum_of<S: Simd>(x: S) -> f32 {
         let mut lanes = [0.0f32; UNITS];
         unsafe { x.store(lanes.as_mut_ptr()) };
         let mut n = S::LANES;
         while n > 1 {
             n /= 2;
             for i in 0..n {
-                lanes[i] = f(lanes[i], lanes[i + n]);
+                lanes[i] += lanes[i + n];
+            }
+        }
+        lanes[0]
+    }
+
+    #[inline(always)]
+    unsafe fn greatest_of<S: Simd>(x: S) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; UNITS];
+        unsafe { x.store(lanes.as_mut_ptr()) };
+        let mut n = S::LANES;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] = if lanes[i + n] > lanes[i] { lanes[i + n] } else { lanes[i] };
             }
         }
         lanes[0]
@@ -454,12 +481,13 @@ mod generic {
         unsafe {
             for group in 0..GROUPS {
                 for lane in (0..UNITS).step_by(S::LANES) {
-                    let piece = |p: usize| {
+                    let mut most = S::splat(f32::NEG_INFINITY);
+                    for p in 0..PIECES {
                         let at = group * PANEL + p * UNITS + lane;
-                        let [a, b, c, d] = terms.map(|t| S::load(t.as_ptr().add(at)));
-                        a.add(b).add(c.add(d))
-                    };
-                    let most = piece(0).max(piece(1)).max(piece(2));
+                        let (a, b) = (S::load(terms[0].as_ptr().add(at)), S::load(terms[1].as_ptr().add(at)));
+                        let (c, d) = (S::load(terms[2].as_ptr().add(at)), S::load(terms[3].as_ptr().add(at)));
+                        most = most.max(a.add(b).add(c.add(d)));
+                    }
                     most.store(y.0.as_mut_ptr().add(group * UNITS + lane));
                 }
             }
@@ -480,37 +508,40 @@ mod generic {
         let mut hidden = Stack([0.0; HIDDEN]);
         unsafe {
             for i in (0..HIDDEN).step_by(S::LANES) {
-                let piece = |at: usize| {
-                    let sum = terms.iter().fold(S::load(lower_bias.as_ptr().add(at)), |sum, t| {
-                        sum.add(S::load(t.as_ptr().add(at)))
-                    });
-                    sum
-                };
-                piece(i).max(piece(HIDDEN + i)).store(hidden.0.as_mut_ptr().add(i));
+                let mut a = S::load(lower_bias.as_ptr().add(i));
+                let mut b = S::load(lower_bias.as_ptr().add(HIDDEN + i));
+                for slot in 0..SLOTS {
+                    let term = terms[slot].as_ptr().add(i);
+                    a = a.add(S::load(term));
+                    b = b.add(S::load(term.add(HIDDEN)));
+                }
+                a.max(b).store(hidden.0.as_mut_ptr().add(i));
             }
             let mut best = S::splat(f32::NEG_INFINITY);
             for block in (0..scores.len()).step_by(CLASS_BLOCK) {
                 let upper = upper.as_ptr().add(block * HIDDEN);
                 for from in (0..CLASS_BLOCK).step_by(STEP * S::LANES) {
                     let at = block + from;
-                    let mut sums: [S; STEP] =
-                        std::array::from_fn(|v| S::load(upper_bias.as_ptr().add(at + v * S::LANES)));
-                    for (i, &h) in hidden.0.iter().enumerate() {
-                        let h = S::splat(h);
+                    let mut sums = [S::splat(0.0); STEP];
+                    for v in 0..STEP {
+                        sums[v] = S::load(upper_bias.as_ptr().add(at + v * S::LANES));
+                    }
+                    for i in 0..HIDDEN {
+                        let h = S::splat(hidden.0[i]);
                         let w = upper.add(i * CLASS_BLOCK + from);
-                        for (v, sum) in sums.iter_mut().enumerate() {
-                            *sum = h.mul_add(S::load(w.add(v * S::LANES)), *sum);
+                        for v in 0..STEP {
+                            sums[v] = h.mul_add(S::load(w.add(v * S::LANES)), sums[v]);
                         }
                     }
-                    for (v, sum) in sums.iter().enumerate() {
+                    for v in 0..STEP {
                         let at = at + v * S::LANES;
-                        let allowed = sum.add(S::load(mask.as_ptr().add(at)));
+                        let allowed = sums[v].add(S::load(mask.as_ptr().add(at)));
                         best = best.max(allowed);
                         allowed.store(scores.as_mut_ptr().add(at));
                     }
                 }
             }
-            let first = horizontal(best, f32::max);
+            let first = greatest_of(best);
             let class = scores.iter().position(|&s| s == first).unwrap_or(0);
             scores[class] = f32::NEG_INFINITY;
             let mut second = S::splat(f32::NEG_INFINITY);
@@ -518,7 +549,7 @@ mod generic {
                 second = second.max(S::load(scores.as_ptr().add(at)));
             }
             scores[class] = first;
-            (class, first - horizontal(second, f32::max))
+            (class, first - greatest_of(second))
         }
     }
 }

@@ -1,0 +1,169 @@
+//! What the command line accepts.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Makes multimodal data sets from declarative pipeline files.
+#[derive(Debug, Parser)]
+#[command(name = "groundloom", version, about, propagate_version = true)]
+pub struct Arguments {
+    /// Tasks and model threads at the same time. It changes no byte of the output.
+    #[arg(long, global = true, default_value_t = default_threads(), hide_default_value = true)]
+    pub threads: NonZeroUsize,
+    /// Memory of joins, sorts and aggregates before they spill to disk, such as 4GiB. Default: no limit.
+    #[arg(long, global = true, value_parser = bytes)]
+    pub memory: Option<u64>,
+    /// How messages and progress are written to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log: LogFormat,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What a run may use of this machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    pub threads: NonZeroUsize,
+    pub memory: Option<u64>,
+    pub log: LogFormat,
+}
+
+impl Arguments {
+    pub fn machine(&self) -> Machine {
+        Machine { threads: self.threads, memory: self.memory, log: self.log }
+    }
+}
+
+fn default_threads() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Reads `512MiB`, `4GiB`, `2GB`, `1048576`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim().trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.trim()[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        other => return Err(format!("`{other}` is no unit; write 512MiB or 4GiB")),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| "expected a size such as 4GiB".to_owned())?;
+    if number <= 0.0 || !number.is_finite() {
+        return Err("expected a size such as 4GiB".to_owned());
+    }
+    Ok((number * unit as f64) as u64)
+}
+
+/// How messages are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a pipeline file, going on where an earlier run stopped.
+    Run(PipelineFile),
+    /// Check a pipeline file: names, types, columns. Nothing is written.
+    Check(PipelineFile),
+    /// Show what a run would do: columns after every stage, segments, shards, what is reused.
+    Plan(PlanFile),
+    /// List the sources, stages and sinks, or show the page of one.
+    Stages(Stages),
+    /// Parse English texts and print tokens and noun chunks as JSON lines.
+    Parse(Parse),
+    /// Detect objects in pictures and print them as JSON lines.
+    Detect(Detect),
+    /// Print the JSON Schema of pipeline files, for editors.
+    Schema,
+}
+
+/// A pipeline file and its params.
+#[derive(Debug, Args)]
+pub struct PipelineFile {
+    /// The pipeline file.
+    pub file: PathBuf,
+    /// Set a param of the file, such as --set min_score=0.5.
+    #[arg(long = "set", value_name = "PARAM=VALUE", value_parser = assignment)]
+    pub params: Vec<(String, String)>,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(name, value)| (name.trim().to_owned(), value.to_owned()))
+        .ok_or_else(|| "expected PARAM=VALUE".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub struct PlanFile {
+    #[command(flatten)]
+    pub pipeline: PipelineFile,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Stages {
+    /// The `type:` to show; all are listed without it.
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Parse {
+    /// A file with one text a line. Default: standard input.
+    pub file: Option<PathBuf>,
+    /// The lines are JSON objects; parse this key of each.
+    #[arg(long, value_name = "COLUMN")]
+    pub jsonl: Option<String>,
+    /// Print noun chunks only.
+    #[arg(long)]
+    pub chunks: bool,
+    /// A spaCy 3.7/3.8 model folder to use instead of the embedded en_core_web_sm 3.8.0.
+    #[arg(long, value_name = "FOLDER")]
+    pub model: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Detect {
+    /// The pictures.
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// An embedded detector's name or a local model folder.
+    #[arg(long, default_value = groundloom_models::DEFAULT_DETECTOR)]
+    pub model: String,
+    /// Find only these phrases, each ending in a full stop: "a cat . a dog ."
+    #[arg(long)]
+    pub phrases: Option<String>,
+    /// The smallest score that is printed, from 0 to 1.
+    #[arg(long, default_value_t = groundloom_models::DetectOptions::default().min_score)]
+    pub min_score: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(bytes("4GiB").unwrap(), 4 << 30);
+        assert_eq!(bytes("1.5 mb").unwrap(), 1_500_000);
+        assert!(bytes("4 parsecs").is_err() && bytes("-1GiB").is_err() && bytes("GiB").is_err());
+    }
+}

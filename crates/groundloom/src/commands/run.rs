@@ -1,0 +1,140 @@
+//! `groundloom run`.
+
+use std::collections::BTreeMap;
+
+use groundloom_engine::{
+    generation::Manifest,
+    run::{self, Plan, RunOptions, SinkSummary, Summary},
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    arguments::{LogFormat, Machine, PipelineFile},
+    commands::checked,
+    failure::Failure,
+    progress,
+};
+
+pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
+    let (file, graph) = checked(&command).await?;
+    let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    let stop = CancellationToken::new();
+    watch_signals(stop.clone());
+    let options = RunOptions {
+        threads: machine.threads,
+        memory_bytes: machine.memory.map(|m| usize::try_from(m).unwrap_or(usize::MAX)),
+        stop,
+    };
+    let (observer, finish) = progress::observer(machine.log);
+    let outcome = run::run(&plan, &options, observer).await;
+    finish();
+    let summary = outcome.map_err(|e| Failure::of(&file, e))?;
+    match machine.log {
+        LogFormat::Text => print(&summary),
+        LogFormat::Json => eprintln!("{}", as_json(&summary)),
+    }
+    Ok(())
+}
+
+/// Once: running tasks are dropped, committed work stays. Twice: at once.
+fn watch_signals(stop: CancellationToken) {
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        eprintln!("stopping; what is finished is kept (once more to stop at once)");
+        stop.cancel();
+        wait_for_signal().await;
+        std::process::exit(130);
+    });
+}
+
+async fn wait_for_signal() {
+    #[cfg(unix)]
+    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        return;
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+fn print(summary: &Summary) {
+    if summary.sinks.iter().all(|s| s.up_to_date) {
+        for sink in &summary.sinks {
+            eprintln!("{} is up to date: {} rows, nothing to do ({:.2} s)", shown(sink), sink.manifest.rows, summary.seconds);
+        }
+        return;
+    }
+    for sink in &summary.sinks {
+        print_sink(sink);
+    }
+    let reused = match summary.tasks_reused {
+        0 => String::new(),
+        n => format!(", {n} task{} reused from an earlier run", if n == 1 { "" } else { "s" }),
+    };
+    eprintln!(
+        "\n{} rows read in {:.1} s ({:.0} rows/s){reused}",
+        summary.rows_read,
+        summary.seconds,
+        summary.rows_read as f64 / summary.seconds.max(1e-9)
+    );
+    if let Some(sink) = summary.sinks.first() {
+        let path = shown(sink);
+        eprintln!("Output: {path}");
+        if sink.manifest.files.iter().any(|f| f.path == "report.html") {
+            eprintln!("Next: open {path}/report.html in a browser, or load the rows in Python: datasets.load_dataset(\"{path}\")");
+        }
+    }
+}
+
+/// The path as a person would type it.
+fn shown(sink: &SinkSummary) -> String {
+    let here = std::env::current_dir().ok();
+    let relative = here.and_then(|h| sink.path.strip_prefix(h).ok().map(std::path::Path::to_owned));
+    relative.unwrap_or_else(|| sink.path.clone()).display().to_string()
+}
+
+fn print_sink(sink: &SinkSummary) {
+    let Manifest { funnel, rows, quarantined, rejected, .. } = &sink.manifest;
+    let read: u64 = funnel.first().map_or(*rows, |f| f.rows_in);
+    let dropped: BTreeMap<String, u64> = groundloom_formats::card::dropped_by_reason(funnel);
+    eprintln!("\n{}", sink.manifest.sink);
+    eprintln!("  {:>12}  rows in", read);
+    eprintln!("  {:>12}  kept", rows);
+    for (reason, n) in dropped.iter().filter(|(_, n)| **n > 0) {
+        eprintln!("  {n:>12}  dropped: {reason}");
+    }
+    if *rejected > 0 {
+        eprintln!("  {rejected:>12}  of the dropped are in _rejected/");
+    }
+    let bad: u64 = quarantined.values().sum();
+    eprintln!("  {bad:>12}  quarantined{}", if bad > 0 { " (see _quarantine/)" } else { "" });
+    for (code, n) in quarantined {
+        eprintln!("  {n:>12}    {code}");
+    }
+    for stage in funnel {
+        let counts: Vec<String> = stage.counts.iter().map(|(what, n)| format!("{} {n}", what.replace('_', " "))).collect();
+        if !counts.is_empty() {
+            eprintln!("  {}: {}", stage.stage, counts.join(", "));
+        }
+    }
+}
+
+fn as_json(summary: &Summary) -> serde_json::Value {
+    let sinks: Vec<_> = summary
+        .sinks
+        .iter()
+        .map(|s| json!({ "sink": s.manifest.sink, "path": s.path, "rows": s.manifest.rows, "up_to_date": s.up_to_date, "quarantined": s.manifest.quarantined, "funnel": s.manifest.funnel }))
+        .collect();
+    json!({
+        "event": "finished",
+        "seconds": summary.seconds,
+        "rows_read": summary.rows_read,
+        "tasks_done": summary.tasks_done,
+        "tasks_reused": summary.tasks_reused,
+        "sinks": sinks,
+    })
+}
+
