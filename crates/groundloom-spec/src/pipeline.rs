@@ -98,7 +98,7 @@ impl Component {
     ///
     /// # Errors
     /// All findings. The list is empty if the config holds a [`Value::Unresolved`], whose error
-    /// [`parse_partial`] has given.
+    /// [`parse_partial`](crate::parse_partial) has given.
     pub fn decode<T: Config>(&self) -> Result<T, Diagnostics> {
         decode::decode(&self.config, &self.title(), self.own_keys(), self.name_span)
     }

@@ -121,3 +121,40 @@ fn expressions_of_real_parses() {
         assert_eq!(texts(&rows, "expressions"), *expected, "{caption}");
     }
 }
+
+/// `examples/photos` from captions to expressions: every stage on real photographs, checked for what must hold of any.
+#[test]
+fn the_example_photographs() {
+    use groundloom_data::{CharIndex, ExpressionsView, MediaBuilder};
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/photos");
+    let lines = std::fs::read_to_string(folder.join("captions.jsonl")).unwrap();
+    let pairs: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut images = MediaBuilder::new();
+    for pair in &pairs {
+        let name = pair["file_name"].as_str().unwrap();
+        images.append(Some(&std::fs::read(folder.join(name)).unwrap()), Some(name));
+    }
+    let captions: arrow::array::StringArray = pairs.iter().map(|pair| pair["caption"].as_str()).collect();
+    let mut rows =
+        fixtures::rows([("image", std::sync::Arc::new(images.finish())), ("caption", std::sync::Arc::new(captions))]);
+    for (name, config) in [
+        ("image_info", json!({})),
+        ("noun_chunks", json!({})),
+        ("drop_abstract_chunks", json!({})),
+        ("ground", json!({})),
+        ("filter_boxes", json!({"min_score": 0.45})),
+        ("expand_expressions", json!({})),
+        ("drop_contained", json!({})),
+    ] {
+        rows = fixtures::apply(&*stage(name, config), &rows);
+    }
+    let expressions = ExpressionsView::try_new(rows.column_by_name("expressions").unwrap()).unwrap();
+    let mut grounded = 0;
+    for (row, pair) in pairs.iter().enumerate() {
+        let caption = CharIndex::new(pair["caption"].as_str().unwrap());
+        let found = expressions.row(row).unwrap().unwrap();
+        grounded += usize::from(!found.is_empty());
+        assert!(found.iter().all(|e| caption.slice(e.span) == Some(e.text)));
+    }
+    assert!(grounded >= 7 && grounded < pairs.len(), "{grounded} of {} photographs", pairs.len());
+}
