@@ -1,7 +1,7 @@
 //! JSON objects to Arrow columns, fast while they are good, one by one where one is bad.
 
 use arrow::{
-    array::{Array, ArrayRef, new_empty_array},
+    array::{ArrayRef, new_empty_array},
     datatypes::SchemaRef,
     json::{ReaderBuilder, reader::Decoder},
 };
@@ -129,7 +129,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use arrow::{
-        array::{AsArray, RecordBatch},
+        array::{Array, AsArray, RecordBatch},
         datatypes::{DataType, Field, Int64Type, Schema},
     };
     use std::sync::Arc;

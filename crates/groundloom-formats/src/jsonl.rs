@@ -237,8 +237,6 @@ impl ShardReader for JsonlReader {
     }
 }
 
-pub(crate) use crate::store::io_error as unreadable;
-
 /// Bytes of lines that are decoded at once: enough to be worth the call, few enough to stay in the cache.
 const BLOCK_BYTES: usize = 2 << 20;
 

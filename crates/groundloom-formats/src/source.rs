@@ -4,7 +4,7 @@ use std::{fmt::Debug, ops::Range, sync::Arc};
 
 use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
 use async_trait::async_trait;
-use futures::{StreamExt, stream::BoxStream};
+use futures::stream::BoxStream;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 use serde::{Deserialize, Serialize};
 
@@ -149,37 +149,4 @@ fn decode<T: Config + Source + 'static>(
 /// Every source, in the order of the reference.
 pub fn source_types() -> Vec<SourceType> {
     vec![SourceType::of::<ImageFolder>(), SourceType::of::<JsonlSource>(), SourceType::of::<ParquetSource>()]
-}
-
-/// A reader that blocks, batch by batch.
-pub(crate) trait Blocking: Send + 'static {
-    /// The next batch, or `None` at the end.
-    fn next(&mut self) -> Result<Option<RecordBatch>, FormatError>;
-}
-
-/// A stream over a blocking reader, which works on the threads that may block.
-pub(crate) fn blocking_stream(reader: impl Blocking) -> BoxStream<'static, Result<RecordBatch, FormatError>> {
-    let read = |mut reader: Box<dyn Blocking>| async move {
-        let step = tokio::task::spawn_blocking(move || {
-            let next = reader.next();
-            (next, reader)
-        });
-        match step.await {
-            Ok((Ok(Some(batch)), reader)) => Some((Ok(batch), Some(reader))),
-            Ok((Ok(None), _)) => None,
-            Ok((Err(error), _)) => Some((Err(error), None)),
-            Err(error) => Some((
-                Err(FormatError::Io { location: "a reader".to_owned(), message: error.to_string(), source: None }),
-                None,
-            )),
-        }
-    };
-    let start: Option<Box<dyn Blocking>> = Some(Box::new(reader));
-    futures::stream::unfold(start, move |reader| async move {
-        match reader {
-            Some(reader) => read(reader).await,
-            None => None,
-        }
-    })
-    .boxed()
 }

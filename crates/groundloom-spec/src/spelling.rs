@@ -20,7 +20,11 @@ fn folded(word: &str) -> String {
     word.chars().take(64).collect::<String>().to_lowercase().replace('-', "_")
 }
 
-/// What to do about a name that isn't known: the nearest known one, or all of them.
+/// What to do about a name that isn't known, as the help of a [`Diagnostic`](crate::Diagnostic).
+///
+/// "did you mean `text`?" if a candidate is near (case and `-` for `_` don't count, up to a third of
+/// the characters may differ by Damerau–Levenshtein), else `what` and all candidates: "the columns
+/// are: `image` and `text`". Nothing if there are no candidates.
 pub fn did_you_mean<'a>(
     word: &str,
     what: &str,

@@ -55,6 +55,13 @@ def doc_comments(text):
     return re.split(r"\n\s*\n", "\n".join(lines))
 
 
+def prose_of(folder):
+    """Paragraphs of a folder's Markdown and doc comments."""
+    for path in sorted([*folder.rglob("*.md"), *folder.rglob("*.rs")]):
+        text = path.read_text(encoding="utf8", errors="ignore")
+        yield from doc_comments(text) if path.suffix == ".rs" else re.split(r"\n\s*\n", text)
+
+
 def prose():
     for path in sorted(pathlib.Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         try:
@@ -136,12 +143,13 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, required=True, help="spaCy model folder, for its word lists")
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--count", type=int, default=24_000)
+    parser.add_argument("--prose", type=pathlib.Path, help="take prose from this folder's .md and .rs files instead")
     parser.add_argument("--only", choices=["prose", "captions", "sentences"],
                         help="one kind of text instead of the mixture; sentences are of a caption's length")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     captions = Captions(args.model, rng)
-    pool = sorted({p.strip() for p in prose() if 12 <= len(p.strip()) <= 1500})
+    pool = sorted({p.strip() for p in (prose_of(args.prose) if args.prose else prose()) if 12 <= len(p.strip()) <= 1500})
     rng.shuffle(pool)
     foreign = [s for s in sentences_of_languages() if 3 < len(s) < 500]
 
