@@ -87,13 +87,19 @@ fn one_bad_row_costs_one_row() {
     let kept = bench.rows("out/data");
     let mut names = texts(&kept, "file_name");
     names.sort();
-    assert_eq!(names, ["empty_caption.jpg", "good.jpg", "grey16.png", "odd.jpg", "picture.gif", "rotated.jpg"], "{}", said.err);
+    assert_eq!(
+        names,
+        ["empty_caption.jpg", "good.jpg", "grey16.png", "odd.jpg", "picture.gif", "rotated.jpg"],
+        "{}",
+        said.err
+    );
     let at = texts(&kept, "file_name").iter().position(|n| n == "odd.jpg").unwrap();
     // Spans count characters, whatever stands between them.
     let chunks = arrow::array::AsArray::as_list::<i32>(kept.column_by_name("chunks").unwrap()).value(at);
     let chunks = arrow::array::AsArray::as_struct(&chunks);
     let number = |c: &str, i: usize| {
-        arrow::array::AsArray::as_primitive::<arrow::datatypes::Int32Type>(chunks.column_by_name(c).unwrap()).value(i) as usize
+        arrow::array::AsArray::as_primitive::<arrow::datatypes::Int32Type>(chunks.column_by_name(c).unwrap()).value(i)
+            as usize
     };
     let characters: Vec<char> = odd.chars().collect();
     let spans = arrow::array::AsArray::as_string::<i32>(chunks.column_by_name("text").unwrap());
@@ -103,7 +109,11 @@ fn one_bad_row_costs_one_row() {
         assert_eq!(span, spans.value(i));
     }
     let quarantined = bench.rows("out/_quarantine");
-    let codes: BTreeMap<String, String> = texts(&quarantined, "file_name").into_iter().zip(texts(&quarantined, "code")).filter(|(n, _)| n != "good.jpg" && n != "∅" && !n.is_empty()).collect();
+    let codes: BTreeMap<String, String> = texts(&quarantined, "file_name")
+        .into_iter()
+        .zip(texts(&quarantined, "code"))
+        .filter(|(n, _)| n != "good.jpg" && n != "∅" && !n.is_empty())
+        .collect();
     let expected: BTreeMap<String, String> = [
         ("bomb.png", "image_too_large"),
         ("cut.jpg", "undecodable_image"),
@@ -129,14 +139,21 @@ fn one_bad_row_costs_one_row() {
 #[test]
 fn lines_that_are_no_rows_are_quarantined_with_their_place() {
     let bench = Bench::new();
-    bench.write("t.jsonl", b"{\"a\": 1, \"t\": \"x\"}\n{\"a\": \n\n{\"a\": \"many\"}\r\n\xff\xfe\n{\"a\": 5, \"t\": \"y\"}" as &[u8]);
+    bench.write(
+        "t.jsonl",
+        b"{\"a\": 1, \"t\": \"x\"}\n{\"a\": \n\n{\"a\": \"many\"}\r\n\xff\xfe\n{\"a\": 5, \"t\": \"y\"}" as &[u8],
+    );
     bench.write("p.yaml", "sources: { s: { type: jsonl, path: t.jsonl, schema: { a: int, t: text } } }\nsinks: { out: { type: jsonl, path: out } }\n");
     bench.ok(&["run", "p.yaml"]);
     let written: Vec<Vec<u8>> = bench.bytes("out/data").into_values().collect();
     assert_eq!(String::from_utf8(written.concat()).unwrap().lines().count(), 2);
     let bad = bench.rows("out/_quarantine");
     assert_eq!(bad.num_rows(), 3);
-    assert!(texts(&bad, "message").iter().any(|m| m.contains("byte 19") || m.contains("t.jsonl")), "{:?}", texts(&bad, "message"));
+    assert!(
+        texts(&bad, "message").iter().any(|m| m.contains("byte 19") || m.contains("t.jsonl")),
+        "{:?}",
+        texts(&bad, "message")
+    );
 }
 
 #[test]
@@ -155,7 +172,10 @@ fn a_folder_with_other_things_is_refused_untouched() {
     let bench = Bench::new();
     bench.write("t.jsonl", "{\"a\": 1}\n");
     bench.write("out/thesis.tex", "years of work");
-    bench.write("p.yaml", "sources: { s: { type: jsonl, path: t.jsonl } }\nsinks: { out: { type: parquet, path: out } }\n");
+    bench.write(
+        "p.yaml",
+        "sources: { s: { type: jsonl, path: t.jsonl } }\nsinks: { out: { type: parquet, path: out } }\n",
+    );
     let said = bench.run(&["run", "p.yaml"]);
     assert_eq!(said.code, Some(2), "{}", said.err);
     assert!(said.err.contains("holds no Groundloom data set"), "{}", said.err);
@@ -167,7 +187,10 @@ fn an_output_that_cannot_be_written_is_said() {
     let bench = Bench::new();
     bench.write("t.jsonl", "{\"a\": 1}\n");
     bench.write("file", "");
-    bench.write("p.yaml", "sources: { s: { type: jsonl, path: t.jsonl } }\nsinks: { out: { type: parquet, path: file/out } }\n");
+    bench.write(
+        "p.yaml",
+        "sources: { s: { type: jsonl, path: t.jsonl } }\nsinks: { out: { type: parquet, path: file/out } }\n",
+    );
     let said = bench.run(&["run", "p.yaml"]);
     assert_eq!(said.code, Some(1), "{}", said.err);
     assert!(said.err.contains("file"), "{}", said.err);
@@ -176,7 +199,10 @@ fn an_output_that_cannot_be_written_is_said() {
 #[test]
 fn missing_input_is_said_at_its_place_in_the_file() {
     let bench = Bench::new();
-    bench.write("p.yaml", "sources: { s: { type: image_folder, path: nowhere } }\nsinks: { out: { type: parquet, path: out } }\n");
+    bench.write(
+        "p.yaml",
+        "sources: { s: { type: image_folder, path: nowhere } }\nsinks: { out: { type: parquet, path: out } }\n",
+    );
     let said = bench.run(&["check", "p.yaml"]);
     assert_eq!(said.code, Some(2));
     assert!(said.err.contains("p.yaml:1:43") && said.err.contains("nowhere"), "{}", said.err);

@@ -16,7 +16,10 @@ fn input(bench: &Bench, files: usize, rows: usize) {
         let lines: Vec<String> = (0..rows)
             .map(|row| {
                 let n = file * rows + row;
-                format!("{{\"n\": {n}, \"city\": \"c{}\", \"caption\": \"a dog number {n} in a field of flowers\"}}", n % 7)
+                format!(
+                    "{{\"n\": {n}, \"city\": \"c{}\", \"caption\": \"a dog number {n} in a field of flowers\"}}",
+                    n % 7
+                )
             })
             .collect();
         bench.write(&format!("in/{file:03}.jsonl"), lines.join("\n") + "\n");
@@ -84,7 +87,9 @@ fn threads_and_repetition_change_no_byte() {
             bench.ok(&["run", "p.yaml", "--threads", threads]);
             ["cities", "joined", "sampled", "head"]
                 .iter()
-                .flat_map(|o| bench.bytes(&format!("out/{o}/data")).into_iter().map(move |(n, b)| (format!("{o}/{n}"), b)))
+                .flat_map(|o| {
+                    bench.bytes(&format!("out/{o}/data")).into_iter().map(move |(n, b)| (format!("{o}/{n}"), b))
+                })
                 .collect()
         })
         .collect();
@@ -113,14 +118,19 @@ fn a_killed_run_goes_on_and_ends_with_the_same_bytes() {
     input(&bench, 24, 1_500);
     bench.write("p.yaml", GRAPH);
     for part in [10, 25, 40, 55, 70, 85] {
-        let mut child = bench.command(&["run", "p.yaml", "--threads", "2"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let mut child =
+            bench.command(&["run", "p.yaml", "--threads", "2"]).stderr(std::process::Stdio::null()).spawn().unwrap();
         std::thread::sleep(whole.mul_f64(f64::from(part) / 100.0).max(Duration::from_millis(5)));
         child.kill().unwrap();
         child.wait().unwrap();
     }
     bench.ok(&["run", "p.yaml", "--threads", "2"]);
     assert!(data(&bench) == expected, "the output after six kills differs from an undisturbed run's");
-    let left: Vec<String> = bench.bytes("out").into_keys().filter(|n| n.contains(".tmp") || n.contains("/next/") || n.contains("/spill/")).collect();
+    let left: Vec<String> = bench
+        .bytes("out")
+        .into_keys()
+        .filter(|n| n.contains(".tmp") || n.contains("/next/") || n.contains("/spill/"))
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -128,7 +138,10 @@ fn a_killed_run_goes_on_and_ends_with_the_same_bytes() {
 fn a_new_file_costs_one_task_and_a_new_threshold_only_what_is_behind_it() {
     let bench = Bench::new();
     for name in ["a", "b", "c"] {
-        bench.write(&format!("in/{name}.jsonl"), format!("{{\"n\": 1, \"t\": \"{}\"}}\n", "x".repeat(700_000)).repeat(2));
+        bench.write(
+            &format!("in/{name}.jsonl"),
+            format!("{{\"n\": 1, \"t\": \"{}\"}}\n", "x".repeat(700_000)).repeat(2),
+        );
     }
     let pipeline = |limit: u32| {
         format!(

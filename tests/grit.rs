@@ -9,7 +9,16 @@ use support::{Bench, root, texts};
 fn grit(bench: &Bench, threads: &str, output: &str) -> support::Said {
     let pipeline = root().join("pipelines/grit.yaml");
     let input = format!("input={}", root().join("examples/photos").display());
-    bench.ok(&["run", pipeline.to_str().unwrap(), "--set", &input, "--set", &format!("output={output}"), "--threads", threads])
+    bench.ok(&[
+        "run",
+        pipeline.to_str().unwrap(),
+        "--set",
+        &input,
+        "--set",
+        &format!("output={output}"),
+        "--threads",
+        threads,
+    ])
 }
 
 #[test]
@@ -41,7 +50,10 @@ fn the_example_photographs_give_grounded_pairs() {
                 let e = entry.as_primitive::<arrow::datatypes::Float64Type>().values().to_vec();
                 assert_eq!(e.len(), 7);
                 assert!(0.0 <= e[0] && e[0] < e[1] && e[1] <= caption.chars().count() as f64, "{e:?} in {caption}");
-                assert!(0.0 <= e[2] && e[2] < e[4] && e[4] <= 1.0 && 0.0 <= e[3] && e[3] < e[5] && e[5] <= 1.0, "{e:?}");
+                assert!(
+                    0.0 <= e[2] && e[2] < e[4] && e[4] <= 1.0 && 0.0 <= e[3] && e[3] < e[5] && e[5] <= 1.0,
+                    "{e:?}"
+                );
                 assert!((0.45..=last).contains(&e[6]), "{e:?}");
                 last = e[6];
             }
@@ -112,6 +124,7 @@ fn parses_are_json_lines() {
     let file = bench.write("texts.jsonl", "{\"c\": \"A dog in a field of flowers.\"}\n");
     let said = bench.ok(&["parse", "--jsonl", "c", "--chunks", file.to_str().unwrap()]);
     let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
-    let chunks: Vec<&str> = line["noun_chunks"].as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap()).collect();
+    let chunks: Vec<&str> =
+        line["noun_chunks"].as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap()).collect();
     assert_eq!(chunks, ["A dog", "a field", "flowers"]);
 }

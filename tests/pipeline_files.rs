@@ -23,7 +23,9 @@ sinks:
     );
     let said = bench.run(&["run", "p.yaml"]);
     assert_eq!(said.code, Some(2), "{}", said.err);
-    for expected in ["p.yaml:3:", "colour", "p.yaml:5:", "did you mean `noun_chunks`?", "p.yaml:6:", "nowhere", "p.yaml:8:", "path"] {
+    for expected in
+        ["p.yaml:3:", "colour", "p.yaml:5:", "did you mean `noun_chunks`?", "p.yaml:6:", "nowhere", "p.yaml:8:", "path"]
+    {
         assert!(said.err.contains(expected), "no {expected:?} in\n{}", said.err);
     }
     assert!(!bench.path("out").exists() && !bench.path(".out.groundloom").exists());
@@ -43,7 +45,10 @@ fn columns_and_types_are_checked_before_work() {
         ("q: { type: sql, query: \"select nothing from pairs\" }", "nothing"),
         ("q: { type: sql, query: \"select * from paris\" }", "did you mean `pairs`?"),
         ("q: { type: sql, query: \"drop table pairs\" }", "SELECT"),
-        ("q: { type: sql, query: \"select a.width, b.width from pairs a join pairs b on a.width = b.width\" }", "two columns named `width`"),
+        (
+            "q: { type: sql, query: \"select a.width, b.width from pairs a join pairs b on a.width = b.width\" }",
+            "two columns named `width`",
+        ),
         ("boxes: { type: expand_expressions, text: caption }", "chunks"),
     ];
     for (stage, expected) in wrong {
@@ -67,7 +72,8 @@ fn the_published_schema_is_current() {
 fn every_type_has_a_page() {
     let bench = Bench::new();
     let listed = bench.ok(&["stages"]).out;
-    let names: Vec<&str> = listed.lines().filter(|l| l.starts_with("  ")).filter_map(|l| l.split_whitespace().next()).collect();
+    let names: Vec<&str> =
+        listed.lines().filter(|l| l.starts_with("  ")).filter_map(|l| l.split_whitespace().next()).collect();
     assert!(names.len() >= 16, "{names:?}");
     for name in names {
         let page = bench.ok(&["stages", name]).out;

@@ -1,4 +1,4 @@
-//! Shared vocabulary of Groundloom: row ids, boxes, text spans, media decoding, Arrow column types.
+#![doc = include_str!("../README.md")]
 
 pub mod boxes;
 pub mod chunks;

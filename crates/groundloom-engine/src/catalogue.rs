@@ -87,7 +87,10 @@ pub fn decode(component: &Component) -> Result<(Decoded, Value), Diagnostics> {
     Err(unknown(component))
 }
 
-fn relation<T: groundloom_spec::Config>(component: &Component, wrap: fn(T) -> Decoded) -> Result<(Decoded, Value), Diagnostics> {
+fn relation<T: groundloom_spec::Config>(
+    component: &Component,
+    wrap: fn(T) -> Decoded,
+) -> Result<(Decoded, Value), Diagnostics> {
     let config: T = component.decode()?;
     let canonical = serde_json::to_value(&config).unwrap_or(Value::Null);
     Ok((wrap(config), canonical))

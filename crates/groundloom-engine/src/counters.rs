@@ -2,10 +2,7 @@
 //!
 //! They live in the operator, so that a failed attempt takes its counts with it; the committed attempt writes them into its ledger entry.
 
-use std::{
-    collections::BTreeMap,
-    sync::Mutex,
-};
+use std::{collections::BTreeMap, sync::Mutex};
 
 use groundloom_data::funnel::StageCounts;
 use groundloom_stages::stage::Outcome;

@@ -46,7 +46,12 @@ pub fn kept_sink() -> Arc<dyn Sink> {
 ///
 /// # Errors
 /// When a part is damaged, the disk is full, or the target cannot be exchanged; the old generation is in place then.
-pub fn publish(finished: &Finished<'_>, sink_node: NodeId, sink: &Arc<dyn Sink>, target: &Target) -> Result<Manifest, EngineError> {
+pub fn publish(
+    finished: &Finished<'_>,
+    sink_node: NodeId,
+    sink: &Arc<dyn Sink>,
+    target: &Target,
+) -> Result<Manifest, EngineError> {
     let graph = &finished.plan.graph;
     let node = &graph.nodes[sink_node];
     let next = target.next()?;
@@ -55,7 +60,9 @@ pub fn publish(finished: &Finished<'_>, sink_node: NodeId, sink: &Arc<dyn Sink>,
     let kept = kept_sink();
     for (kind, folder) in [(PartKind::Quarantine, "_quarantine"), (PartKind::Rejected, "_rejected")] {
         for (segment, ledger, entries) in &finished.segments {
-            files.extend(join_parts(&kept, entries, ledger, kind, &next, folder, |i, _| format!("{}-{i:05}.parquet", segment.name))?);
+            files.extend(join_parts(&kept, entries, ledger, kind, &next, folder, |i, _| {
+                format!("{}-{i:05}.parquet", segment.name)
+            })?);
         }
     }
     let funnel: Vec<StageCounts> = finished.segments.iter().flat_map(|(_, _, entries)| added(entries)).collect();
@@ -65,7 +72,11 @@ pub fn publish(finished: &Finished<'_>, sink_node: NodeId, sink: &Arc<dyn Sink>,
     }
     let rejected = finished.segments.iter().flat_map(|(_, _, e)| e.iter()).map(|e| e.rows(PartKind::Rejected)).sum();
     let facts = Facts { finished, node, rows, funnel: &funnel, quarantined: &quarantined };
-    let data: Vec<PathBuf> = files.iter().filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_')).map(|f| next.join(&f.path)).collect();
+    let data: Vec<PathBuf> = files
+        .iter()
+        .filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_'))
+        .map(|f| next.join(&f.path))
+        .collect();
     write_text(&next, "README.md", &facts.card(&files, sink)?, &mut files)?;
     if sink.extension() == "parquet" {
         let samples = samples(&data, report::GALLERY_ROWS)?;
@@ -89,7 +100,12 @@ pub fn publish(finished: &Finished<'_>, sink_node: NodeId, sink: &Arc<dyn Sink>,
     Ok(manifest)
 }
 
-fn data_files(finished: &Finished<'_>, node: &Node, sink: &Arc<dyn Sink>, next: &Path) -> Result<Vec<PublishedFile>, EngineError> {
+fn data_files(
+    finished: &Finished<'_>,
+    node: &Node,
+    sink: &Arc<dyn Sink>,
+    next: &Path,
+) -> Result<Vec<PublishedFile>, EngineError> {
     let (ledger, entries) = finished.data;
     let name = |i: usize, of: usize| format!("train-{i:05}-of-{of:05}.{}", sink.extension());
     let files = join_parts(sink, entries, ledger, PartKind::Data, next, sink.folder(), name)?;
@@ -155,7 +171,12 @@ fn link(from: &Path, to: &Path) -> Result<(), EngineError> {
     match fs::hard_link(from, to) {
         Ok(()) => Ok(()),
         // Some file systems know no hard links.
-        Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied | io::ErrorKind::CrossesDevices) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied | io::ErrorKind::CrossesDevices
+            ) =>
+        {
             fs::copy(from, to).map(drop).map_err(|e| EngineError::io(to, e))
         }
         Err(e) => Err(EngineError::io(to, e)),
@@ -274,13 +295,17 @@ impl Facts<'_> {
 
 /// At most `most` rows of the published Parquet files, evenly spread over their order.
 fn samples(files: &[PathBuf], most: usize) -> Result<Vec<RecordBatch>, EngineError> {
-    let parquet = |path: &Path, e: &dyn std::fmt::Display| FormatError::Malformed { location: path.display().to_string(), message: e.to_string() };
+    let parquet = |path: &Path, e: &dyn std::fmt::Display| FormatError::Malformed {
+        location: path.display().to_string(),
+        message: e.to_string(),
+    };
     let mut builders = Vec::with_capacity(files.len());
     for path in files {
         let file = File::open(path).map_err(|e| EngineError::io(path, e))?;
         builders.push((path, ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| parquet(path, &e))?));
     }
-    let sizes: Vec<usize> = builders.iter().map(|(_, b)| usize::try_from(b.metadata().file_metadata().num_rows()).unwrap_or(0)).collect();
+    let sizes: Vec<usize> =
+        builders.iter().map(|(_, b)| usize::try_from(b.metadata().file_metadata().num_rows()).unwrap_or(0)).collect();
     let total: usize = sizes.iter().sum();
     let count = total.min(most);
     let mut wanted = (0..count).map(|i| i * total / count).peekable();
@@ -295,7 +320,8 @@ fn samples(files: &[PathBuf], most: usize) -> Result<Vec<RecordBatch>, EngineErr
         if selectors.is_empty() {
             continue;
         }
-        let reader = builder.with_row_selection(RowSelection::from(selectors)).build().map_err(|e| parquet(path, &e))?;
+        let reader =
+            builder.with_row_selection(RowSelection::from(selectors)).build().map_err(|e| parquet(path, &e))?;
         for batch in reader {
             batches.push(batch.map_err(|e| parquet(path, &e))?);
         }

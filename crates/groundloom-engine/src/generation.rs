@@ -13,11 +13,7 @@ use std::{
 use groundloom_data::funnel::StageCounts;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    error::EngineError,
-    ledger::sync_folder,
-    segment::Fingerprint,
-};
+use crate::{error::EngineError, ledger::sync_folder, segment::Fingerprint};
 
 /// Where a generation says what it is, relative to the target.
 pub const MANIFEST: &str = "_manifest/manifest.json";
@@ -75,7 +71,10 @@ impl Target {
         let path = normal(&path);
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
         let (Some(parent), Some(name)) = (path.parent(), name) else {
-            return Err(EngineError::io(&path, io::Error::new(io::ErrorKind::InvalidInput, "a data set needs a folder of its own")));
+            return Err(EngineError::io(
+                &path,
+                io::Error::new(io::ErrorKind::InvalidInput, "a data set needs a folder of its own"),
+            ));
         };
         let work = parent.join(format!(".{name}.groundloom"));
         let target = Self { path, work };
@@ -201,7 +200,9 @@ fn exchange(next: &Path, target: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, next, CWD, target, RenameFlags::EXCHANGE) {
         // Some network file systems do not know the exchange.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => exchange_by_steps(next, target),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
+            exchange_by_steps(next, target)
+        }
         other => Ok(other?),
     }
 }
@@ -293,7 +294,10 @@ mod tests {
         let target = Target::at(&dir.path().join("out")).unwrap();
         let lock = target.lock().unwrap();
         let refused = target.lock().unwrap_err();
-        assert!(matches!(&refused, EngineError::Locked { process, .. } if *process == std::process::id().to_string()), "{refused}");
+        assert!(
+            matches!(&refused, EngineError::Locked { process, .. } if *process == std::process::id().to_string()),
+            "{refused}"
+        );
         drop(lock);
         target.lock().unwrap();
     }

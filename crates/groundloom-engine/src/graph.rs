@@ -121,7 +121,8 @@ pub async fn check(spec: &Spec, stores: &Stores) -> Result<Graph, Diagnostics> {
     let options = DiscoverOptions { shard_bytes: settings.shard_bytes(), ..DiscoverOptions::default() };
     for planned in &order.nodes {
         let Some(component) = spec.component(&planned.name) else { continue };
-        let inputs: Option<Vec<NodeId>> = planned.inputs.iter().map(|name| checker.by_name.get(name.as_str()).copied()).collect();
+        let inputs: Option<Vec<NodeId>> =
+            planned.inputs.iter().map(|name| checker.by_name.get(name.as_str()).copied()).collect();
         // A node whose input has errors of its own is not blamed for them.
         let Some(inputs) = inputs else { continue };
         if let Some(node) = checker.node(component, inputs, stores, &options).await {
@@ -156,7 +157,8 @@ fn name_tables(session: &SessionContext, stage: &mut Component) -> Result<(), Di
             .help("take `input:` away")
             .into());
     }
-    let names = plan::tables(session, query).map_err(|r| Diagnostics::from(stage.diagnostic("query", r.code, r.message)))?;
+    let names =
+        plan::tables(session, query).map_err(|r| Diagnostics::from(stage.diagnostic("query", r.code, r.message)))?;
     if names.is_empty() {
         return Err(stage.diagnostic("query", "no_table", "the query reads no node of the pipeline").into());
     }
@@ -193,7 +195,11 @@ impl Checker {
         if !matches!(decoded, Decoded::Sql(_) | Decoded::Source(_)) && inputs.len() != 1 {
             self.found.push(
                 component
-                    .diagnostic("input", "several_inputs", format!("`{}` reads one node, not {}", component.kind, inputs.len()))
+                    .diagnostic(
+                        "input",
+                        "several_inputs",
+                        format!("`{}` reads one node, not {}", component.kind, inputs.len()),
+                    )
                     .help("join or unite nodes with a stage of `type: sql`"),
             );
             return None;
@@ -210,7 +216,11 @@ impl Checker {
                     }
                 };
                 let reserved = discovery.schema.fields().iter().find(|f| f.name() == ERROR || f.name() == ROW_ID);
-                if let Some(field) = reserved.filter(|f| f.name() == ERROR || !matches!(discovery.reader, Reader::Parquet) || f.data_type() != &DataType::Utf8) {
+                if let Some(field) = reserved.filter(|f| {
+                    f.name() == ERROR
+                        || !matches!(discovery.reader, Reader::Parquet)
+                        || f.data_type() != &DataType::Utf8
+                }) {
                     self.found.push(component.diagnostic(
                         "path",
                         "reserved_column",
@@ -230,16 +240,15 @@ impl Checker {
                 }
                 Err(error) => {
                     self.found.push(
-                        component
-                            .diagnostic(error.key, "column", error.message.clone())
-                            .note(columns_note(&input)),
+                        component.diagnostic(error.key, "column", error.message.clone()).note(columns_note(&input)),
                     );
                     return None;
                 }
             },
             (Decoded::Filter(filter), Some(input)) => {
                 let plan = placeholder(&input);
-                let checked = plan::filter(&self.session, &component.name, &filter, plan).and_then(|p| plan::analyse(&self.session, &p));
+                let checked = plan::filter(&self.session, &component.name, &filter, plan)
+                    .and_then(|p| plan::analyse(&self.session, &p));
                 if let Err(refusal) = checked {
                     self.refuse(component, "where", &refusal, std::slice::from_ref(&input));
                     return None;
@@ -250,12 +259,19 @@ impl Checker {
             (Decoded::Sample(sample), Some(input)) => (Work::Sample(sample), Arc::clone(&input.schema), fallible_input),
             (Decoded::Limit(limit), Some(input)) => (Work::Limit(limit), Arc::clone(&input.schema), false),
             (Decoded::Sql(sql), _) => {
-                let tables: Vec<(Arc<str>, LogicalPlan)> =
-                    inputs.iter().map(|id| (Arc::clone(&self.nodes[*id].name), placeholder(&self.nodes[*id]))).collect();
+                let tables: Vec<(Arc<str>, LogicalPlan)> = inputs
+                    .iter()
+                    .map(|id| (Arc::clone(&self.nodes[*id].name), placeholder(&self.nodes[*id])))
+                    .collect();
                 match plan::sql(&sql.query, &tables).await {
                     Ok(planned) => {
-                        let schema = with_row_id(&crate::nodes::stage::visible_schema(planned.plan.schema().as_arrow()));
-                        (Work::Sql { query: sql.query, row_wise: planned.row_wise }, schema, planned.row_wise && fallible_input)
+                        let schema =
+                            with_row_id(&crate::nodes::stage::visible_schema(planned.plan.schema().as_arrow()));
+                        (
+                            Work::Sql { query: sql.query, row_wise: planned.row_wise },
+                            schema,
+                            planned.row_wise && fallible_input,
+                        )
                     }
                     Err(refusal) => {
                         let nodes: Vec<Node> = inputs.iter().map(|id| self.nodes[*id].clone()).collect();
@@ -307,8 +323,12 @@ fn source_diagnostic(component: &Component, error: &FormatError) -> Diagnostic {
 }
 
 fn columns_note(node: &Node) -> String {
-    let columns: Vec<String> =
-        node.schema.fields().iter().map(|f| format!("{} ({})", f.name(), groundloom_formats::card::type_name(f))).collect();
+    let columns: Vec<String> = node
+        .schema
+        .fields()
+        .iter()
+        .map(|f| format!("{} ({})", f.name(), groundloom_formats::card::type_name(f)))
+        .collect();
     format!("`{}` has the columns {}", node.name, columns.join(", "))
 }
 

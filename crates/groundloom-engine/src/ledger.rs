@@ -152,7 +152,12 @@ impl Ledger {
     ///
     /// # Errors
     /// When the file cannot be made.
-    pub fn start_part(&self, task: &Fingerprint, kind: PartKind, extension: &str) -> Result<(OpenPart, File), EngineError> {
+    pub fn start_part(
+        &self,
+        task: &Fingerprint,
+        kind: PartKind,
+        extension: &str,
+    ) -> Result<(OpenPart, File), EngineError> {
         static ATTEMPT: AtomicU64 = AtomicU64::new(0);
         let attempt = ATTEMPT.fetch_add(1, Ordering::Relaxed);
         let kind_name = match kind {
@@ -189,9 +194,9 @@ impl Ledger {
                 sync_folder(&self.folder.join("entries"))?;
                 Ok(entry)
             }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                self.committed(&entry.task)?.ok_or_else(|| EngineError::Internal("a committed task has vanished".into()))
-            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => self
+                .committed(&entry.task)?
+                .ok_or_else(|| EngineError::Internal("a committed task has vanished".into())),
             Err(e) => Err(EngineError::io(&path, e)),
         }
     }
@@ -202,7 +207,8 @@ impl Ledger {
     /// When the folder cannot be read or a file not removed.
     pub fn sweep(&self, kept: &[Entry]) -> Result<(), EngineError> {
         let entries: std::collections::HashSet<String> = kept.iter().map(|e| format!("{}.json", e.task)).collect();
-        let parts: std::collections::HashSet<&str> = kept.iter().flat_map(|e| e.parts.iter().map(|p| p.file.as_str())).collect();
+        let parts: std::collections::HashSet<&str> =
+            kept.iter().flat_map(|e| e.parts.iter().map(|p| p.file.as_str())).collect();
         // Entries first: an entry must never outlive its parts.
         remove_others(&self.folder.join("entries"), |name| entries.contains(name))?;
         remove_others(&self.folder.join("parts"), |name| parts.contains(name))

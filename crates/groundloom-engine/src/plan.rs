@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
 use arrow::datatypes::DataType;
 use datafusion::{
-    common::{Column, DataFusionError, ScalarValue, TableReference, tree_node::{TreeNode, TreeNodeRecursion}},
+    common::{
+        Column, DataFusionError, ScalarValue, TableReference,
+        tree_node::{TreeNode, TreeNodeRecursion},
+    },
     datasource::empty::EmptyTable,
     execution::context::SessionContext,
     logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Volatility, lit},
@@ -46,7 +49,11 @@ impl From<DataFusionError> for Refusal {
             && let datafusion::common::SchemaError::FieldNotFound { field, .. } = schema.as_ref()
         {
             let name = field.name().to_owned();
-            return Self { code: "unknown_column", message: format!("there is no column `{name}`"), unknown_column: Some(name) };
+            return Self {
+                code: "unknown_column",
+                message: format!("there is no column `{name}`"),
+                unknown_column: Some(name),
+            };
         }
         let message = match root {
             DataFusionError::Plan(message) | DataFusionError::Execution(message) => message.clone(),
@@ -97,7 +104,12 @@ pub fn stage(spec: StageSpec, input: LogicalPlan) -> Result<LogicalPlan, DataFus
 ///
 /// # Errors
 /// The predicate does not parse, names unknown columns, is no boolean, or depends on the moment.
-pub fn filter(context: &SessionContext, name: &str, filter: &Filter, input: LogicalPlan) -> Result<LogicalPlan, Refusal> {
+pub fn filter(
+    context: &SessionContext,
+    name: &str,
+    filter: &Filter,
+    input: LogicalPlan,
+) -> Result<LogicalPlan, Refusal> {
     let predicate = predicate(context, &filter.predicate, &input)?;
     let spec = FilterSpec {
         name: name.into(),
@@ -122,7 +134,10 @@ pub fn predicate(context: &SessionContext, text: &str, input: &LogicalPlan) -> R
     let data_type = expr.get_type(input.schema())?;
     if data_type != DataType::Boolean {
         let found = groundloom_formats::card::type_name(&arrow::datatypes::Field::new("predicate", data_type, true));
-        return Err(Refusal::new("not_boolean", format!("expected a predicate that is true or false, found one of type {found}")));
+        return Err(Refusal::new(
+            "not_boolean",
+            format!("expected a predicate that is true or false, found one of type {found}"),
+        ));
     }
     Ok(expr)
 }
@@ -132,7 +147,8 @@ pub fn predicate(context: &SessionContext, text: &str, input: &LogicalPlan) -> R
 /// # Errors
 /// A plan error when there is no row id.
 pub fn sample(name: &str, sample: &Sample, input: LogicalPlan) -> Result<LogicalPlan, DataFusionError> {
-    let spec = FilterSpec { name: name.into(), kind: "sample".into(), reason: "not_sampled".into(), keep_rejected: false };
+    let spec =
+        FilterSpec { name: name.into(), kind: "sample".into(), reason: "not_sampled".into(), keep_rejected: false };
     let predicate = row_ids::in_sample(column_of(&input, ROW_ID)?, sample.fraction, sample.seed);
     Ok(FilterNode::new(spec, predicate, input).into_plan())
 }
@@ -158,7 +174,11 @@ pub struct Query {
 fn parse(context: &SessionContext, query: &str) -> Result<Statement, Refusal> {
     let statement = context.state().sql_to_statement(query, &datafusion::config::Dialect::Generic)?;
     match &statement {
-        Statement::Statement(inner) if matches!(inner.as_ref(), datafusion::sql::sqlparser::ast::Statement::Query(_)) => Ok(statement),
+        Statement::Statement(inner)
+            if matches!(inner.as_ref(), datafusion::sql::sqlparser::ast::Statement::Query(_)) =>
+        {
+            Ok(statement)
+        }
         _ => Err(Refusal::new("not_a_query", "expected a SELECT; a pipeline changes nothing outside its sinks")),
     }
 }
@@ -173,7 +193,12 @@ pub fn tables(context: &SessionContext, query: &str) -> Result<Vec<String>, Refu
     for reference in context.state().resolve_table_references(&statement)? {
         match reference {
             TableReference::Bare { table } => names.insert(table.to_string()),
-            other => return Err(Refusal::new("unknown_table", format!("`{other}`: tables are nodes of the pipeline and have no schema"))),
+            other => {
+                return Err(Refusal::new(
+                    "unknown_table",
+                    format!("`{other}`: tables are nodes of the pipeline and have no schema"),
+                ));
+            }
         };
     }
     Ok(names.into_iter().collect())
@@ -217,7 +242,10 @@ pub async fn sql(query: &str, tables: &[(Arc<str>, LogicalPlan)]) -> Result<Quer
 fn carry(plan: &LogicalPlan, table: &str, real: &LogicalPlan) -> Result<Option<LogicalPlan>, DataFusionError> {
     let has_subquery = |exprs: &[Expr]| {
         exprs.iter().any(|e| {
-            e.exists(|e| Ok(matches!(e, Expr::InSubquery(_) | Expr::Exists(_) | Expr::ScalarSubquery(_) | Expr::Unnest(_)))).unwrap_or(true)
+            e.exists(|e| {
+                Ok(matches!(e, Expr::InSubquery(_) | Expr::Exists(_) | Expr::ScalarSubquery(_) | Expr::Unnest(_)))
+            })
+            .unwrap_or(true)
         })
     };
     Ok(match plan {
@@ -241,18 +269,20 @@ fn carry(plan: &LogicalPlan, table: &str, real: &LogicalPlan) -> Result<Option<L
                 None => None,
             }
         }
-        LogicalPlan::Projection(projection) if !has_subquery(&projection.expr) => match carry(&projection.input, table, real)? {
-            Some(input) => {
-                let mut exprs = projection.expr.clone();
-                for hidden in [ROW_ID, ERROR] {
-                    if has(&input, hidden) && !projection.schema.fields().iter().any(|f| f.name() == hidden) {
-                        exprs.push(column_of(&input, hidden)?);
+        LogicalPlan::Projection(projection) if !has_subquery(&projection.expr) => {
+            match carry(&projection.input, table, real)? {
+                Some(input) => {
+                    let mut exprs = projection.expr.clone();
+                    for hidden in [ROW_ID, ERROR] {
+                        if has(&input, hidden) && !projection.schema.fields().iter().any(|f| f.name() == hidden) {
+                            exprs.push(column_of(&input, hidden)?);
+                        }
                     }
+                    Some(LogicalPlanBuilder::from(input).project(exprs)?.build()?)
                 }
-                Some(LogicalPlanBuilder::from(input).project(exprs)?.build()?)
+                None => None,
             }
-            None => None,
-        },
+        }
         _ => None,
     })
 }
@@ -290,7 +320,10 @@ fn unique_columns(plan: &LogicalPlan) -> Result<(), Refusal> {
             ));
         }
         if field.name() == ERROR {
-            return Err(Refusal::new("reserved_column", format!("`{ERROR}` is a name that Groundloom keeps for itself")));
+            return Err(Refusal::new(
+                "reserved_column",
+                format!("`{ERROR}` is a name that Groundloom keeps for itself"),
+            ));
         }
         if field.name() == ROW_ID && !matches!(field.data_type(), DataType::Utf8 | DataType::Utf8View) {
             return Err(Refusal::new("reserved_column", "`row_id` must be the text id of a row".to_owned()));
@@ -327,7 +360,9 @@ fn refuse_unstable(exprs: &[Expr]) -> Result<(), Refusal> {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(name) => Err(Refusal::new(
             "unstable_function",
-            format!("`{name}()` gives another value at another moment, so the data set could not be made again; use `type: sample` for random draws"),
+            format!(
+                "`{name}()` gives another value at another moment, so the data set could not be made again; use `type: sample` for random draws"
+            ),
         )),
     }
 }
@@ -337,7 +372,10 @@ fn refuse_unstable(exprs: &[Expr]) -> Result<(), Refusal> {
 /// # Errors
 /// As [`tables`].
 pub fn first_table(context: &SessionContext, query: &str) -> Result<String, Refusal> {
-    tables(context, query)?.into_iter().next().ok_or_else(|| Refusal::new("no_table", "the query reads no node of the pipeline"))
+    tables(context, query)?
+        .into_iter()
+        .next()
+        .ok_or_else(|| Refusal::new("no_table", "the query reads no node of the pipeline"))
 }
 
 /// The plan of a row-wise query with a counter on top: what leaves it is what the query kept.

@@ -26,7 +26,8 @@ pub struct Filter {
 impl Config for Filter {
     const NAME: &'static str = "filter";
     const SUMMARY: &'static str = "keeps the rows for which an SQL predicate is true";
-    const EXAMPLE: &'static str = "kept: { type: filter, where: \"cardinality(expressions) > 0\", reason: no_grounded_expression }";
+    const EXAMPLE: &'static str =
+        "kept: { type: filter, where: \"cardinality(expressions) > 0\", reason: no_grounded_expression }";
 }
 
 /// Keeps a random fraction of the rows.
@@ -82,5 +83,6 @@ pub struct Sql {
 impl Config for Sql {
     const NAME: &'static str = "sql";
     const SUMMARY: &'static str = "an SQL query over any nodes of the pipeline";
-    const EXAMPLE: &'static str = "per_caption: { type: sql, query: \"select caption, count(*) as images from pairs group by caption\" }";
+    const EXAMPLE: &'static str =
+        "per_caption: { type: sql, query: \"select caption, count(*) as images from pairs group by caption\" }";
 }

@@ -8,7 +8,11 @@ use arrow::{
     datatypes::DataType,
 };
 use datafusion::{
-    common::{Result, ScalarValue, cast::{as_int64_array, as_string_array, as_uint64_array}, exec_err},
+    common::{
+        Result, ScalarValue,
+        cast::{as_int64_array, as_string_array, as_uint64_array},
+        exec_err,
+    },
     logical_expr::{ColumnarValue, Expr, ScalarUDF, Volatility, create_udf, lit},
 };
 use groundloom_data::row_id::{Place, RowId};
@@ -67,8 +71,10 @@ pub fn of_key(key: Expr, place: Expr) -> Expr {
 /// Whether a row is in a sample of `fraction` (0..=1) of the rows: a hash of its id under `seed`, so that the draw depends on nothing else.
 pub fn in_sample(row_id: Expr, fraction: f64, seed: u64) -> Expr {
     let function = |arguments: &[ColumnarValue]| -> Result<ColumnarValue> {
-        let (Some(ColumnarValue::Scalar(ScalarValue::Float64(Some(fraction)))), Some(ColumnarValue::Scalar(ScalarValue::UInt64(Some(seed))))) =
-            (arguments.get(1), arguments.get(2))
+        let (
+            Some(ColumnarValue::Scalar(ScalarValue::Float64(Some(fraction)))),
+            Some(ColumnarValue::Scalar(ScalarValue::UInt64(Some(seed)))),
+        ) = (arguments.get(1), arguments.get(2))
         else {
             return exec_err!("groundloom_in_sample takes a fraction and a seed that are literals");
         };
@@ -107,6 +113,9 @@ mod tests {
         assert!((9_500..10_500).contains(&half), "{half}");
         assert!((1_800..2_200).contains(&tenth), "{tenth}");
         assert!(ids.iter().all(|id| unit(id, 7) < 1.0 && unit(id, 7) >= 0.0));
-        assert_ne!(ids.iter().map(|id| unit(id, 7) < 0.5).collect::<Vec<_>>(), ids.iter().map(|id| unit(id, 8) < 0.5).collect::<Vec<_>>());
+        assert_ne!(
+            ids.iter().map(|id| unit(id, 7) < 0.5).collect::<Vec<_>>(),
+            ids.iter().map(|id| unit(id, 8) < 0.5).collect::<Vec<_>>()
+        );
     }
 }

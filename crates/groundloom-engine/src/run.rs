@@ -16,10 +16,7 @@ use datafusion::{
     physical_plan::{ExecutionPlan, ExecutionPlanProperties},
 };
 use futures::stream::{FuturesUnordered, StreamExt};
-use groundloom_data::{
-    columns::ROW_ID,
-    funnel::StageCounts,
-};
+use groundloom_data::{columns::ROW_ID, funnel::StageCounts};
 use groundloom_formats::{Reader, Shard, ShardFile, Sink};
 use groundloom_models::ModelPool;
 use serde_json::{Value, json};
@@ -164,7 +161,9 @@ impl Plan {
                 SegmentWork::Rows { base: Base::Source(source), .. } => shards(&graph.nodes[*source])
                     .iter()
                     .map(|shard| PlannedTask {
-                        task: Fingerprint::of(&json!({ "segment": segment.fingerprint, "shard": shard_identity(shard) })),
+                        task: Fingerprint::of(
+                            &json!({ "segment": segment.fingerprint, "shard": shard_identity(shard) }),
+                        ),
                         input: TaskInput::Shard(shard.clone()),
                     })
                     .collect(),
@@ -254,7 +253,16 @@ fn shard_identity(shard: &Shard) -> Value {
     let files: Vec<Value> = shard
         .files
         .iter()
-        .map(|f| json!([f.location, f.path, f.size, f.range.as_ref().map(|r| [r.start, r.end]), f.version, f.metadata.as_ref().map(|r| [r.start, r.end])]))
+        .map(|f| {
+            json!([
+                f.location,
+                f.path,
+                f.size,
+                f.range.as_ref().map(|r| [r.start, r.end]),
+                f.version,
+                f.metadata.as_ref().map(|r| [r.start, r.end])
+            ])
+        })
         .collect();
     json!([shard.id, files])
 }
@@ -277,7 +285,13 @@ pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Resul
             up_to_date: true,
         });
         let tasks_reused = plan.tasks.iter().map(Vec::len).sum();
-        return Ok(Summary { sinks: sinks.collect(), tasks_done: 0, tasks_reused, rows_read: 0, seconds: started.elapsed().as_secs_f64() });
+        return Ok(Summary {
+            sinks: sinks.collect(),
+            tasks_done: 0,
+            tasks_reused,
+            rows_read: 0,
+            seconds: started.elapsed().as_secs_f64(),
+        });
     }
     let _locks = targets.iter().map(Target::lock).collect::<Result<Vec<_>, _>>()?;
     let Some(work) = targets.first().map(|t| t.work().to_owned()) else {
@@ -338,14 +352,13 @@ impl<'a> Runner<'a> {
         let spill = work.join("spill");
         crate::generation::remove_folder(&spill)?;
         std::fs::create_dir_all(&spill).map_err(|e| EngineError::io(&spill, e))?;
-        let resources = Arc::new(Resources { models: Arc::new(ModelPool::new(options.threads)), windows_in_flight: options.threads.get() });
+        let resources = Arc::new(Resources {
+            models: Arc::new(ModelPool::new(options.threads)),
+            windows_in_flight: options.threads.get(),
+        });
         let context = session::context(session::runtime(options.memory_bytes, &spill)?, Some(resources));
-        let ledgers = plan
-            .segments
-            .all
-            .iter()
-            .map(|s| Ledger::open(&work, &s.fingerprint))
-            .collect::<Result<Vec<_>, _>>()?;
+        let ledgers =
+            plan.segments.all.iter().map(|s| Ledger::open(&work, &s.fingerprint)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             plan,
             options,
@@ -506,7 +519,8 @@ impl<'a> Runner<'a> {
             SegmentWork::Rows { base, chain, .. } => {
                 let id = self.segment_id(segment);
                 // A segment whose inputs hold no rows at all needs no plan.
-                let shard = (first..self.plan.tasks[id].len()).find_map(|i| self.shard(id, i).transpose()).transpose()?;
+                let shard =
+                    (first..self.plan.tasks[id].len()).find_map(|i| self.shard(id, i).transpose()).transpose()?;
                 let Some(shard) = shard else { return Ok(None) };
                 self.rows_plan(*base, chain, vec![shard]).await?
             }
@@ -537,12 +551,16 @@ impl<'a> Runner<'a> {
         }
         match &node.work {
             Work::Limit(limit) => {
-                let Some((_, plan)) = tables.pop() else { return Err(EngineError::Internal("a limit without input".into())) };
+                let Some((_, plan)) = tables.pop() else {
+                    return Err(EngineError::Internal("a limit without input".into()));
+                };
                 let rows = usize::try_from(limit.rows).unwrap_or(usize::MAX);
                 Ok(LogicalPlanBuilder::from(plan).limit(0, Some(rows))?.build()?)
             }
             Work::Sql { query, .. } => {
-                let planned = plan::sql(query, &tables).await.map_err(|r| EngineError::Execution(DataFusionError::Plan(r.message)))?;
+                let planned = plan::sql(query, &tables)
+                    .await
+                    .map_err(|r| EngineError::Execution(DataFusionError::Plan(r.message)))?;
                 Ok(planned.plan)
             }
             _ => Err(EngineError::Internal("no set stage".into())),
@@ -565,11 +583,14 @@ impl<'a> Runner<'a> {
                     return Err(EngineError::Internal("no source".into()));
                 };
                 let ids = ids_of(discovery);
-                let table = ShardTable::new(&node.name, Arc::clone(&discovery.schema), discovery.reader.clone(), ids, shards);
+                let table =
+                    ShardTable::new(&node.name, Arc::clone(&discovery.schema), discovery.reader.clone(), ids, shards);
                 let mut at = self.table(table)?;
                 if ids == Ids::FileAndRow {
                     // Ids are made for the rows that the first filters let through only.
-                    while let Some(next) = chain.next_if(|n| matches!(&n.work, Work::Filter(f) if !f.keep_rejected && !f.predicate.contains(ROW_ID))) {
+                    while let Some(next) = chain.next_if(
+                        |n| matches!(&n.work, Work::Filter(f) if !f.keep_rejected && !f.predicate.contains(ROW_ID)),
+                    ) {
                         at = self.node(next, at).await?;
                     }
                     let id = row_ids::in_file(col(FILE_COLUMN), col(ROW_COLUMN)).alias(ROW_ID);
@@ -593,7 +614,9 @@ impl<'a> Runner<'a> {
     }
 
     async fn node(&self, node: &Node, input: LogicalPlan) -> Result<LogicalPlan, EngineError> {
-        let refused = |r: plan::Refusal| EngineError::Execution(DataFusionError::Plan(format!("stage `{}`: {}", node.name, r.message)));
+        let refused = |r: plan::Refusal| {
+            EngineError::Execution(DataFusionError::Plan(format!("stage `{}`: {}", node.name, r.message)))
+        };
         Ok(match &node.work {
             Work::Stage(stage) => plan::stage(
                 StageSpec {
@@ -616,10 +639,20 @@ impl<'a> Runner<'a> {
     }
 
     /// The task `index` of a segment, and the bytes it reads.
-    async fn task(&self, id: SegmentId, index: usize, template: &Option<Arc<dyn ExecutionPlan>>) -> Result<(Job, u64), EngineError> {
+    async fn task(
+        &self,
+        id: SegmentId,
+        index: usize,
+        template: &Option<Arc<dyn ExecutionPlan>>,
+    ) -> Result<(Job, u64), EngineError> {
         let segment = &self.plan.segments.all[id];
         let planned = &self.plan.tasks[id][index];
-        let nothing = Job::Nothing(Box::new(Entry { task: planned.task.clone(), rows_in: 0, parts: Vec::new(), counts: Vec::new() }));
+        let nothing = Job::Nothing(Box::new(Entry {
+            task: planned.task.clone(),
+            rows_in: 0,
+            parts: Vec::new(),
+            counts: Vec::new(),
+        }));
         let Some(template) = template else { return Ok((nothing, 0)) };
         let (plan, rows_in, bytes) = match &segment.work {
             SegmentWork::Set { .. } => (Arc::clone(template), None, 0),
@@ -657,7 +690,10 @@ impl<'a> Runner<'a> {
             row_ids,
             sink,
             aside: Arc::clone(&self.aside),
-            metadata: Arc::new(vec![("groundloom".to_owned(), format!("{{\"pipeline\":{},\"node\":{}}}", json!(self.plan.graph.name), json!(node.name)))]),
+            metadata: Arc::new(vec![(
+                "groundloom".to_owned(),
+                format!("{{\"pipeline\":{},\"node\":{}}}", json!(self.plan.graph.name), json!(node.name)),
+            )]),
         };
         Ok((Job::Task(Box::new(task)), bytes))
     }
@@ -683,7 +719,9 @@ impl<'a> Runner<'a> {
             .segments
             .upstream(sink)
             .into_iter()
-            .map(|s| (&self.plan.graph.nodes[self.plan.segments.all[s].node], &self.ledgers[s], self.entries[s].as_slice()))
+            .map(|s| {
+                (&self.plan.graph.nodes[self.plan.segments.all[s].node], &self.ledgers[s], self.entries[s].as_slice())
+            })
             .collect();
         Finished {
             plan: self.plan,
@@ -743,7 +781,9 @@ impl Drop for AbortOnDrop {
 
 /// Whether the unbroken prefix of committed tasks holds all rows that anyone wants.
 fn enough(segment: &Segment, entries: &[Option<Entry>]) -> bool {
-    segment.enough.is_some_and(|n| entries.iter().map_while(Option::as_ref).map(|e| e.rows(PartKind::Data)).sum::<u64>() >= n)
+    segment
+        .enough
+        .is_some_and(|n| entries.iter().map_while(Option::as_ref).map(|e| e.rows(PartKind::Data)).sum::<u64>() >= n)
 }
 
 fn ids_of(discovery: &groundloom_formats::Discovery) -> Ids {
@@ -759,7 +799,13 @@ fn with_key(plan: LogicalPlan, key: &str) -> Result<LogicalPlan, EngineError> {
         .schema()
         .fields()
         .iter()
-        .map(|f| if f.name() == ROW_ID { row_ids::of_key(col(quoted(key)), col(ROW_ID)).alias(ROW_ID) } else { col(quoted(f.name())) })
+        .map(|f| {
+            if f.name() == ROW_ID {
+                row_ids::of_key(col(quoted(key)), col(ROW_ID)).alias(ROW_ID)
+            } else {
+                col(quoted(f.name()))
+            }
+        })
         .collect();
     Ok(LogicalPlanBuilder::from(plan).project(columns)?.build()?)
 }
@@ -782,4 +828,3 @@ pub fn added(entries: &[Entry]) -> Vec<StageCounts> {
     }
     all
 }
-

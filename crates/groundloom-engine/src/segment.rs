@@ -157,7 +157,11 @@ impl Cut<'_> {
             Work::Limit(limit) => Some(limit.rows),
             _ => None,
         });
-        let enough = if node.readers.is_empty() { None } else { limits.collect::<Option<Vec<u64>>>().and_then(|l| l.into_iter().max()) };
+        let enough = if node.readers.is_empty() {
+            None
+        } else {
+            limits.collect::<Option<Vec<u64>>>().and_then(|l| l.into_iter().max())
+        };
         self.all.push(Segment { node: id, work, fingerprint, enough });
         self.of_node[id] = Some(self.all.len() - 1);
         Ok(())

@@ -180,7 +180,11 @@ fn part(batch: &RecordBatch) -> Result<Parted, EngineError> {
     let pick = |mask: &BooleanArray| -> Result<Option<RecordBatch>, EngineError> {
         if mask.true_count() == 0 { Ok(None) } else { Ok(Some(filter_record_batch(batch, mask).map_err(arrow)?)) }
     };
-    Ok(Parted { good: filter_record_batch(&good, &fine).map_err(arrow)?, failed: pick(&failed)?, rejected: pick(&refused)? })
+    Ok(Parted {
+        good: filter_record_batch(&good, &fine).map_err(arrow)?,
+        failed: pick(&failed)?,
+        rejected: pick(&refused)?,
+    })
 }
 
 /// Rows as they stand in `_quarantine/` and `_rejected/`: row id, source, stage, code, message, then the row.
@@ -196,7 +200,10 @@ fn aside(rows: &RecordBatch, sources: &str) -> Result<RecordBatch, EngineError> 
     let sources = StringArray::from(vec![sources; rows.num_rows()]);
     let mut columns: Vec<ArrayRef> = vec![ids, Arc::new(sources)];
     for name in ["stage", "code", "message"] {
-        let column = errors.column_by_name(name).cloned().ok_or_else(|| EngineError::Internal("an error without code".into()))?;
+        let column = errors
+            .column_by_name(name)
+            .cloned()
+            .ok_or_else(|| EngineError::Internal("an error without code".into()))?;
         fields.push(Arc::new(Field::new(name, DataType::Utf8, true)));
         columns.push(column);
     }
@@ -269,7 +276,8 @@ impl ContentIds {
             let converter = match &mut self.converter {
                 Some(converter) => converter,
                 none => {
-                    let fields = batch.schema().fields().iter().map(|f| SortField::new(f.data_type().clone())).collect();
+                    let fields =
+                        batch.schema().fields().iter().map(|f| SortField::new(f.data_type().clone())).collect();
                     none.insert(RowConverter::new(fields).map_err(internal)?)
                 }
             };

@@ -1,8 +1,10 @@
 //! JSON objects to Arrow columns, fast while they are good, one by one where one is bad.
 
+use std::sync::Arc;
+
 use arrow::{
-    array::{ArrayRef, new_empty_array},
-    datatypes::SchemaRef,
+    array::{Array, ArrayRef, AsArray, new_empty_array},
+    datatypes::{DataType, Field, FieldRef, Float64Type, Schema, SchemaRef},
     json::{ReaderBuilder, reader::Decoder},
 };
 
@@ -13,6 +15,8 @@ use crate::{quarantine_codes as codes, shard_rows::Fault};
 pub(crate) struct JsonDecoder {
     schema: SchemaRef,
     decoder: Option<Decoder>,
+    /// The columns with whole numbers, as floats: Arrow cuts off fractions without a word.
+    wholes: Option<SchemaRef>,
 }
 
 /// Most objects in one call.
@@ -21,14 +25,13 @@ pub(crate) const MOST_OBJECTS: usize = 1 << 16;
 impl JsonDecoder {
     /// `schema` has at least one column.
     pub(crate) fn new(schema: SchemaRef) -> Self {
-        Self { schema, decoder: None }
+        let wholes: Vec<FieldRef> = schema.fields().iter().filter_map(whole_numbers).collect();
+        let wholes = (!wholes.is_empty()).then(|| Arc::new(Schema::new(wholes)));
+        Self { schema, decoder: None, wholes }
     }
 
     fn fresh(&self) -> Result<Decoder, String> {
-        ReaderBuilder::new(self.schema.clone())
-            .with_batch_size(MOST_OBJECTS + 1)
-            .build_decoder()
-            .map_err(|e| e.to_string())
+        fresh(&self.schema)
     }
 
     /// Decodes objects (at most [`MOST_OBJECTS`]): the columns of the good ones, and what is wrong with each of the others.
@@ -72,7 +75,27 @@ impl JsonDecoder {
         }
         let batch = decoder.flush().ok()??;
         self.decoder = Some(decoder);
+        if self.has_cut_fraction(objects) {
+            return None;
+        }
         (batch.num_rows() == objects.len()).then(|| batch.columns().to_vec())
+    }
+
+    /// Whether a number with a fraction stands where the schema wants a whole one.
+    fn has_cut_fraction(&self, objects: &[&[u8]]) -> bool {
+        let Some(wholes) = &self.wholes else { return false };
+        let suspects: Vec<&[u8]> = objects.iter().filter(|o| has_fraction(o)).copied().collect();
+        if suspects.is_empty() {
+            return false;
+        }
+        let Ok(mut decoder) = fresh(wholes) else { return true };
+        if suspects.iter().any(|o| decoder.decode(o).is_err()) {
+            return true;
+        }
+        match decoder.flush() {
+            Ok(Some(batch)) => batch.columns().iter().any(holds_fraction),
+            _ => true,
+        }
     }
 
     fn fault(&self, object: &[u8]) -> Option<Fault> {
@@ -103,8 +126,69 @@ impl JsonDecoder {
             Ok(_) => {}
         }
         match decoder.flush() {
+            Ok(_) if self.has_cut_fraction(&[object]) => {
+                Some(Fault::new(codes::TYPE_MISMATCH, "expected a whole number, found one with a fraction"))
+            }
             Ok(_) => None,
             Err(e) => Some(Fault::new(codes::TYPE_MISMATCH, plain(&e))),
+        }
+    }
+}
+
+fn fresh(schema: &SchemaRef) -> Result<Decoder, String> {
+    ReaderBuilder::new(Arc::clone(schema)).with_batch_size(MOST_OBJECTS + 1).build_decoder().map_err(|e| e.to_string())
+}
+
+/// The parts of a field that are whole numbers, as floats; `None` if there are none.
+fn whole_numbers(field: &FieldRef) -> Option<FieldRef> {
+    let data_type = match field.data_type() {
+        t if t.is_integer() => DataType::Float64,
+        DataType::List(item) => DataType::List(whole_numbers(item)?),
+        DataType::Struct(fields) => {
+            let fields: Vec<FieldRef> = fields.iter().filter_map(whole_numbers).collect();
+            if fields.is_empty() {
+                return None;
+            }
+            DataType::Struct(fields.into())
+        }
+        _ => return None,
+    };
+    Some(Arc::new(Field::new(field.name(), data_type, true)))
+}
+
+fn holds_fraction(column: &ArrayRef) -> bool {
+    match column.data_type() {
+        DataType::Float64 => column.as_primitive::<Float64Type>().iter().flatten().any(|v| v.fract() != 0.0),
+        DataType::List(_) => holds_fraction(column.as_list::<i32>().values()),
+        DataType::Struct(_) => column.as_struct().columns().iter().any(holds_fraction),
+        _ => false,
+    }
+}
+
+/// Whether a good object holds a number written with a point or a negative exponent, outside its texts.
+fn has_fraction(object: &[u8]) -> bool {
+    let mut rest = object;
+    loop {
+        // Numbers stand between texts.
+        let text = memchr::memchr(b'"', rest).unwrap_or(rest.len());
+        if rest[..text]
+            .iter()
+            .enumerate()
+            .any(|(i, b)| *b == b'.' || (matches!(b, b'e' | b'E') && rest.get(i + 1) == Some(&b'-')))
+        {
+            return true;
+        }
+        let Some(inside) = rest.get(text + 1..) else { return false };
+        let mut at = 0;
+        loop {
+            match memchr::memchr2(b'"', b'\\', &inside[at.min(inside.len())..]) {
+                None => return false,
+                Some(found) if inside[at + found] == b'\\' => at += found + 2,
+                Some(found) => {
+                    rest = &inside[at + found + 1..];
+                    break;
+                }
+            }
         }
     }
 }
@@ -128,11 +212,7 @@ pub(crate) fn excerpt(bytes: &[u8]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use arrow::{
-        array::{Array, AsArray, RecordBatch},
-        datatypes::{DataType, Field, Int64Type, Schema},
-    };
-    use std::sync::Arc;
+    use arrow::{array::RecordBatch, datatypes::Int64Type};
 
     fn decoder() -> JsonDecoder {
         let fields = vec![Field::new("a", DataType::Int64, true), Field::new("b", DataType::Utf8, true)];
@@ -180,6 +260,34 @@ mod tests {
         assert_eq!(batch.num_rows(), 4);
         assert_eq!(batch.column(0).as_primitive::<Int64Type>().value(0), 1);
         assert_eq!(batch.column(1).as_string::<i32>().value(1), "tab\t nul\0 🐕");
+    }
+
+    #[test]
+    fn fractions_are_not_cut_off() {
+        let item = |t| Arc::new(Field::new("item", t, true));
+        let inner = DataType::Struct(
+            vec![Field::new("n", DataType::Int64, true), Field::new("w", DataType::Float64, true)].into(),
+        );
+        let fields = vec![
+            Field::new("l", DataType::List(item(DataType::Int64)), true),
+            Field::new("s", DataType::List(item(inner)), true),
+        ];
+        let mut decoder = JsonDecoder::new(Arc::new(Schema::new(fields)));
+        let cases: [(&[u8], bool); 7] = [
+            (br#"{"l":[1,2],"s":[{"n":3,"w":0.5}]}"#, true),
+            (br#"{"l":[1,2.5]}"#, false),
+            (br#"{"s":[{"w":0.5},{"n":1.25}]}"#, false),
+            (br#"{"l":[15e-1]}"#, false),
+            (br#"{"l":[20e-1, 1e3, 2.0]}"#, true),
+            (br#"{"zzz":1.5,"l":[1]}"#, true),
+            (br#"{"t\\":"1.5 \" 2.5","l":[9223372036854775807]}"#, true),
+        ];
+        let (columns, faults) = decoder.decode(&cases.map(|c| c.0));
+        assert_eq!(faults.iter().map(Option::is_none).collect::<Vec<_>>(), cases.map(|c| c.1));
+        assert_eq!(
+            columns[0].as_list::<i32>().values().as_primitive::<Int64Type>().values(),
+            &[1, 2, 2, 1000, 2, 1, i64::MAX]
+        );
     }
 
     #[test]

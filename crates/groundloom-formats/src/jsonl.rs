@@ -80,8 +80,8 @@ impl Source for JsonlSource {
             }
             Some(types) => Arc::new(Schema::new(column_types::parse_all("schema", types)?)),
             None => {
-                let (stores, entries) = (stores.clone(), entries.clone());
-                blocking(move || infer(&stores, &entries)).await?
+                let (stores, entries, most) = (stores.clone(), entries.clone(), self.max_line_bytes);
+                blocking(move || infer(&stores, &entries, most)).await?
             }
         };
         let key = self.key.as_deref().map(|k| find_key(&schema, k)).transpose()?;
@@ -116,12 +116,12 @@ pub(crate) fn cut(entries: &[Entry], options: &DiscoverOptions) -> Vec<Shard> {
     shards
 }
 
-fn infer(stores: &Stores, entries: &[Entry]) -> Result<SchemaRef, FormatError> {
+fn infer(stores: &Stores, entries: &[Entry], most: u64) -> Result<SchemaRef, FormatError> {
     let mut columns = JsonType::Struct(IndexMap::new());
     let files = entries.len().min(SAMPLE_FILES);
     for i in 0..files {
         let entry = &entries[i * entries.len() / files];
-        for (number, text) in sample(stores, entry)? {
+        for (number, text) in sample(stores, entry, most)? {
             // Bad lines are for the quarantine, not for the types.
             let Ok(value) = serde_json::from_slice::<serde_json::Value>(&text) else { continue };
             if !value.is_object() {
@@ -147,20 +147,26 @@ fn infer(stores: &Stores, entries: &[Entry]) -> Result<SchemaRef, FormatError> {
 }
 
 /// The first lines of a file and their numbers, from 1.
-fn sample(stores: &Stores, entry: &Entry) -> Result<Vec<(usize, Vec<u8>)>, FormatError> {
+fn sample(stores: &Stores, entry: &Entry, most: u64) -> Result<Vec<(usize, Vec<u8>)>, FormatError> {
     let compression = Compression::of_path(&entry.path);
     let source = stores.reader(&entry.location, None)?;
     let mut reader = Decompressed::new(source, compression).map_err(|e| io_error(&entry.location, e))?;
     let mut bytes = Vec::new();
-    if let Err(e) = reader.by_ref().take(SAMPLE_BYTES).read_to_end(&mut bytes)
-        && reader.source_failed()
-    {
-        return Err(io_error(&entry.location, e));
-    }
-    let cut = bytes.len() as u64 == SAMPLE_BYTES;
+    let mut wanted = SAMPLE_BYTES;
+    let cut = loop {
+        match reader.by_ref().take(wanted - bytes.len() as u64).read_to_end(&mut bytes) {
+            Err(e) if reader.source_failed() => return Err(io_error(&entry.location, e)),
+            // A damaged file says no more; its damage is a matter for the quarantine.
+            Err(_) => break false,
+            Ok(_) if (bytes.len() as u64) < wanted => break false,
+            // A first line that is longer than the sample is read to its end.
+            Ok(_) if wanted < most && memchr::memchr(b'\n', &bytes).is_none() => wanted = most.min(wanted * 2),
+            Ok(_) => break true,
+        }
+    };
     let mut text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     if cut {
-        // The last line may go on; a first line that is longer than the sample is tried as it is.
+        // The last line may go on.
         text = memchr::memrchr(b'\n', text).map_or(text, |at| &text[..at]);
     }
     let lines = text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());

@@ -1,8 +1,9 @@
-//! Sources and sinks of Groundloom pipelines.
+#![doc = include_str!("../README.md")]
 
 pub mod card;
 mod column_types;
 pub mod compression;
+pub mod csv_source;
 mod folder_metadata;
 mod funnel_steps;
 pub mod globs;
@@ -27,8 +28,10 @@ mod shards;
 pub mod sink;
 pub mod source;
 pub mod store;
+mod tar_reader;
 mod tar_writer;
 mod text_types;
+pub mod webdataset;
 pub mod webdataset_sink;
 
 pub use shard_rows::shard_schema;

@@ -314,7 +314,7 @@ fn append(
     Ok(())
 }
 
-/// Reads `limit` rows, evenly over the files' rows as [`gallery_rows`](crate::report::gallery_rows) chooses them, and nothing else: pages without a chosen row are skipped by the page index.
+/// Reads `limit` rows, evenly over the files' rows as [`gallery_rows`] chooses them, and nothing else: pages without a chosen row are skipped by the page index.
 ///
 /// # Errors
 /// A file that cannot be read or is no Parquet file.

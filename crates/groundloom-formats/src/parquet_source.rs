@@ -52,7 +52,8 @@ impl Source for ParquetSource {
             return Err(FormatError::Input { key: "path", message });
         }
         let entries = stores.list(&self.path, &["parquet"]).await?;
-        let footers = stream::iter(entries.clone()).map(|entry| async move { footer(stores, &entry).await }).buffered(16);
+        let footers =
+            stream::iter(entries.clone()).map(|entry| async move { footer(stores, &entry).await }).buffered(16);
         let footers: Vec<(SchemaRef, ParquetMetaData)> = footers.try_collect().await?;
         let Some((schema, _)) = footers.first() else {
             return Err(FormatError::Input { key: "path", message: format!("nothing matches `{}`", self.path) });
@@ -128,13 +129,19 @@ async fn footer(stores: &Stores, entry: &Entry) -> Result<(SchemaRef, ParquetMet
         true => tail.slice(tail.len() - 8 - length as usize..tail.len() - 8),
         false => stores.read(&entry.location, Some(entry.size - 8 - length..entry.size - 8)).await?,
     };
-    let metadata =
-        ParquetMetaDataReader::decode_metadata(&bytes).map_err(|e| malformed(format!("its footer is damaged: {e}")))?;
-    let file = metadata.file_metadata();
-    let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
-        .map_err(|e| malformed(format!("its schema is not understood: {e}")))?;
+    // The decoders of footers panic on some damaged ones.
+    let decoded =
+        std::panic::catch_unwind(|| decode_footer(&bytes)).unwrap_or_else(|_| Err("it is damaged".to_owned()));
+    let (schema, metadata) = decoded.map_err(|e| malformed(format!("its footer is not understood: {e}")))?;
     // Metadata that other writers put there (pandas, Hugging Face) describes their columns, not ours.
     Ok((Arc::new(Schema::new(schema.fields().clone())), metadata))
+}
+
+fn decode_footer(bytes: &[u8]) -> Result<(Schema, ParquetMetaData), String> {
+    let metadata = ParquetMetaDataReader::decode_metadata(bytes).map_err(|e| e.to_string())?;
+    let file = metadata.file_metadata();
+    let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).map_err(|e| e.to_string())?;
+    Ok((schema, metadata))
 }
 
 /// Shards of whole row groups of about `bytes` each, as the byte ranges in which their first pages begin: DataFusion's own test of which range a row group belongs to.

@@ -37,6 +37,11 @@ pub const GALLERY_ROWS: usize = 48;
 /// Colours of phrases in the style sheet; phrase *i* of a row has colour *i* modulo this.
 const COLOURS: usize = 10;
 
+/// Most characters of a caption, phrases of a row and boxes of a phrase that a card shows: one odd row must not make the page unreadable.
+const CARD_CHARACTERS: usize = 4000;
+const CARD_PHRASES: usize = 60;
+const CARD_BOXES: usize = 50;
+
 /// What a report says.
 #[derive(Debug, Clone, Default)]
 pub struct ReportFacts {
@@ -127,7 +132,7 @@ fn figures(page: &mut String, facts: &ReportFacts, funnel: &[Step<'_>]) {
         push(page, format_args!("<div class=\"figure {class}\"><strong>{value}</strong><span>{label}</span></div>"));
     };
     figure(count(read), "rows read", "");
-    figure(count(facts.rows), &format!("rows kept, {}", percent(facts.rows, read)), "kept");
+    figure(count(facts.rows), &format!("rows kept, {}", Text(&percent(facts.rows, read))), "kept");
     figure(count(dropped), "dropped by a stage", "dropped");
     figure(count(quarantined), "in quarantine", "failed");
 }
@@ -170,7 +175,7 @@ fn funnel_chart(page: &mut String, facts: &ReportFacts, funnel: &[Step<'_>]) {
             format_args!(
                 "</div><div class=\"rows\"><b>{}</b><span>{}</span></div>",
                 count(step.passed),
-                percent(step.passed, read)
+                Text(&percent(step.passed, read))
             ),
         );
         page.push_str("<ul class=\"counts\">");
@@ -316,10 +321,16 @@ impl Card {
         if path.is_none() {
             path = text_of(rows.column_by_name("file_name"), "file_name", row)?;
         }
-        let (marks, trouble) = match marks(rows, row, caption.as_deref().unwrap_or_default()) {
+        let (mut marks, mut trouble) = match marks(rows, row, caption.as_deref().unwrap_or_default()) {
             Ok(marks) => (marks, None),
             Err(message) => (Vec::new(), Some(message)),
         };
+        if marks.len() > CARD_PHRASES {
+            trouble = Some(format!("{} more phrases are not shown", marks.len() - CARD_PHRASES));
+            marks.truncate(CARD_PHRASES);
+        }
+        marks.iter_mut().for_each(|mark| mark.boxes.truncate(CARD_BOXES));
+        let caption = caption.map(|text| excerpt(&text, CARD_CHARACTERS));
         let row_id = text_of(rows.column_by_name(ROW_ID), ROW_ID, row)?.unwrap_or_default();
         Ok(Self { row_id, caption, picture, path, marks, trouble })
     }

@@ -3,6 +3,8 @@
 //! Writers see rows in whatever batches the plan happens to deliver, and what they write (pages, row groups) depends on those borders. Cutting the stream of rows into blocks by their own
 //! count and bytes first makes the bytes of a part a function of its rows.
 
+use std::sync::Arc;
+
 use arrow::{
     array::{Array, ArrayRef, AsArray},
     compute::concat_batches,
@@ -81,6 +83,15 @@ pub(crate) fn add_value_bytes(array: &ArrayRef, sizes: &mut [u64]) {
             let list = array.as_list::<i64>();
             add_children(list.values(), list.value_offsets(), sizes);
         }
+        DataType::FixedSizeList(item, size) => {
+            let width = item.data_type().primitive_width().unwrap_or(1) as u64 * u64::from(size.unsigned_abs());
+            sizes.iter_mut().for_each(|bytes| *bytes += width);
+        }
+        DataType::Map(..) => {
+            let map = array.as_map();
+            let entries: ArrayRef = Arc::new(map.entries().clone());
+            add_children(&entries, map.value_offsets(), sizes);
+        }
         other => {
             let width = other.primitive_width().unwrap_or(1) as u64;
             sizes.iter_mut().for_each(|size| *size += width);
@@ -105,8 +116,6 @@ fn add_children<O: ArrowNativeType>(values: &ArrayRef, offsets: &[O], sizes: &mu
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use std::sync::Arc;
-
     use super::*;
     use arrow::array::{BinaryArray, Int64Array, ListArray, StringArray};
     use arrow::datatypes::Int32Type;

@@ -8,7 +8,10 @@ use futures::stream::BoxStream;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 use serde::{Deserialize, Serialize};
 
-use crate::{FormatError, image_folder::ImageFolder, jsonl::JsonlSource, parquet_source::ParquetSource, store::Stores};
+use crate::{
+    FormatError, csv_source::CsvSource, image_folder::ImageFolder, jsonl::JsonlSource, parquet_source::ParquetSource,
+    store::Stores, webdataset::WebDatasetSource,
+};
 
 /// A source of rows. The implementor is the source's config struct.
 #[async_trait]
@@ -148,5 +151,11 @@ fn decode<T: Config + Source + 'static>(
 
 /// Every source, in the order of the reference.
 pub fn source_types() -> Vec<SourceType> {
-    vec![SourceType::of::<ImageFolder>(), SourceType::of::<JsonlSource>(), SourceType::of::<ParquetSource>()]
+    vec![
+        SourceType::of::<ImageFolder>(),
+        SourceType::of::<WebDatasetSource>(),
+        SourceType::of::<ParquetSource>(),
+        SourceType::of::<JsonlSource>(),
+        SourceType::of::<CsvSource>(),
+    ]
 }

@@ -174,7 +174,7 @@ fn a_data_set_of_text_alone_has_a_report() {
 }
 
 #[test]
-fn a_damaged_picture_and_a_bad_box_are_said_on_their_card() {
+fn a_damaged_or_missing_picture_is_said_on_its_card() {
     let mut rows = pairs();
     rows.truncate(2);
     rows[0].image = Some(b"no picture".to_vec());
@@ -194,6 +194,16 @@ fn the_released_columns_alone_are_enough() {
     let samples = groundloom_formats::parquet_sink::sample(&[path], 48).unwrap();
     let page = report::render(&report_facts(), &samples).unwrap();
     assert!(page.contains("a dog in a field of flowers</bdi> <small>0.75</small>"), "{}", section(&page, "Rows"));
+}
+
+#[test]
+fn an_endless_caption_does_not_make_an_endless_page() {
+    let mut rows = pairs();
+    rows.truncate(1);
+    rows[0].caption = Some(format!("a dog in a field of flowers {}", "and on ".repeat(100_000)));
+    let page = report::render(&report_facts(), &[batch(&rows, 0)]).unwrap();
+    assert!(page.len() < 60_000, "{}", page.len());
+    assert!(page.contains("a dog in a field of flowers</bdi> and on") && page.contains(" and on and…"));
 }
 
 proptest! {

@@ -166,7 +166,7 @@ fn the_tsv_keeps_spans_right() {
 fn the_tsv_names_the_row_that_has_no_place_in_it() {
     let folder = tempfile::tempdir().unwrap();
     let tsv = sink("{ type: grit_tsv, path: out }");
-    let mut write = |change: &dyn Fn(&mut grit_rows::Pair)| {
+    let write = |change: &dyn Fn(&mut grit_rows::Pair)| {
         let mut rows = pairs();
         change(&mut rows[2]);
         let rows = batch(&rows, 0);

@@ -1,17 +1,12 @@
 //! Sources on real folders: what is read, what goes to quarantine and what is an error.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, io::Write, path::Path, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BinaryArray, Int64Array, RecordBatch, StringArray},
     compute::concat_batches,
-    datatypes::{Float64Type, Int64Type},
+    datatypes::Int64Type,
     util::display::array_value_to_string,
 };
 use futures::TryStreamExt;
@@ -141,15 +136,13 @@ mod image_folders {
         ]);
         let source: ImageFolder = source(folder.path(), "", json!({"metadata": "captions.jsonl"}));
         let batch = read(&source);
-        let names: Vec<&str> = ["null", "null", "b/empty.webp", "b/two.jpg", "missing.jpg", "one.PNG", "one.PNG"].to_vec();
+        let names: Vec<&str> =
+            ["null", "null", "b/empty.webp", "b/two.jpg", "missing.jpg", "one.PNG", "one.PNG"].to_vec();
         assert_eq!(texts(&batch, "file_name"), names);
         let expected =
             ["malformed_json", "malformed_json", "missing_metadata", "", "missing_file", "", "duplicate_key"];
         assert_eq!(codes(&batch), expected, "{:?}", messages(&batch));
-        assert_eq!(
-            texts(&batch, "caption"),
-            ["nameless", "null", "null", "two\ttabs \0 🐕", "gone", "one", "again"]
-        );
+        assert_eq!(texts(&batch, "caption"), ["nameless", "null", "null", "two\ttabs \0 🐕", "gone", "one", "again"]);
         assert_eq!(texts(&batch, "n"), ["null", "null", "null", "2.0", "null", "1.5", "null"]);
         assert_eq!(texts(&batch, "tags")[5], "[x]");
         let media = MediaView::try_new(batch.column_by_name("image").unwrap()).unwrap();
@@ -177,13 +170,8 @@ mod image_folders {
     #[test]
     fn with_csv_metadata() {
         let metadata = "\u{feff}file_name,caption,n,ok\r\na.jpg,\"a dog, \"\"Rex\"\"\nin a field\",7,true\r\nb.jpg,,x7,\r\nc.jpg,short\r\nd.jpg,d,,false\r\n";
-        let folder = folder(&[
-            ("a.jpg", PNG),
-            ("b.jpg", PNG),
-            ("c.jpg", PNG),
-            ("d.jpg", PNG),
-            ("m.csv", metadata.as_bytes()),
-        ]);
+        let folder =
+            folder(&[("a.jpg", PNG), ("b.jpg", PNG), ("c.jpg", PNG), ("d.jpg", PNG), ("m.csv", metadata.as_bytes())]);
         let batch = read(&source::<ImageFolder>(folder.path(), "", json!({"metadata": "m.csv"})));
         assert_eq!(codes(&batch), ["", "", "ragged_row", ""]);
         assert_eq!(texts(&batch, "caption"), ["a dog, \"Rex\"\nin a field", "", "null", "d"]);
@@ -224,7 +212,10 @@ mod image_folders {
         let with = |config| discover_error(&source::<ImageFolder>(folder.path(), "", config));
         for (config, message) in [
             (json!({"metadata": "nothing.jsonl"}), "there is no `nothing.jsonl` in"),
-            (json!({"metadata": "conflict.jsonl"}), "the row at byte 28: `n` is a text here, but a whole number before"),
+            (
+                json!({"metadata": "conflict.jsonl"}),
+                "the row at byte 28: `n` is a text here, but a whole number before",
+            ),
             (json!({"metadata": "nameless.jsonl"}), "no row names a file: expected {\"file_name\""),
             (json!({"metadata": "taken.jsonl"}), "a column `image` that is there already"),
             (json!({"metadata": "headless.csv"}), "expected a column `file_name` in the header, found name, caption"),
@@ -244,7 +235,8 @@ mod image_folders {
     fn what_may_not_be_read() {
         use std::os::unix::fs::PermissionsExt;
         let folder = folder(&[("a.jpg", PNG), ("b.jpg", PNG), ("shut/c.jpg", PNG)]);
-        let set = |path: &str, mode| fs::set_permissions(folder.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
+        let set =
+            |path: &str, mode| fs::set_permissions(folder.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
         set("b.jpg", 0o000);
         if fs::read(folder.path().join("b.jpg")).is_ok() {
             // Root may read everything: there is nothing to test.
@@ -296,22 +288,29 @@ mod jsonl {
         let id = RowId::in_file(file_hash("a.jsonl"), Place::Offset(offset));
         assert_eq!(texts(&batch, "row_id")[2], id.to_string());
         let message = &messages(&batch)[2];
-        assert!(message.contains(&format!("a.jsonl at byte {offset}")) && message.contains("\"id\\\": \\\"three"), "{message}");
+        assert!(
+            message.contains(&format!("a.jsonl at byte {offset}")) && message.contains("\"id\\\": \\\"three"),
+            "{message}"
+        );
     }
 
     #[test]
     fn shards_do_not_change_the_rows() {
         let mut text = String::new();
-        for i in 0..500 {
-            text.push_str(&format!("{{\"id\":{i},\"text\":\"{}\"}}\n", "x".repeat(i % 90)));
-            if i % 50 == 7 {
+        for i in 0..60 {
+            text.push_str(&format!("{{\"id\":{i},\"text\":\"{}\"}}\n", "x".repeat(i)));
+            if i % 20 == 7 {
                 text.push_str("{\"id\": broken}\n");
             }
         }
-        let folder = folder(&[("big.jsonl", text.as_bytes()), ("small.jsonl", b"{\"id\":-1,\"text\":\"s\"}\n"), ("z.jsonl", b"")]);
+        let folder = folder(&[
+            ("big.jsonl", text.as_bytes()),
+            ("small.jsonl", b"{\"id\":-1,\"text\":\"s\"}\n"),
+            ("z.jsonl", b""),
+        ]);
         let source: JsonlSource = source(folder.path(), "*.jsonl", json!({}));
         let whole = read(&source);
-        assert_eq!(whole.num_rows(), 511);
+        assert_eq!(whole.num_rows(), 64);
         for shard_bytes in [1, 17, 100, 4096] {
             let discovery = discover(&source, DiscoverOptions { shard_bytes, shard_files: 10 }).unwrap();
             let cut = read_shards(&discovery, &discovery.shards, &[0, 1], BatchLimits { rows: 13, bytes: 300 });
@@ -323,14 +322,19 @@ mod jsonl {
 
     #[test]
     fn compressed_files_and_the_damaged_among_them() {
-        let rows: String = (0..3000).map(|i| format!("{{\"id\":{i},\"noise\":\"{:x}\"}}\n", xxhash_rust::xxh3::xxh3_64(&[i as u8, (i >> 8) as u8]))).collect();
+        let rows: String = (0..3000)
+            .map(|i| {
+                format!("{{\"id\":{i},\"noise\":\"{:x}\"}}\n", xxhash_rust::xxh3::xxh3_64(&[i as u8, (i >> 8) as u8]))
+            })
+            .collect();
         let gz = gzip(rows.as_bytes());
         let zst = zstd::encode_all(rows.as_bytes(), 1).unwrap();
         let cut = &gz[..gz.len() / 2];
         let mut flipped = gz.clone();
         let middle = flipped.len() / 2;
         flipped[middle..middle + 8].fill(0xa5);
-        let folder = folder(&[("a.jsonl.gz", &gz), ("b.jsonl.zst", &zst), ("cut.jsonl.gz", cut), ("flip.jsonl.gz", &flipped)]);
+        let folder =
+            folder(&[("a.jsonl.gz", &gz), ("b.jsonl.zst", &zst), ("cut.jsonl.gz", cut), ("flip.jsonl.gz", &flipped)]);
         let read = |name| read(&source::<JsonlSource>(folder.path(), name, json!({})));
         let plain = super::folder(&[("a.jsonl", rows.as_bytes())]);
         let expected = super::read(&source::<JsonlSource>(plain.path(), "a.jsonl", json!({})));
@@ -342,7 +346,7 @@ mod jsonl {
         let batch = read("cut.jsonl.gz");
         let good = batch.num_rows() - 1;
         assert!(good > 500, "{good}");
-        assert_eq!(batch.column(1).slice(0, good), expected.column(1).slice(0, good));
+        assert_eq!(&batch.column(1).slice(0, good), &expected.column(1).slice(0, good));
         assert_eq!(codes(&batch).iter().filter(|c| !c.is_empty()).collect::<Vec<_>>(), ["damaged_file"]);
         assert!(messages(&batch)[good].contains("the compressed file ends early"), "{}", messages(&batch)[good]);
         let batch = read("flip.jsonl.gz");
@@ -391,9 +395,17 @@ mod jsonl {
     fn long_lines_go_to_quarantine() {
         let long = format!("{{\"t\":\"{}\"}}\n{{\"t\":\"short\"}}\n", "x".repeat(5 << 20));
         let folder = folder(&[("a.jsonl", long.as_bytes())]);
-        let batch = read(&source::<JsonlSource>(folder.path(), "a.jsonl", json!({"schema": {"t": "text"}, "max_line_bytes": 1 << 20})));
-        assert_eq!((codes(&batch), texts(&batch, "t")), (vec!["too_long".to_owned(), String::new()], vec!["null".to_owned(), "short".to_owned()]));
-        let batch = read(&source::<JsonlSource>(folder.path(), "a.jsonl", json!({"schema": {"t": "text"}})));
+        let batch = read(&source::<JsonlSource>(
+            folder.path(),
+            "a.jsonl",
+            json!({"schema": {"t": "text"}, "max_line_bytes": 1 << 20}),
+        ));
+        assert_eq!(
+            (codes(&batch), texts(&batch, "t")),
+            (vec!["too_long".to_owned(), String::new()], vec!["null".to_owned(), "short".to_owned()])
+        );
+        // The columns are found in a first line that is longer than the sample, too.
+        let batch = read(&source::<JsonlSource>(folder.path(), "a.jsonl", json!({})));
         assert_eq!(texts(&batch, "t")[0].len(), 5 << 20);
     }
 
@@ -440,24 +452,36 @@ mod parquet_files {
     #[test]
     fn shards_hold_whole_row_groups() {
         let (one, two) = (file(vec![("a", ints(1000))], 100), file(vec![("a", ints(5))], 100));
-        let folder = folder(&[("d/one.parquet", &one), ("d/two.parquet", &two), ("d/_old/x.parquet", b"junk"), ("d/README.md", b"")]);
+        let folder = folder(&[
+            ("d/one.parquet", &one),
+            ("d/two.parquet", &two),
+            ("d/_old/x.parquet", b"junk"),
+            ("d/README.md", b""),
+        ]);
         let source: ParquetSource = source(folder.path(), "d", json!({}));
         let discovery = discover(&source, DiscoverOptions { shard_bytes: 1, shard_files: 1 }).unwrap();
         assert!(matches!(discovery.reader, Reader::Parquet));
         assert_eq!(discovery.shards.len(), 11);
         assert_eq!(discovery.shards.iter().map(|s| s.rows.unwrap()).sum::<u64>(), 1005);
         let ranges: Vec<_> = discovery.shards[..10].iter().map(|s| s.files[0].range.clone().unwrap()).collect();
-        assert!(ranges.windows(2).all(|w| w[0].end == w[1].start) && ranges[9].end == one.len() as u64 && ranges[0].start == 4);
+        assert!(
+            ranges.windows(2).all(|w| w[0].end == w[1].start)
+                && ranges[9].end == one.len() as u64
+                && ranges[0].start == 4
+        );
         let whole = discover(&source, DiscoverOptions::default()).unwrap();
         assert_eq!(whole.shards.iter().map(|s| s.rows.unwrap()).collect::<Vec<_>>(), [1000, 5]);
-        assert_eq!((whole.shards[0].files[0].path.as_str(), whole.schema.field(0).name().as_str()), ("one.parquet", "a"));
+        assert_eq!(
+            (whole.shards[0].files[0].path.as_str(), whole.schema.field(0).name().as_str()),
+            ("one.parquet", "a")
+        );
     }
 
     #[test]
     fn errors_before_any_work() {
         let text: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
         let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![b"x".as_slice()]));
-        let good = file(vec![("a", ints(3)), ("b", text.clone())], 10);
+        let good = file(vec![("a", ints(1)), ("b", text.clone())], 10);
         let mut long = good.clone();
         let at = long.len() - 8;
         long[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());

@@ -49,7 +49,7 @@ def main():
     p.add_argument("--seconds", type=float, default=1.0)
     a = p.parse_args()
 
-    image = Image.open(CRATE / "tests/data/chelsea.png").convert("RGB").resize((300, 300), Image.BILINEAR)
+    image = Image.open(CRATE.parent.parent / "examples/photos/chelsea.png").convert("RGB").resize((300, 300), Image.BILINEAR)
     pixels = (np.asarray(image, np.float32) / 127.5 - 1)[None]
     one = interpreter(a.tflite, 1, pixels)
     cases = {

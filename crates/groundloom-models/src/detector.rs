@@ -17,8 +17,8 @@ pub trait Detector: Send + Sync {
     /// Which nouns name which of the model's classes; `None` for a model that takes phrases as they are.
     fn vocabulary(&self) -> Option<&Vocabulary>;
 
-    /// Everything found in `image` (RGB, orientation already applied), best score first; equal scores by class, then by place in
-    /// the model's own output.
+    /// Everything found in `image` (RGB, orientation already applied), best score first; equal scores by class, then
+    /// by place in the model's own output.
     ///
     /// # Errors
     /// [`ModelError::BadOption`] and [`ModelError::EmptyImage`].
@@ -93,8 +93,8 @@ pub struct Detection {
     pub bbox: Box2d,
 }
 
-/// Greedy non-maximum suppression within one class: of `candidates` (best first) those that overlap no better one kept by more
-/// than `max_iou`.
+/// Greedy non-maximum suppression within one class: of `candidates` (best first) those that overlap no better one kept
+/// by more than `max_iou`.
 pub fn suppress(candidates: Vec<Detection>, max_iou: f32) -> Vec<Detection> {
     let mut kept: Vec<Detection> = Vec::new();
     for candidate in candidates {

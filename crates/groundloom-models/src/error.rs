@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 /// An error of this crate. Every message says what was expected, what was found and what to do.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ModelError {
     /// No model answers to the name.
-    #[error("no model is called {name:?}: expected an embedded model ({embedded}), a folder with a config.json, or hf://org/repo@revision")]
+    #[error(
+        "no model is called {name:?}: expected an embedded model ({embedded}), a folder with a config.json, or hf://org/repo@revision"
+    )]
     UnknownModel {
         /// The name asked for.
         name: String,

@@ -30,7 +30,10 @@ impl ModelFolder {
             }
             Self::Embedded(model) => {
                 let file = model.files.iter().find(|(file, _)| *file == name);
-                let missing = || ModelError::Unreadable { path: self.file_name(name).into(), reason: "not part of the binary".to_owned() };
+                let missing = || ModelError::Unreadable {
+                    path: self.file_name(name).into(),
+                    reason: "not part of the binary".to_owned(),
+                };
                 file.map(|&(_, bytes)| Cow::Borrowed(bytes)).ok_or_else(missing)
             }
         }

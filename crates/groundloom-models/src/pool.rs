@@ -1,8 +1,9 @@
 //! The pool: every model of the process, each loaded once, on threads of its own.
 //!
-//! Async code hands in a *window* of items and awaits one answer per item. The queue of a model is bounded, so a fast reader waits
-//! instead of filling memory. What is computed together is decided by the window alone ([`Work::batch`]), never by who else
-//! is asking, so answers do not depend on timing. An item that panics is answered with an error and no other item notices.
+//! Async code hands in a *window* of items and awaits one answer per item. The queue of a model is bounded, so a fast
+//! reader waits instead of filling memory. What is computed together is decided by the window alone ([`Work::batch`]),
+//! never by who else is asking, so answers do not depend on timing. An item that panics is answered with an error and
+//! no other item notices.
 
 mod detection;
 mod metrics;
@@ -31,13 +32,14 @@ pub trait Work: Send + Sync + 'static {
     /// What comes out.
     type Output: Send + 'static;
 
-    /// Most items of one [`Work::run`]. A window is cut into consecutive batches of this size, which idle threads share. For work
-    /// whose last bits depend on what is computed together, this size is part of a run's fingerprint.
+    /// Most items of one [`Work::run`]. A window is cut into consecutive batches of this size, which idle threads
+    /// share. For work whose last bits depend on what is computed together, this size is part of a run's fingerprint.
     fn batch(&self) -> NonZeroUsize {
         NonZeroUsize::MIN
     }
 
-    /// Answers `items` one for one, in order. Blocking and long computation are fine: this runs on the pool's own threads.
+    /// Answers `items` one for one, in order. Blocking and long computation are fine: this runs on the pool's own
+    /// threads.
     fn run(&self, items: &[Self::Item]) -> Vec<Result<Self::Output, ModelError>>;
 }
 
@@ -69,8 +71,8 @@ impl ModelPool {
         Self { threads, models: Mutex::default() }
     }
 
-    /// The model under `key`. The first caller loads it with `load`, on a thread where blocking is allowed; others wait for that.
-    /// After a failed load the next caller tries again. Needs a tokio runtime.
+    /// The model under `key`. The first caller loads it with `load`, on a thread where blocking is allowed; others
+    /// wait for that. After a failed load the next caller tries again. Needs a tokio runtime.
     ///
     /// # Errors
     /// What `load` says, [`ModelError::KeyTaken`] where `key` holds a model of other work, [`ModelError::NoThread`].
@@ -81,16 +83,28 @@ impl ModelPool {
     {
         let slot = {
             let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-            models.entry(key.to_owned()).or_insert_with(|| Slot { cell: Arc::new(OnceCell::<PooledModel<W>>::new()), meter: Arc::new(Meter::new(key)) }).clone()
+            models
+                .entry(key.to_owned())
+                .or_insert_with(|| Slot {
+                    cell: Arc::new(OnceCell::<PooledModel<W>>::new()),
+                    meter: Arc::new(Meter::new(key)),
+                })
+                .clone()
         };
-        let cell = slot.cell.downcast::<OnceCell<PooledModel<W>>>().map_err(|_| ModelError::KeyTaken { key: key.to_owned() })?;
+        let cell = slot
+            .cell
+            .downcast::<OnceCell<PooledModel<W>>>()
+            .map_err(|_| ModelError::KeyTaken { key: key.to_owned() })?;
         let start = || async {
             let loaded = tokio::task::spawn_blocking(move || catch_unwind(AssertUnwindSafe(load))).await;
             let work = match loaded {
                 Ok(Ok(work)) => work?,
-                Ok(Err(panic)) => return Err(ModelError::Panicked { model: key.to_owned(), message: message_of(&*panic) }),
+                Ok(Err(panic)) => {
+                    return Err(ModelError::Panicked { model: key.to_owned(), message: message_of(&*panic) });
+                }
                 Err(_) => return Err(ModelError::ShutDown { model: key.to_owned() }),
             };
+            tracing::debug!(model = key, threads = self.threads, "model loaded");
             PooledModel::start(key, work, self.threads, slot.meter.clone())
         };
         cell.get_or_try_init(start).await.cloned()
@@ -125,7 +139,8 @@ impl<W: Work> PooledModel<W> {
         let (key, work): (Arc<str>, _) = (key.into(), Arc::new(work));
         let batches = Arc::new(Mutex::new(batches));
         for thread in 0..threads.get() {
-            let worker = Worker { key: key.clone(), work: work.clone(), batches: batches.clone(), meter: meter.clone() };
+            let worker =
+                Worker { key: key.clone(), work: work.clone(), batches: batches.clone(), meter: meter.clone() };
             std::thread::Builder::new()
                 .name(format!("{key}-{thread}"))
                 .spawn(move || worker.run())
@@ -139,10 +154,11 @@ impl<W: Work> PooledModel<W> {
         &self.work
     }
 
-    /// Answers a window of items, in order. Waits while the queue is full. Dropping the future withdraws what no thread has
-    /// begun. Needs a tokio runtime.
+    /// Answers a window of items, in order. Waits while the queue is full. Dropping the future withdraws what no
+    /// thread has begun. Needs a tokio runtime.
     ///
-    /// A future that is made but not polled takes no place in the queue from one that is: the wait happens in a task of its own.
+    /// A future that is made but not polled takes no place in the queue from one that is: the wait happens in a task
+    /// of its own.
     pub async fn submit(&self, items: Vec<W::Item>) -> Vec<Result<W::Output, ModelError>> {
         let expected = items.len();
         let shut_down = || (0..expected).map(|_| Err(ModelError::ShutDown { model: self.key.to_string() })).collect();
@@ -151,7 +167,12 @@ impl<W: Work> PooledModel<W> {
     }
 
     /// `None` when the model's threads are gone.
-    async fn enqueue(queue: mpsc::Sender<Batch<W>>, meter: Arc<Meter>, size: NonZeroUsize, items: Vec<W::Item>) -> Option<Vec<Result<W::Output, ModelError>>> {
+    async fn enqueue(
+        queue: mpsc::Sender<Batch<W>>,
+        meter: Arc<Meter>,
+        size: NonZeroUsize,
+        items: Vec<W::Item>,
+    ) -> Option<Vec<Result<W::Output, ModelError>>> {
         let mut answers = Vec::with_capacity(items.len());
         let mut replies = Vec::with_capacity(items.len().div_ceil(size.get()));
         let mut items = items.into_iter();
@@ -204,7 +225,9 @@ impl<W: Work> Worker<W> {
         match self.attempt(items) {
             Ok(answers) => answers,
             Err(error) if items.len() == 1 => vec![Err(error)],
-            Err(_) => items.chunks(1).flat_map(|item| self.attempt(item).unwrap_or_else(|error| vec![Err(error)])).collect(),
+            Err(_) => {
+                items.chunks(1).flat_map(|item| self.attempt(item).unwrap_or_else(|error| vec![Err(error)])).collect()
+            }
         }
     }
 

@@ -89,12 +89,12 @@ pub fn resolve_plain_ssd(name: &str, device: &Device) -> Result<PlainNetwork, Mo
     SsdMobileNetV2::load_plain(&folder, device)
 }
 
-/// Loads the detector that `name` stands for: an embedded model ([`embedded_names`]) or the path of a folder in Hugging Face layout,
-/// whose `config.json` decides the architecture.
+/// Loads the detector that `name` stands for: an embedded model ([`embedded_names`]) or the path of a folder in
+/// Hugging Face layout, whose `config.json` decides the architecture.
 ///
 /// # Errors
-/// [`ModelError::UnknownModel`], [`ModelError::NotFetched`] for `hf://` names, [`ModelError::UnsupportedArchitecture`], and what is
-/// missing or wrong in the folder.
+/// [`ModelError::UnknownModel`], [`ModelError::NotFetched`] for `hf://` names,
+/// [`ModelError::UnsupportedArchitecture`], and what is missing or wrong in the folder.
 pub fn resolve(name: &str) -> Result<Arc<dyn Detector>, ModelError> {
     resolve_ssd(name).map(|model| Arc::new(model) as Arc<dyn Detector>)
 }

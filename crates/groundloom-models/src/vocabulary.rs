@@ -9,8 +9,8 @@ const NO_CLASS: &str = "-";
 
 /// Which English nouns name which class of a detector.
 ///
-/// The file form is lines of `class`, tab, nouns separated by commas; `#` begins a comment line; the class `-` excludes its nouns.
-/// Nouns are lower case; a noun of several words is matched at the end of a phrase.
+/// The file form is lines of `class`, tab, nouns separated by commas; `#` begins a comment line; the class `-`
+/// excludes its nouns. Nouns are lower case; a noun of several words is matched at the end of a phrase.
 #[derive(Debug, Clone, Default)]
 pub struct Vocabulary {
     /// `None`: excluded.
@@ -22,15 +22,19 @@ impl Vocabulary {
     /// Reads the file form; `origin` names it in errors.
     ///
     /// # Errors
-    /// [`ModelError::BadConfig`] with the line: a class that is not among `labels`, a noun listed twice, one that is not lower case or empty.
+    /// [`ModelError::BadConfig`] with the line: a class that is not among `labels`, a noun listed twice, one that is
+    /// not lower case or empty.
     pub fn read(origin: &str, text: &str, labels: &[Arc<str>]) -> Result<Self, ModelError> {
         let mut vocabulary = Self::default();
         for (number, line) in text.lines().enumerate() {
             if line.trim().is_empty() || line.starts_with('#') {
                 continue;
             }
-            let bad = |problem: String| ModelError::BadConfig { origin: format!("{origin}, line {}", number + 1), problem };
-            let (class, nouns) = line.split_once('\t').ok_or_else(|| bad(format!("expected a class, a tab and nouns, found {line:?}")))?;
+            let bad =
+                |problem: String| ModelError::BadConfig { origin: format!("{origin}, line {}", number + 1), problem };
+            let (class, nouns) = line
+                .split_once('\t')
+                .ok_or_else(|| bad(format!("expected a class, a tab and nouns, found {line:?}")))?;
             let label = match labels.iter().find(|label| ***label == *class) {
                 Some(label) => Some(label.clone()),
                 None if class == NO_CLASS => None,
@@ -48,7 +52,8 @@ impl Vocabulary {
         Ok(vocabulary)
     }
 
-    /// Each label of a detector, in lower case, names itself: for models that bring no vocabulary. Label 0 is background.
+    /// Each label of a detector, in lower case, names itself: for models that bring no vocabulary. Label 0 is
+    /// background.
     pub fn of_labels(labels: &[Arc<str>]) -> Self {
         let mut vocabulary = Self::default();
         for label in labels.iter().skip(1) {
@@ -63,11 +68,15 @@ impl Vocabulary {
         self.classes.insert(noun.to_owned(), label).is_some()
     }
 
-    /// The class that a phrase names. `phrase` is in lower case and ends with its head (a noun chunk does); `head_lemma` is the
-    /// lemma of that head in lower case. The longest noun of several words at the phrase's end decides (with its last word as
-    /// written, or as lemma), else the head's lemma.
+    /// The class that a phrase names. `phrase` is in lower case and ends with its head (a noun chunk does);
+    /// `head_lemma` is the lemma of that head in lower case. The longest noun of several words at the phrase's end
+    /// decides (with its last word as written, or as lemma), else the head's lemma.
     pub fn lookup(&self, phrase: &str, head_lemma: &str) -> Option<&str> {
-        let words: Vec<&str> = phrase.split_whitespace().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric())).filter(|word| !word.is_empty()).collect();
+        let words: Vec<&str> = phrase
+            .split_whitespace()
+            .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()))
+            .filter(|word| !word.is_empty())
+            .collect();
         for count in (2..=self.longest.min(words.len())).rev() {
             let written = &words[words.len() - count..];
             let lemma = [&written[..count - 1], &[head_lemma]].concat();

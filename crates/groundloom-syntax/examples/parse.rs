@@ -1,7 +1,8 @@
 //! Parses texts and prints them as JSON lines, as `scripts/oracle.py` does with spaCy.
 //!
 //! One text per line of the file or of standard input; with `--json` each line is a JSON
-//! string, which may hold newlines.
+//! string, which may hold newlines. `--model FOLDER` takes a spaCy model folder instead of
+//! the embedded model.
 //!
 //! ```console
 //! $ echo 'A brown dog chases two cats.' | cargo run --example parse
@@ -17,13 +18,16 @@ use serde_json::{Value, json};
 fn main() -> Result<(), Box<dyn Error>> {
     let mut json_lines = false;
     let mut input: Box<dyn BufRead> = Box::new(io::stdin().lock());
-    for arg in std::env::args().skip(1) {
+    let mut pipeline = None;
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => json_lines = true,
+            "--model" => pipeline = Some(Pipeline::load(args.next().ok_or("--model needs a folder")?)?),
             path => input = Box::new(BufReader::new(File::open(path)?)),
         }
     }
-    let pipeline = Pipeline::embedded()?;
+    let pipeline = pipeline.map_or_else(Pipeline::embedded, Ok)?;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut texts: Vec<String> = Vec::new();
     for line in input.lines() {

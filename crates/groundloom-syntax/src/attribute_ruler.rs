@@ -142,9 +142,10 @@ impl AttributeRuler {
                     .map(|spec| reader.token_test(spec.as_map().unwrap_or_default()))
                     .collect::<Result<Vec<_>>>()?;
                 let target = if index < 0 { index + tests.len() as i64 } else { index };
-                let target = usize::try_from(target).ok().filter(|&t| t < tests.len()).ok_or_else(|| {
-                    bad_model(FILE, format!("rule {i} changes token {index} of {}", tests.len()))
-                })?;
+                let target = usize::try_from(target)
+                    .ok()
+                    .filter(|&t| t < tests.len())
+                    .ok_or_else(|| bad_model(FILE, format!("rule {i} changes token {index} of {}", tests.len())))?;
                 rules.push(Rule { order, tests, target, ruling });
             }
         }

@@ -105,8 +105,7 @@ impl Doc {
 
     /// The sentences as token ranges.
     pub fn sentences(&self) -> Vec<Range<usize>> {
-        let mut starts: Vec<usize> =
-            (0..self.len()).filter(|&i| i == 0 || self.tokens[i].sentence_start).collect();
+        let mut starts: Vec<usize> = (0..self.len()).filter(|&i| i == 0 || self.tokens[i].sentence_start).collect();
         starts.push(self.len());
         starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
     }

@@ -88,9 +88,9 @@ impl LemmaTables {
         let named = |name: &&&str| match key {
             Value::Str(s) => *s == **name,
             // "punct" is one of the reserved names and has its small id.
-            _ => key.as_u64().is_some_and(|id| {
-                id == strings::hash(name.as_bytes()) || (id == 445 && **name == "punct")
-            }),
+            _ => {
+                key.as_u64().is_some_and(|id| id == strings::hash(name.as_bytes()) || (id == 445 && **name == "punct"))
+            }
         };
         TABLE_POS.iter().find(named).copied()
     }

@@ -61,12 +61,8 @@ impl Lexicon {
     pub(crate) fn string_rows(&self, text: &str, norm: &str) -> [Rows; STRING_COLUMNS] {
         let prefix = text.chars().next().map_or(0, char::len_utf8);
         let suffix = text.char_indices().rev().nth(2).map_or(0, |(i, _)| i);
-        let ids = [
-            self.ids.id(norm),
-            self.ids.id(&text[..prefix]),
-            self.ids.id(&text[suffix..]),
-            self.ids.id(&shape(text)),
-        ];
+        let ids =
+            [self.ids.id(norm), self.ids.id(&text[..prefix]), self.ids.id(&text[suffix..]), self.ids.id(&shape(text))];
         std::array::from_fn(|column| self.rows(column, ids[column]))
     }
 
@@ -84,10 +80,7 @@ impl Lexicon {
 /// multiplication by five and addition that the original has after the key is mixed in.
 fn hash_row(value: u64, seed: u32) -> [u32; 4] {
     let seed = u64::from(seed);
-    let mut h1 = value
-        .wrapping_mul(0x87c3_7b91_1142_53d5)
-        .rotate_left(31)
-        .wrapping_mul(0x4cf5_ad43_2745_937f);
+    let mut h1 = value.wrapping_mul(0x87c3_7b91_1142_53d5).rotate_left(31).wrapping_mul(0x4cf5_ad43_2745_937f);
     h1 ^= seed ^ 8;
     let mut h2 = seed ^ 8;
     h1 = h1.wrapping_add(h2);

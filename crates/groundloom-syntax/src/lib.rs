@@ -1,4 +1,4 @@
-//! English noun chunks and dependency parses, exactly spaCy's, with the weights embedded.
+#![doc = include_str!("../README.md")]
 
 mod attribute_ruler;
 mod doc;

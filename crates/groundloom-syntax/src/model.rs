@@ -12,9 +12,7 @@ use crate::error::{Result, bad_model, unsupported};
 use crate::lemmatizer::LemmaTables;
 use crate::msgpack;
 
-pub(crate) use weights::{
-    COLUMNS, DEPTH, HIDDEN, HIDDEN_PIECES, LayerNorm, Maxout, PIECES, SLOTS, WIDTH, Weights,
-};
+pub(crate) use weights::{COLUMNS, DEPTH, HIDDEN, HIDDEN_PIECES, LayerNorm, Maxout, PIECES, SLOTS, WIDTH, Weights};
 
 /// The container that `scripts/convert_model.py` wrote.
 static EMBEDDED: &[u8] = include_bytes!("../model/en_core_web_sm-3.8.0.bin");
@@ -31,15 +29,9 @@ impl Tensor {
     pub(crate) fn from_le_bytes(file: &str, shape: Vec<usize>, bytes: &[u8]) -> Result<Self> {
         let expected = shape.iter().try_fold(4usize, |acc, &d| acc.checked_mul(d));
         if expected != Some(bytes.len()) {
-            return Err(bad_model(
-                file,
-                format!("a tensor of shape {shape:?} has {} bytes of f32 data", bytes.len()),
-            ));
+            return Err(bad_model(file, format!("a tensor of shape {shape:?} has {} bytes of f32 data", bytes.len())));
         }
-        let data = bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect::<Vec<_>>();
+        let data = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<_>>();
         if data.iter().any(|x| !x.is_finite()) {
             return Err(bad_model(file, "a weight is not a finite number"));
         }
@@ -67,6 +59,16 @@ impl ModelFiles {
         container::read(EMBEDDED)
     }
 
+    #[cfg(test)]
+    pub(crate) fn embedded_bytes() -> &'static [u8] {
+        EMBEDDED
+    }
+
+    #[cfg(test)]
+    pub(crate) fn container(bytes: &'static [u8]) -> Result<Self> {
+        container::read(bytes)
+    }
+
     /// A spaCy 3.7 or 3.8 model folder.
     pub(crate) fn folder(path: &Path) -> Result<Self> {
         folder::read(path)
@@ -74,13 +76,9 @@ impl ModelFiles {
 
     /// Takes a tensor out and checks its shape.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor =
-            self.tensors.remove(name).ok_or_else(|| bad_model(name, "the model has no such weights"))?;
+        let tensor = self.tensors.remove(name).ok_or_else(|| bad_model(name, "the model has no such weights"))?;
         if tensor.shape != shape {
-            return Err(unsupported(
-                format!("`{name}` of shape {shape:?}"),
-                format!("shape {:?}", tensor.shape),
-            ));
+            return Err(unsupported(format!("`{name}` of shape {shape:?}"), format!("shape {:?}", tensor.shape)));
         }
         Ok(tensor.data)
     }

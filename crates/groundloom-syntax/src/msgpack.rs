@@ -77,10 +77,7 @@ pub(crate) fn read<'a>(bytes: &'a [u8], file: &str) -> Result<Value<'a>> {
     let mut reader = Reader { bytes, at: 0, file };
     let value = reader.value(0)?;
     if reader.at != bytes.len() {
-        return Err(bad_model(
-            file,
-            format!("{} bytes follow the MessagePack value", bytes.len() - reader.at),
-        ));
+        return Err(bad_model(file, format!("{} bytes follow the MessagePack value", bytes.len() - reader.at)));
     }
     Ok(value)
 }
@@ -187,8 +184,8 @@ mod tests {
     #[test]
     fn reads_each_kind() {
         let bytes = [
-            0x85, 0xa1, b'a', 0xc0, 0xa1, b'b', 0x92, 0xff, 0xcd, 0x01, 0x00, 0xc4, 0x01, b'c', 0xc3, 0xd9,
-            0x01, b'd', 0xcb, 0x3f, 0xf0, 0, 0, 0, 0, 0, 0, 0x05, 0xd1, 0xff, 0x00,
+            0x85, 0xa1, b'a', 0xc0, 0xa1, b'b', 0x92, 0xff, 0xcd, 0x01, 0x00, 0xc4, 0x01, b'c', 0xc3, 0xd9, 0x01, b'd',
+            0xcb, 0x3f, 0xf0, 0, 0, 0, 0, 0, 0, 0x05, 0xd1, 0xff, 0x00,
         ];
         let v = read(&bytes, "test").unwrap();
         assert_eq!(v.get("a"), Some(&Value::Nil));

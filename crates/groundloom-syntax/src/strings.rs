@@ -39,8 +39,7 @@ pub(crate) struct StringIds {
 
 impl StringIds {
     pub(crate) fn new() -> Result<Self> {
-        let symbols =
-            serde_json::from_str(SYMBOLS).map_err(|e| bad_model("spacy_symbols.json", e.to_string()))?;
+        let symbols = serde_json::from_str(SYMBOLS).map_err(|e| bad_model("spacy_symbols.json", e.to_string()))?;
         Ok(Self { symbols })
     }
 

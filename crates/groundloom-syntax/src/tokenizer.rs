@@ -143,12 +143,7 @@ impl Tokenizer {
     ///
     /// A single U+0020 that ends a piece is the `space_after` of the token before it;
     /// the rest of a white space run is one token.
-    fn split_on_space(
-        &self,
-        text: &str,
-        tokens: &mut Vec<TokenSpan>,
-        mut cut: impl FnMut(&str, &mut Vec<Cut>),
-    ) {
+    fn split_on_space(&self, text: &str, tokens: &mut Vec<TokenSpan>, mut cut: impl FnMut(&str, &mut Vec<Cut>)) {
         let Some(first) = text.chars().next() else { return };
         let mut in_space = unicode::is_space(first);
         let mut start = 0;
@@ -267,6 +262,88 @@ impl Tokenizer {
         }
         if emitted < s.len() {
             push(s.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The model's own patterns in a general engine, the oracle for what is written by hand.
+    struct Engine {
+        prefix: fancy_regex::Regex,
+        suffix: fancy_regex::Regex,
+        infix: fancy_regex::Regex,
+        url: fancy_regex::Regex,
+    }
+
+    fn model() -> (Tokenizer, Engine) {
+        let files = crate::model::ModelFiles::embedded().unwrap();
+        let value = msgpack::read(&files.tokenizer, FILE).unwrap();
+        // Python's `\w` has no combining marks and no punctuation but the underscore.
+        let regex = |key: &str| {
+            let pattern = value.get(key).and_then(Value::as_str).unwrap();
+            let pattern = pattern.trim_start_matches("(?u)").replace(r"[\w\+\-\.]", r"[\p{L}\p{N}_+\-.]");
+            fancy_regex::Regex::new(&pattern).unwrap()
+        };
+        let engine = Engine {
+            prefix: regex("prefix_search"),
+            suffix: regex("suffix_search"),
+            infix: regex("infix_finditer"),
+            url: regex("url_match"),
+        };
+        (Tokenizer::read(&files.tokenizer).unwrap(), engine)
+    }
+
+    fn assert_agrees(tokenizer: &Tokenizer, engine: &Engine, span: &str) {
+        let len = |regex: &fancy_regex::Regex| regex.find(span).unwrap().map_or(0, |m| m.end() - m.start());
+        assert_eq!(tokenizer.prefixes.match_len(span), len(&engine.prefix), "prefix of {span:?}");
+        assert_eq!(tokenizer.suffixes.match_len(span), len(&engine.suffix), "suffix of {span:?}");
+        assert_eq!(tokenizer.url.is_match(span), engine.url.is_match(span).unwrap(), "URL {span:?}");
+        let expected: Vec<_> = engine.infix.find_iter(span).map(|m| m.unwrap()).map(|m| (m.start(), m.end())).collect();
+        let mut found = Vec::new();
+        while let Some(at) = tokenizer.infixes.find(span, found.last().map_or(0, |&(_, end)| end)) {
+            found.push(at);
+        }
+        assert_eq!(found, expected, "infixes of {span:?}");
+    }
+
+    #[test]
+    fn patterns_agree_with_a_general_engine() {
+        let (tokenizer, engine) = model();
+        let pieces = prop_oneof![
+            3 => "[a-zA-Z]{1,5}".boxed(),
+            2 => "[0-9]{1,3}".boxed(),
+            3 => "[!-/:-@\\[-`{-~]".boxed(),
+            1 => proptest::sample::select(vec![
+                "...", "…", "US$", "km²", "°C.", "'s", "’s", "--", "———", "://", "www.", ".com", ".co.uk", "me@", "10.0.0.1",
+                "172.16.", "223.", "é", "É", "中", "ю.Ю", "👍", "\u{fe0f}", "\u{301}", "тб", "كم", "№", "٣", "²", "«", "”",
+            ]).prop_map(str::to_owned).boxed(),
+            1 => any::<char>().prop_filter("no space", |&c| !unicode::is_space(c)).prop_map(String::from).boxed(),
+        ];
+        let spans = proptest::collection::vec(pieces, 1..7).prop_map(|pieces| pieces.concat());
+        let config = ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() };
+        proptest!(config, |(span in spans)| {
+            assert_agrees(&tokenizer, &engine, &span);
+        });
+        // The word characters of the engine are those of a newer Unicode version.
+        for span in [
+            "http://1.2.3.4:80/x?y",
+            "a.b.c.de",
+            "10.1.2.3",
+            "1.2.3.٣",
+            "12.٣.4.5",
+            "x_y.co",
+            "a--b",
+            "Mr.X",
+            "5km.",
+            "é.É",
+        ] {
+            assert_agrees(&tokenizer, &engine, span);
         }
     }
 }

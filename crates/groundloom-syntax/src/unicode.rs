@@ -34,11 +34,7 @@ pub(crate) fn is_decimal(c: char) -> bool {
 
 /// `\w` of Python's `re`: letters, numbers and the underscore, without combining marks.
 pub(crate) fn is_word(c: char) -> bool {
-    if c.is_ascii() {
-        c.is_ascii_alphanumeric() || c == '_'
-    } else {
-        in_table(tables::ALPHANUMERIC, c)
-    }
+    if c.is_ascii() { c.is_ascii_alphanumeric() || c == '_' } else { in_table(tables::ALPHANUMERIC, c) }
 }
 
 /// `str.isspace`: Rust's white space and the four information separators.

@@ -29,7 +29,9 @@ pub fn observer(format: LogFormat) -> (Observer, Box<dyn FnOnce()>) {
 
 fn bar() -> (Observer, Box<dyn FnOnce()>) {
     let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{msg:>14} {wide_bar:.cyan/blue} {pos}/{len} tasks  {prefix} rows  {elapsed} (about {eta} left)") {
+    if let Ok(style) = ProgressStyle::with_template(
+        "{msg:>14} {wide_bar:.cyan/blue} {pos}/{len} tasks  {prefix} rows  {elapsed} (about {eta} left)",
+    ) {
         bar.set_style(style);
     }
     let rows = AtomicU64::new(0);

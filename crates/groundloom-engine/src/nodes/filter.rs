@@ -20,8 +20,8 @@ use datafusion::{
     logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNodeCore},
     physical_expr::PhysicalExpr,
     physical_plan::{
-        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, execution_plan::EmissionType,
-        stream::RecordBatchStreamAdapter,
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
+        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
     },
 };
 use futures::StreamExt;
@@ -134,7 +134,11 @@ pub struct FilterExec {
 }
 
 impl FilterExec {
-    pub(crate) fn try_new(node: &FilterNode, predicate: Arc<dyn PhysicalExpr>, input: Arc<dyn ExecutionPlan>) -> Result<Self> {
+    pub(crate) fn try_new(
+        node: &FilterNode,
+        predicate: Arc<dyn PhysicalExpr>,
+        input: Arc<dyn ExecutionPlan>,
+    ) -> Result<Self> {
         Ok(Self::with_input(node.spec.clone(), predicate, input))
     }
 
@@ -212,7 +216,12 @@ impl ExecutionPlan for FilterExec {
     }
 }
 
-fn keep(spec: &FilterSpec, predicate: &Arc<dyn PhysicalExpr>, counters: &Counters, batch: RecordBatch) -> Result<RecordBatch> {
+fn keep(
+    spec: &FilterSpec,
+    predicate: &Arc<dyn PhysicalExpr>,
+    counters: &Counters,
+    batch: RecordBatch,
+) -> Result<RecordBatch> {
     let rows = batch.num_rows();
     let answer = predicate
         .evaluate(&batch)
@@ -220,7 +229,8 @@ fn keep(spec: &FilterSpec, predicate: &Arc<dyn PhysicalExpr>, counters: &Counter
         .map_err(|e| DataFusionError::Execution(format!("stage `{}`: {e}", spec.name)))?;
     let answer: &BooleanArray = as_boolean_array(&answer)?;
     // SQL's third answer, unknown, drops a row too.
-    let mut mask = if answer.null_count() == 0 { answer.clone() } else { arrow::compute::prep_null_mask_filter(answer) };
+    let mut mask =
+        if answer.null_count() == 0 { answer.clone() } else { arrow::compute::prep_null_mask_filter(answer) };
     let errors = batch.column_by_name(ERROR);
     if let Some(errors) = errors.filter(|e| e.null_count() < rows) {
         mask = or_kleene(&mask, &is_not_null(errors)?)?;

@@ -25,7 +25,9 @@ pub struct EngineQueryPlanner;
 #[async_trait]
 impl QueryPlanner for EngineQueryPlanner {
     async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> Result<Arc<dyn ExecutionPlan>> {
-        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(NodePlanner)]).create_physical_plan(plan, session).await
+        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(NodePlanner)])
+            .create_physical_plan(plan, session)
+            .await
     }
 }
 
@@ -47,7 +49,8 @@ impl ExtensionPlanner for NodePlanner {
             return Ok(Some(Arc::new(stage::StageExec::try_new(node, Arc::clone(&physical_inputs[0]))?)));
         }
         if let Some(node) = node.as_any().downcast_ref::<filter::FilterNode>() {
-            let predicate = planner.create_physical_expr(node.predicate(), logical_inputs[0].schema(), session, context)?;
+            let predicate =
+                planner.create_physical_expr(node.predicate(), logical_inputs[0].schema(), session, context)?;
             return Ok(Some(Arc::new(filter::FilterExec::try_new(node, predicate, Arc::clone(&physical_inputs[0]))?)));
         }
         Ok(None)

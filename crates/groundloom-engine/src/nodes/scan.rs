@@ -10,7 +10,10 @@ use arrow::{
 use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider},
-    common::{DataFusionError, Result, ScalarValue, tree_node::{Transformed, TreeNode, TreeNodeRecursion}},
+    common::{
+        DataFusionError, Result, ScalarValue,
+        tree_node::{Transformed, TreeNode, TreeNodeRecursion},
+    },
     datasource::{
         TableType,
         listing::PartitionedFile,
@@ -20,15 +23,21 @@ use datafusion::{
     },
     execution::{SendableRecordBatchStream, TaskContext, object_store::ObjectStoreUrl},
     logical_expr::Expr,
-    physical_expr::{EquivalenceProperties, PhysicalExpr, utils::{collect_columns, reassign_expr_columns}},
+    physical_expr::{
+        EquivalenceProperties, PhysicalExpr,
+        utils::{collect_columns, reassign_expr_columns},
+    },
     physical_plan::{
         DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
-        execution_plan::{Boundedness, EmissionType},
+        execution_plan::{Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions},
         stream::RecordBatchStreamAdapter,
     },
 };
 use futures::StreamExt;
-use groundloom_data::{columns::{ERROR, ROW_ID, error_type}, row_id::file_hash};
+use groundloom_data::{
+    columns::{ERROR, ROW_ID, error_type},
+    row_id::file_hash,
+};
 use groundloom_formats::{BatchLimits, Reader, Shard, ShardReader};
 use parquet::arrow::RowNumber;
 
@@ -71,7 +80,9 @@ impl ShardTable {
                 fields.push(Arc::new(Field::new(ERROR, error_type(), true)));
             }
             (Reader::Parquet, Ids::Carried) => fields.extend(columns.fields().iter().cloned()),
-            (Reader::Parquet, Ids::FileAndRow) => fields.extend(parquet_schema(&columns).table_schema().fields().iter().cloned()),
+            (Reader::Parquet, Ids::FileAndRow) => {
+                fields.extend(parquet_schema(&columns).table_schema().fields().iter().cloned())
+            }
         }
         let schema = Arc::new(Schema::new_with_metadata(fields, columns.metadata().clone()));
         Self { name: name.into(), columns, reader, ids, schema, shards }
@@ -107,11 +118,14 @@ impl TableProvider for ShardTable {
                     Ids::Carried => TableSchema::builder(Arc::clone(&self.columns)).build(),
                     Ids::FileAndRow => parquet_schema(&self.columns),
                 };
-                let config = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(ParquetSource::new(schema)))
-                    .with_file_groups(vec![file_group(&self.shards, self.ids)?])
-                    .with_projection_indices(projection.cloned())?
-                    .with_preserve_order(true)
-                    .build();
+                let config = FileScanConfigBuilder::new(
+                    ObjectStoreUrl::local_filesystem(),
+                    Arc::new(ParquetSource::new(schema)),
+                )
+                .with_file_groups(vec![file_group(&self.shards, self.ids)?])
+                .with_projection_indices(projection.cloned())?
+                .with_preserve_order(true)
+                .build();
                 Ok(DataSourceExec::from_data_source(config))
             }
             Reader::Rows(reader) => Ok(Arc::new(ShardScanExec::try_new(
@@ -166,7 +180,13 @@ pub struct ShardScanExec {
 }
 
 impl ShardScanExec {
-    fn try_new(name: Arc<str>, reader: Arc<dyn ShardReader>, full: &SchemaRef, projection: Vec<usize>, shards: Vec<Shard>) -> Result<Self> {
+    fn try_new(
+        name: Arc<str>,
+        reader: Arc<dyn ShardReader>,
+        full: &SchemaRef,
+        projection: Vec<usize>,
+        shards: Vec<Shard>,
+    ) -> Result<Self> {
         let schema = Arc::new(full.project(&projection)?);
         let properties = Arc::new(PlanProperties::new(
             EquivalenceProperties::new(schema),
@@ -251,7 +271,9 @@ fn count(counters: &Counters, batch: &RecordBatch) {
     if errors.null_count() == errors.len() {
         return;
     }
-    let Some(codes) = errors.column_by_name("code").and_then(|c| c.as_any().downcast_ref::<StringArray>()) else { return };
+    let Some(codes) = errors.column_by_name("code").and_then(|c| c.as_any().downcast_ref::<StringArray>()) else {
+        return;
+    };
     for row in (0..errors.len()).filter(|row| errors.is_valid(*row)) {
         counters.add_failed(codes.value(row), 1);
     }
@@ -266,7 +288,8 @@ pub fn retarget(template: &Arc<dyn ExecutionPlan>, shards: &[Shard], ids: Ids) -
         if let Some(scan) = node.downcast_ref::<DataSourceExec>()
             && let Some(config) = (scan.data_source().as_ref() as &dyn Any).downcast_ref::<FileScanConfig>()
         {
-            let config = FileScanConfigBuilder::from(config.clone()).with_file_groups(vec![file_group(shards, ids)?]).build();
+            let config =
+                FileScanConfigBuilder::from(config.clone()).with_file_groups(vec![file_group(shards, ids)?]).build();
             return Ok(Transformed::yes(DataSourceExec::from_data_source(config) as Arc<dyn ExecutionPlan>));
         }
         if let Some(scan) = node.downcast_ref::<ShardScanExec>() {
@@ -290,7 +313,9 @@ pub fn prune_by_first_filter(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn Exe
             .filter(|filter| filter.drops())
             .and_then(|filter| pruned_scan(filter.predicate(), filter.children()[0]));
         match pruned {
-            Some(scan) => Ok(Transformed::yes(node.with_new_children(vec![scan])?)),
+            Some(scan) => Ok(Transformed::yes(
+                node.replace_children(vec![scan], ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))?,
+            )),
             None => Ok(Transformed::no(node)),
         }
     })?;
@@ -306,6 +331,7 @@ fn pruned_scan(predicate: &Arc<dyn PhysicalExpr>, scan: &Arc<dyn ExecutionPlan>)
         return None;
     }
     let predicate = reassign_expr_columns(Arc::clone(predicate), file_schema).ok()?;
-    let config = FileScanConfigBuilder::from(config.clone()).with_source(Arc::new(source.with_predicate(predicate))).build();
+    let config =
+        FileScanConfigBuilder::from(config.clone()).with_source(Arc::new(source.with_predicate(predicate))).build();
     Some(DataSourceExec::from_data_source(config))
 }

@@ -21,8 +21,8 @@ use datafusion::{
     logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNodeCore},
     physical_expr::{EquivalenceProperties, PhysicalExpr},
     physical_plan::{
-        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, execution_plan::EmissionType,
-        stream::RecordBatchStreamAdapter,
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
+        execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
     },
 };
 use futures::{StreamExt, TryStreamExt, future::BoxFuture};
@@ -69,11 +69,13 @@ impl StageNode {
     /// A plan error when the stage's columns do not fit the input.
     pub fn try_new(spec: StageSpec, input: LogicalPlan) -> Result<Self> {
         let visible = visible_schema(input.schema().as_arrow());
-        let outputs = spec.stage.outputs(&visible).map_err(|e| DataFusionError::Plan(format!("stage {}: {e}", spec.name)))?;
+        let outputs =
+            spec.stage.outputs(&visible).map_err(|e| DataFusionError::Plan(format!("stage {}: {e}", spec.name)))?;
         let arrow = output_schema(input.schema().as_arrow(), &outputs);
         let mut fields = Vec::with_capacity(arrow.fields().len());
         for (i, field) in arrow.fields().iter().enumerate() {
-            let qualifier = if i < input.schema().fields().len() { input.schema().qualified_field(i).0.cloned() } else { None };
+            let qualifier =
+                if i < input.schema().fields().len() { input.schema().qualified_field(i).0.cloned() } else { None };
             fields.push((qualifier, Arc::clone(field)));
         }
         let schema = Arc::new(DFSchema::new_with_metadata(fields, input.schema().metadata().clone())?);
@@ -243,7 +245,8 @@ impl ExecutionPlan for StageExec {
         let slices = self.input.execute(partition, context)?.map_ok(move |batch| {
             let rows = batch.num_rows();
             futures::stream::iter(
-                (0..rows.div_ceil(window)).map(move |i| Ok::<_, DataFusionError>(batch.slice(i * window, window.min(rows - i * window)))),
+                (0..rows.div_ceil(window))
+                    .map(move |i| Ok::<_, DataFusionError>(batch.slice(i * window, window.min(rows - i * window)))),
             )
         });
         let stream = slices
@@ -256,7 +259,9 @@ impl ExecutionPlan for StageExec {
                     // shared by tasks can be given its place and keep it for ever.
                     Ok(batch) => {
                         let task = SpawnedTask::spawn(async move { shared.run(batch).await });
-                        Box::pin(async move { task.join_unwind().await.map_err(|e| DataFusionError::External(Box::new(e)))? })
+                        Box::pin(async move {
+                            task.join_unwind().await.map_err(|e| DataFusionError::External(Box::new(e)))?
+                        })
                     }
                 }
             })
@@ -298,9 +303,15 @@ impl Window {
             }
         };
         let outcome = if shown.num_rows() == 0 {
-            Outcome { columns: self.outputs.iter().map(|f| new_null_array(f.data_type(), 0)).collect(), ..Outcome::default() }
+            Outcome {
+                columns: self.outputs.iter().map(|f| new_null_array(f.data_type(), 0)).collect(),
+                ..Outcome::default()
+            }
         } else {
-            self.work.run(&shown).await.map_err(|e| DataFusionError::Execution(format!("stage `{}`: {e}", self.name)))?
+            self.work
+                .run(&shown)
+                .await
+                .map_err(|e| DataFusionError::Execution(format!("stage `{}`: {e}", self.name)))?
         };
         self.check(&outcome, shown.num_rows())?;
         self.counters.add(rows as u64, rows as u64, &outcome);
@@ -316,10 +327,9 @@ impl Window {
             } else if let Some(i) = self.outputs.iter().position(|f| f.name() == field.name()) {
                 Arc::clone(&columns[i])
             } else {
-                batch
-                    .column_by_name(field.name())
-                    .cloned()
-                    .ok_or_else(|| DataFusionError::Internal(format!("stage `{}`: column `{}` is gone", self.name, field.name())))?
+                batch.column_by_name(field.name()).cloned().ok_or_else(|| {
+                    DataFusionError::Internal(format!("stage `{}`: column `{}` is gone", self.name, field.name()))
+                })?
             });
         }
         Ok(RecordBatch::try_new(Arc::clone(&self.schema), out)?)
@@ -328,9 +338,16 @@ impl Window {
     /// A stage that breaks its own contract must not reach the data.
     fn check(&self, outcome: &Outcome, rows: usize) -> Result<()> {
         let fits = outcome.columns.len() == self.outputs.len()
-            && outcome.columns.iter().zip(&self.outputs).all(|(c, f)| c.len() == rows && c.data_type() == f.data_type());
+            && outcome
+                .columns
+                .iter()
+                .zip(&self.outputs)
+                .all(|(c, f)| c.len() == rows && c.data_type() == f.data_type());
         if !fits || outcome.failures.iter().any(|f| f.row >= rows) {
-            return Err(DataFusionError::Internal(format!("stage `{}` returned columns that differ from what it announced", self.name)));
+            return Err(DataFusionError::Internal(format!(
+                "stage `{}` returned columns that differ from what it announced",
+                self.name
+            )));
         }
         Ok(())
     }
@@ -347,7 +364,13 @@ fn scatter(columns: &[ArrayRef], places: &[usize], rows: usize) -> Result<Vec<Ar
 }
 
 /// The error column after a stage: older errors stay, new failures are added at their rows.
-pub(super) fn with_failures(errors: Option<ArrayRef>, stage: &str, failures: &[RowFailure], places: Option<&[usize]>, rows: usize) -> ArrayRef {
+pub(super) fn with_failures(
+    errors: Option<ArrayRef>,
+    stage: &str,
+    failures: &[RowFailure],
+    places: Option<&[usize]>,
+    rows: usize,
+) -> ArrayRef {
     if failures.is_empty() {
         return errors.unwrap_or_else(|| new_null_array(&error_type(), rows));
     }

@@ -9,7 +9,8 @@ const PANEL: usize = 32;
 /// Columns of the last panel when no more are left.
 const HALF: usize = PANEL / 2;
 
-/// A matrix `[inputs, outputs]` and a bias, packed into column panels of [`PANEL`] or [`HALF`] columns, each panel row after row.
+/// A matrix `[inputs, outputs]` and a bias, packed into column panels of [`PANEL`] or [`HALF`] columns, each panel row
+/// after row.
 #[derive(Debug)]
 pub(crate) struct Dense {
     inputs: usize,
@@ -81,7 +82,8 @@ impl Dense {
         self.outputs
     }
 
-    /// `out = epilogue(input · weight + bias)`; `input` is `[rows, inputs]`, and the rows of `out` lie where `placement` says.
+    /// `out = epilogue(input · weight + bias)`; `input` is `[rows, inputs]`, and the rows of `out` lie where
+    /// `placement` says.
     pub(crate) fn apply(&self, isa: Isa, input: &[f32], out: &mut [f32], placement: Placement, epilogue: Epilogue<'_>) {
         isa.dispatch(Product { layer: self, input, out, placement, epilogue });
     }
@@ -141,9 +143,14 @@ struct Cursor {
 }
 
 impl Product<'_> {
-    /// All rows against one panel of `N` vectors, in tiles of `A` rows and, at the end, the smallest of `A`, `B`, `C` that holds the rest.
+    /// All rows against one panel of `N` vectors, in tiles of `A` rows and, at the end, the smallest of `A`, `B`, `C`
+    /// that holds the rest.
     #[inline(always)]
-    fn rows<S: Simd, const A: usize, const B: usize, const C: usize, const N: usize>(&mut self, simd: S, panel: Panel<'_, S>) {
+    fn rows<S: Simd, const A: usize, const B: usize, const C: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        panel: Panel<'_, S>,
+    ) {
         let rows = self.input.len() / self.layer.inputs;
         let mut cursor = Cursor { line: self.placement.start, in_line: 0 };
         let mut row = 0;
@@ -162,9 +169,17 @@ impl Product<'_> {
         }
     }
 
-    /// `R` rows × `N` vectors in registers. When only `valid` < `R` rows are left the last one is computed again and not stored.
+    /// `R` rows × `N` vectors in registers. When only `valid` < `R` rows are left the last one is computed again and
+    /// not stored.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const N: usize>(&mut self, simd: S, panel: Panel<'_, S>, row: usize, valid: usize, cursor: &mut Cursor) {
+    fn tile<S: Simd, const R: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        panel: Panel<'_, S>,
+        row: usize,
+        valid: usize,
+        cursor: &mut Cursor,
+    ) {
         let depth = self.layer.inputs;
         let weights = &panel.values.as_chunks::<N>().0[..depth];
         let input: [&[f32]; R] = std::array::from_fn(|r| &self.input[(row + r.min(valid - 1)) * depth..][..depth]);
@@ -237,4 +252,69 @@ impl Product<'_> {
 fn part<S: Simd>(line: &[f32], v: usize) -> &[f32] {
     let start = (v * S::F32_LANES).min(line.len());
     &line[start..(start + S::F32_LANES).min(line.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition, in double precision.
+    fn product(input: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
+        let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
+        let value = |row: &[f32], column: usize| {
+            row.iter().enumerate().fold(f64::from(bias[column]), |sum, (k, &x)| {
+                sum + f64::from(x) * f64::from(weight[k * outputs + column])
+            })
+        };
+        input.chunks(inputs).flat_map(|row| (0..outputs).map(move |column| value(row, column))).collect()
+    }
+
+    fn values(seed: u64, count: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_instruction_set_computes_the_product(rows in 1_usize..40, inputs in 1_usize..70, outputs in 1_usize..100, per_line in 1_usize..9, seed: u64) {
+            let (input, weight) = (values(seed, rows * inputs), values(seed ^ 1, inputs * outputs));
+            let (bias, residual) = (values(seed ^ 2, outputs), values(seed ^ 3, rows * outputs));
+            let layer = Dense::pack(&weight, &bias);
+            let expected = product(&input, &weight, &bias);
+            let mut fused: Option<Vec<f32>> = None;
+            for isa in Isa::all() {
+                let mut linear = vec![f32::NAN; rows * outputs];
+                layer.apply(isa, &input, &mut linear, Placement::CONTIGUOUS, Epilogue::Linear);
+                for (found, expected) in linear.iter().zip(&expected) {
+                    prop_assert!((f64::from(*found) - expected).abs() < 1e-4, "{isa:?}: {found}, expected {expected}");
+                }
+                let mut added = vec![f32::NAN; rows * outputs];
+                layer.apply(isa, &input, &mut added, Placement::CONTIGUOUS, Epilogue::Add(&residual));
+                prop_assert!(added.iter().zip(linear.iter().zip(&residual)).all(|(found, (a, b))| *found == a + b));
+
+                // Lines of `per_line` rows with a gap of 5 behind each and 3 before the first; the gaps stay as they
+                // are.
+                let stride = per_line * outputs + 5;
+                let mut placed = vec![-1.0_f32; 3 + rows.div_ceil(per_line) * stride];
+                layer.apply(isa, &input, &mut placed, Placement { start: 3, per_line, line_stride: stride }, Epilogue::Relu6);
+                let mut expected = vec![-1.0_f32; placed.len()];
+                for (row, values) in linear.chunks(outputs).enumerate() {
+                    let at = 3 + row / per_line * stride + row % per_line * outputs;
+                    expected[at..at + outputs].iter_mut().zip(values).for_each(|(to, &value)| *to = value.clamp(0.0, 6.0));
+                }
+                prop_assert_eq!(placed, expected);
+
+                if isa.class() == crate::KernelClass::Fused {
+                    prop_assert!(fused.get_or_insert_with(|| linear.clone()) == &linear, "{isa:?} gives other bits");
+                }
+            }
+        }
+    }
 }

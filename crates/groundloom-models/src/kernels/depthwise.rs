@@ -26,8 +26,8 @@ impl Depthwise {
         self.channels
     }
 
-    /// One output line `[width, channels]`, clamped to [0, 6], from three padded input lines of `(width - 1) * stride + 3` pixels
-    /// or more each.
+    /// One output line `[width, channels]`, clamped to [0, 6], from three padded input lines of `(width - 1) * stride
+    /// + 3` pixels or more each.
     pub(crate) fn line(&self, isa: Isa, input: [&[f32]; 3], out: &mut [f32], stride: usize) {
         match stride {
             1 => isa.dispatch(Line::<1> { layer: self, input, out }),
@@ -80,8 +80,9 @@ impl<const STRIDE: usize> Line<'_, STRIDE> {
         let vectors = channels / S::F32_LANES;
         let taps = &S::as_simd_f32s(&self.layer.taps).0[..9 * vectors];
         let bias = &S::as_simd_f32s(&self.layer.bias).0[..vectors];
-        let lines: [&[S::f32s]; 3] =
-            self.input.map(|line| &S::as_simd_f32s(&line[x * STRIDE * channels..][..SEEN * channels]).0[..SEEN * vectors]);
+        let lines: [&[S::f32s]; 3] = self
+            .input
+            .map(|line| &S::as_simd_f32s(&line[x * STRIDE * channels..][..SEEN * channels]).0[..SEEN * vectors]);
         let out = &mut S::as_mut_simd_f32s(&mut self.out[x * channels..][..P * channels]).0[..P * vectors];
         let (zero, six) = (simd.splat_f32s(0.0), simd.splat_f32s(6.0));
         for c in 0..vectors {
@@ -97,6 +98,44 @@ impl<const STRIDE: usize> Line<'_, STRIDE> {
             }
             for p in 0..P {
                 out[p * vectors + c] = simd.min_f32s(simd.max_f32s(sums[p], zero), six);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_instruction_set_filters_each_channel(
+            width in 1_usize..14,
+            vectors in 1_usize..4,
+            stride in 1_usize..3,
+            data in prop::collection::vec(-2.0_f32..4.0, 3 * 29 * 48),
+            weights in prop::collection::vec(-1.0_f32..1.0, 10 * 48),
+        ) {
+            let (channels, columns) = (vectors * 16, (width - 1) * stride + 3);
+            let lines: [&[f32]; 3] = std::array::from_fn(|y| &data[y * columns * channels..][..columns * channels]);
+            let (taps, bias) = (&weights[..9 * channels], &weights[9 * channels..10 * channels]);
+            let layer = Depthwise::pack(taps, bias);
+            let mut fused: Option<Vec<f32>> = None;
+            for isa in Isa::all() {
+                let mut out = vec![f32::NAN; width * channels];
+                layer.line(isa, lines, &mut out, stride);
+                for (i, &found) in out.iter().enumerate() {
+                    let (x, c) = (i / channels, i % channels);
+                    let tap = |t: usize| f64::from(lines[t / 3][(x * stride + t % 3) * channels + c]) * f64::from(taps[t * channels + c]);
+                    let expected = (f64::from(bias[c]) + (0..9).map(tap).sum::<f64>()).clamp(0.0, 6.0);
+                    prop_assert!((f64::from(found) - expected).abs() < 1e-5, "{isa:?}, pixel {x}, channel {c}: {found}, expected {expected}");
+                }
+                if isa.class() == crate::KernelClass::Fused {
+                    prop_assert!(fused.get_or_insert_with(|| out.clone()) == &out, "{isa:?} gives other bits");
+                }
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Convolution kernels for channels-last f32 images on the CPU: the one door to SIMD in this crate.
 //!
-//! Instruction sets are chosen at run time ([`KernelClass::detect`]) through `pulp`, so there is no unsafe code here and a
-//! machine without AVX still gets an answer. Every output value is one chain of fused multiply-adds in a fixed order
-//! (bias first, then inputs in storage order), whatever the vector width. AVX-512, AVX2 with FMA and NEON therefore give the same bits;
-//! only the class without a fused multiply-add differs. `ssd::plain` computes the same network with candle's own operations and
-//! is the oracle for all of it.
+//! Instruction sets are chosen at run time ([`KernelClass::detect`]) through `pulp`, so there is no unsafe code here
+//! and a machine without AVX still gets an answer. Every output value is one chain of fused multiply-adds in a fixed
+//! order (bias first, then inputs in storage order), whatever the vector width. AVX-512, AVX2 with FMA and NEON
+//! therefore give the same bits; only the class without a fused multiply-add differs. `ssd::plain` computes the same
+//! network with candle's own operations and is the oracle for all of it.
 
 mod aligned;
 mod dense;

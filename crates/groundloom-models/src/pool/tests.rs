@@ -1,1 +1,259 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::sync::{
+    Barrier,
+    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    mpsc as std_mpsc,
+};
+
+use super::*;
+
+/// Squares numbers, in batches of `batch`; panics on 13, fails on 7.
+struct Squares {
+    batch: usize,
+    calls: AtomicUsize,
+}
+
+impl Squares {
+    fn of(batch: usize) -> Self {
+        Self { batch, calls: AtomicUsize::new(0) }
+    }
+}
+
+fn refused() -> ModelError {
+    ModelError::BadOption { option: "seven", found: 7.0 }
+}
+
+impl Work for Squares {
+    type Item = u64;
+    type Output = (u64, usize);
+
+    fn batch(&self) -> NonZeroUsize {
+        NonZeroUsize::new(self.batch).unwrap()
+    }
+
+    fn run(&self, items: &[u64]) -> Vec<Result<(u64, usize), ModelError>> {
+        self.calls.fetch_add(1, SeqCst);
+        let answer = |&item: &u64| match item {
+            7 => Err(refused()),
+            13 => panic!("unlucky {item}"),
+            _ => Ok((item * item, items.len())),
+        };
+        items.iter().map(answer).collect()
+    }
+}
+
+fn pool(threads: usize) -> ModelPool {
+    ModelPool::new(NonZeroUsize::new(threads).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_come_in_order_one_for_one() {
+    let model = pool(3).get("squares", || Ok(Squares::of(4))).await.unwrap();
+    let windows: Vec<_> = (0..20_u64)
+        .map(|w| {
+            tokio::spawn({
+                let model = model.clone();
+                async move { model.submit((w * 100 + 20..w * 100 + 30).collect()).await }
+            })
+        })
+        .collect();
+    for (w, window) in windows.into_iter().enumerate() {
+        let answers = window.await.unwrap();
+        // Ten items in batches of four: the batches are 4, 4 and 2 whoever else is asking.
+        for (i, answer) in answers.into_iter().enumerate() {
+            let item = (w * 100 + 20 + i) as u64;
+            assert_eq!(answer.unwrap(), (item * item, if i < 8 { 4 } else { 2 }));
+        }
+    }
+    assert!(model.submit(Vec::new()).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_bad_item_fails_alone() {
+    let pool = pool(2);
+    let model = pool.get("squares", || Ok(Squares::of(8))).await.unwrap();
+    let answers = model.submit(vec![1, 7, 13, 2]).await;
+    assert_eq!(answers[0].as_ref().unwrap().0, 1);
+    assert_eq!(answers[1].as_ref().unwrap_err().to_string(), refused().to_string());
+    assert_eq!(answers[2].as_ref().unwrap_err().to_string(), "the model squares panicked on this item: unlucky 13");
+    assert_eq!(answers[3].as_ref().unwrap().0, 4);
+    // The threads live on.
+    assert_eq!(model.submit(vec![3]).await[0].as_ref().unwrap().0, 9);
+    let [metrics] = &pool.metrics()[..] else { panic!("one model") };
+    assert_eq!(
+        (metrics.model.as_str(), metrics.items, metrics.failed, metrics.batches, metrics.waiting),
+        ("squares", 5, 2, 2, 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_model_loads_once_and_a_failed_load_is_tried_again() {
+    let (pool, loads) = (Arc::new(pool(1)), Arc::new(AtomicUsize::new(0)));
+    let failing = pool.get("squares", || Err::<Squares, _>(refused())).await;
+    assert!(failing.is_err());
+    let panicking = pool.get("squares", || -> Result<Squares, ModelError> { panic!("no weights") }).await;
+    assert_eq!(panicking.err().unwrap().to_string(), "the model squares panicked on this item: no weights");
+    let users: Vec<_> = (0..8)
+        .map(|_| {
+            let (pool, loads) = (pool.clone(), loads.clone());
+            tokio::spawn(async move {
+                let load = move || {
+                    loads.fetch_add(1, SeqCst);
+                    Ok(Squares::of(1))
+                };
+                pool.get("squares", load).await.unwrap().submit(vec![5]).await[0].as_ref().unwrap().0
+            })
+        })
+        .collect();
+    for user in users {
+        assert_eq!(user.await.unwrap(), 25);
+    }
+    assert_eq!(loads.load(SeqCst), 1);
+    let taken = pool.get("squares", || Ok(Miscounting)).await;
+    assert!(matches!(taken.err().unwrap(), ModelError::KeyTaken { key } if key == "squares"));
+}
+
+/// Answers one item too few.
+struct Miscounting;
+
+impl Work for Miscounting {
+    type Item = ();
+    type Output = ();
+
+    fn run(&self, items: &[()]) -> Vec<Result<(), ModelError>> {
+        items.iter().skip(1).map(|()| Ok(())).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_miscounting_model_is_told_apart() {
+    let model = pool(1).get("short", || Ok(Miscounting)).await.unwrap();
+    let error = model.submit(vec![()]).await.remove(0).unwrap_err();
+    assert!(matches!(error, ModelError::WrongAnswerCount { expected: 1, found: 0, .. }), "{error}");
+}
+
+/// Holds its thread until the test lets go, and reports what it was given.
+struct Gate {
+    open: Mutex<std_mpsc::Receiver<()>>,
+    seen: Arc<Mutex<Vec<u32>>>,
+}
+
+impl Work for Gate {
+    type Item = u32;
+    type Output = u32;
+
+    fn run(&self, items: &[u32]) -> Vec<Result<u32, ModelError>> {
+        self.open.lock().unwrap().recv().unwrap();
+        self.seen.lock().unwrap().extend(items);
+        items.iter().map(|&item| Ok(item)).collect()
+    }
+}
+
+/// A gated model, the key to the gate, and what the model has seen.
+async fn gated(pool: &ModelPool) -> (PooledModel<Gate>, std_mpsc::Sender<()>, Arc<Mutex<Vec<u32>>>) {
+    let (key, open) = std_mpsc::channel();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let gate = Gate { open: Mutex::new(open), seen: seen.clone() };
+    (pool.get("gate", || Ok(gate)).await.unwrap(), key, seen)
+}
+
+async fn until(what: impl Fn() -> bool) {
+    while !what() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_queue_is_bounded_and_a_dropped_window_is_withdrawn() {
+    let pool = pool(1);
+    let (model, key, seen) = gated(&pool).await;
+    let first = tokio::spawn({
+        let model = model.clone();
+        async move { model.submit(vec![1]).await }
+    });
+    until(|| pool.metrics()[0].waiting == 1).await;
+    let dropped = tokio::spawn({
+        let model = model.clone();
+        async move { model.submit((100..200).collect()).await }
+    });
+    // One batch may be with the thread, four in the queue; the next one waits for a place, the rest of the window is
+    // not yet offered.
+    until(|| model.queue.capacity() == 0).await;
+    assert!(pool.metrics()[0].waiting <= 1 + QUEUE_PER_THREAD as u64 + 1);
+    dropped.abort();
+    assert!(dropped.await.unwrap_err().is_cancelled());
+    // Its withdrawal reaches the queue through the task that feeds it.
+    until(|| pool.metrics()[0].waiting == 1).await;
+    let last = tokio::spawn({
+        let model = model.clone();
+        async move { model.submit(vec![2]).await }
+    });
+    for _ in 0..2 {
+        key.send(()).unwrap();
+    }
+    assert_eq!(first.await.unwrap()[0], Ok(1));
+    assert_eq!(last.await.unwrap()[0], Ok(2));
+    assert_eq!(*seen.lock().unwrap(), [1, 2]);
+    assert!(pool.metrics()[0].cancelled >= 1);
+}
+
+#[tokio::test]
+async fn an_unpolled_window_keeps_no_place_from_others() {
+    let pool = pool(1);
+    let (model, key, _) = gated(&pool).await;
+    // Fill the queue, start waiting for a place once, and never poll again.
+    let mut idle = Box::pin(model.submit((0..50).collect()));
+    tokio::select! {
+        biased;
+        _ = &mut idle => panic!("the gate is shut"),
+        () = until(|| model.queue.capacity() == 0) => {}
+    }
+    for _ in 0..51 {
+        key.send(()).unwrap();
+    }
+    // On a bare channel this send would wait for ever behind the idle one.
+    assert_eq!(model.submit(vec![7]).await[0], Ok(7));
+    assert_eq!(idle.await.len(), 50);
+}
+
+#[tokio::test]
+async fn threads_end_with_the_last_handle() {
+    struct Ends(Arc<AtomicBool>);
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
+    impl Work for Ends {
+        type Item = ();
+        type Output = ();
+        fn run(&self, items: &[()]) -> Vec<Result<(), ModelError>> {
+            items.iter().map(|()| Ok(())).collect()
+        }
+    }
+    let (pool, ended) = (pool(2), Arc::new(AtomicBool::new(false)));
+    let flag = ended.clone();
+    let model = pool.get("ends", move || Ok(Ends(flag))).await.unwrap();
+    drop(pool);
+    assert!(model.submit(vec![()]).await[0].is_ok());
+    assert!(!ended.load(SeqCst));
+    drop(model);
+    until(|| ended.load(SeqCst)).await;
+}
+
+#[tokio::test]
+async fn a_window_uses_all_threads() {
+    /// Meets two items at a time: ends only if two threads run.
+    struct Meeting(Barrier);
+    impl Work for Meeting {
+        type Item = ();
+        type Output = ();
+        fn run(&self, items: &[()]) -> Vec<Result<(), ModelError>> {
+            self.0.wait();
+            items.iter().map(|()| Ok(())).collect()
+        }
+    }
+    let model = pool(2).get("meeting", || Ok(Meeting(Barrier::new(2)))).await.unwrap();
+    assert_eq!(model.submit(vec![(); 6]).await.len(), 6);
+}

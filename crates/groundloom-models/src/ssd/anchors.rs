@@ -16,7 +16,8 @@ pub(crate) fn grid_sizes(config: &AnchorConfig, image_size: u32) -> Vec<usize> {
     config.strides.iter().map(|&stride| image_size.div_ceil(stride) as usize).collect()
 }
 
-/// Aspect ratio and scale of the anchors of every cell of map `map`. The lowest map takes three, to keep its many cells cheap.
+/// Aspect ratio and scale of the anchors of every cell of map `map`. The lowest map takes three, to keep its many
+/// cells cheap.
 pub(crate) fn cell_shapes(config: &AnchorConfig, map: usize) -> Vec<(f64, f64)> {
     let maps = config.strides.len();
     let steps = (maps.max(2) - 1) as f64;

@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-/// The whole file. Unknown keys are refused: an option that is ignored would give other boxes than the model's author meant.
+/// The whole file. Unknown keys are refused: an option that is ignored would give other boxes than the model's author
+/// meant.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SsdConfig {
@@ -31,14 +32,15 @@ pub(crate) enum Resample {
     Bilinear,
 }
 
-/// SSD's default boxes (Liu et al., "SSD: Single Shot MultiBox Detector", 2016, section 2.2), in the form of the TensorFlow object
-/// detection API's `ssd_anchor_generator`.
+/// SSD's default boxes (Liu et al., "SSD: Single Shot MultiBox Detector", 2016, section 2.2), in the form of the
+/// TensorFlow object detection API's `ssd_anchor_generator`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AnchorConfig {
     /// Pixels of the input per cell of each feature map.
     pub(crate) strides: Vec<u32>,
-    /// Scale of the lowest map's anchors, a fraction of the image's side; the maps' scales are spaced evenly up to `max_scale`.
+    /// Scale of the lowest map's anchors, a fraction of the image's side; the maps' scales are spaced evenly up to
+    /// `max_scale`.
     pub(crate) min_scale: f64,
     pub(crate) max_scale: f64,
     /// Scale of the extra square anchor of the lowest map.

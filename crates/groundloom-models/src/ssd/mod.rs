@@ -5,7 +5,7 @@ mod config;
 mod network;
 pub mod plain;
 mod shape;
-pub mod weights;
+mod weights;
 
 use std::{
     borrow::Cow,
@@ -25,8 +25,8 @@ use crate::{
 };
 use anchors::{Anchor, anchors, exp};
 use config::{BoxCoder, Resample, SsdConfig};
-use network::{Network, Workspace};
 pub use network::RawOutputs;
+use network::{Network, Workspace};
 use plain::PlainNetwork;
 use shape::NetworkShape;
 use weights::Weights;
@@ -65,14 +65,22 @@ impl Description {
             .map_err(|e| bad("config.json", format!("expected the settings of an {ARCHITECTURE}, found: {e}")))?;
         let Resample::Bilinear = config.resample;
         if config.labels.contains(['/', '\\']) {
-            return Err(bad("config.json", format!("expected `labels` to name a file of the folder, found the path {:?}", config.labels)));
+            return Err(bad(
+                "config.json",
+                format!("expected `labels` to name a file of the folder, found the path {:?}", config.labels),
+            ));
         }
         let text = |file: &str, bytes: Cow<'static, [u8]>| {
-            String::from_utf8(bytes.into_owned()).map_err(|e| bad(file, format!("expected UTF-8 text, found bytes that are not ({e})")))
+            String::from_utf8(bytes.into_owned())
+                .map_err(|e| bad(file, format!("expected UTF-8 text, found bytes that are not ({e})")))
         };
-        let labels: Vec<Arc<str>> = text(&config.labels, folder.read(&config.labels)?)?.lines().map(|line| Arc::from(line.trim())).collect();
+        let labels: Vec<Arc<str>> =
+            text(&config.labels, folder.read(&config.labels)?)?.lines().map(|line| Arc::from(line.trim())).collect();
         if labels.len() < 2 {
-            return Err(bad(&config.labels, format!("expected a line for background and one for each class, found {} lines", labels.len())));
+            return Err(bad(
+                &config.labels,
+                format!("expected a line for background and one for each class, found {} lines", labels.len()),
+            ));
         }
         let vocabulary = match folder.read_if_there(VOCABULARY)? {
             Some(bytes) => Vocabulary::read(&folder.file_name(VOCABULARY), &text(VOCABULARY, bytes)?, &labels)?,
@@ -80,7 +88,10 @@ impl Description {
         };
         let image_size = config.image_size;
         if !(32..=4096).contains(&image_size) {
-            return Err(bad("config.json", format!("expected an image_size from 32 to 4096 pixels, found {image_size}")));
+            return Err(bad(
+                "config.json",
+                format!("expected an image_size from 32 to 4096 pixels, found {image_size}"),
+            ));
         }
         if config.anchors.strides.contains(&0) {
             return Err(bad("config.json", "expected strides of at least 1 pixel, found 0".to_owned()));
@@ -157,8 +168,8 @@ impl SsdMobileNetV2 {
         Ok(self.with_workspace(|work| self.network.detect(preprocessed.as_raw(), work)))
     }
 
-    /// 1280 values that describe `image` as a whole: the backbone's last activations, averaged over space. Near-duplicates lie
-    /// near each other by cosine. Not normalised; all values are in [0, 6].
+    /// 1280 values that describe `image` as a whole: the backbone's last activations, averaged over space.
+    /// Near-duplicates lie near each other by cosine. Not normalised; all values are in [0, 6].
     ///
     /// # Errors
     /// [`ModelError::EmptyImage`].
@@ -170,7 +181,11 @@ impl SsdMobileNetV2 {
     fn check_size(&self, image: &RgbImage) -> Result<(), ModelError> {
         let (width, height) = image.dimensions();
         let expected = self.image_size();
-        if (width, height) == (expected, expected) { Ok(()) } else { Err(ModelError::WrongImageSize { expected, width, height }) }
+        if (width, height) == (expected, expected) {
+            Ok(())
+        } else {
+            Err(ModelError::WrongImageSize { expected, width, height })
+        }
     }
 
     fn with_workspace<T>(&self, work: impl FnOnce(&mut Workspace) -> T) -> T {
@@ -196,7 +211,12 @@ impl SsdMobileNetV2 {
                     let [x1, y1, x2, y2] = anchor.decode(offsets, self.coder);
                     // A box that lies outside the image has nothing left after clipping.
                     let bbox = Box2d::new(x1, y1, x2, y2).ok().filter(|b| b.area() > 0.0)?;
-                    (score >= options.min_score).then(|| Detection { label: label.clone(), class: class as u32, score, bbox })
+                    (score >= options.min_score).then(|| Detection {
+                        label: label.clone(),
+                        class: class as u32,
+                        score,
+                        bbox,
+                    })
                 })
                 .collect();
             candidates.sort_by(|a, b| b.score.total_cmp(&a.score));

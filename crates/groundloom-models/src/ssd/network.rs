@@ -1,7 +1,8 @@
 //! The forward pass on the CPU kernels: one image, one thread, f32.
 //!
-//! An inverted residual is computed in strips of lines, so that its expanded activations (up to 8.6 MB a block) never leave the
-//! core's own cache: expand the lines a strip needs, filter them by depth, project, go on. All maps are `[height, width, channels]`.
+//! An inverted residual is computed in strips of lines, so that its expanded activations (up to 8.6 MB a block) never
+//! leave the core's own cache: expand the lines a strip needs, filter them by depth, project, go on. All maps are
+//! `[height, width, channels]`.
 
 use super::{
     shape::{BlockShape, EXTRAS, FEATURES, MapShape, NetworkShape, STEM, TAP, Window},
@@ -93,22 +94,45 @@ fn head(weights: &Weights, map: usize, shape: MapShape, classes: usize) -> Resul
 
 impl Network {
     /// Packs the layers of `weights`. `rescale` is `[factor, offset]` of a pixel.
-    pub(crate) fn load(weights: &Weights, shape: NetworkShape, rescale: [f32; 2], isa: Isa) -> Result<Self, ModelError> {
+    pub(crate) fn load(
+        weights: &Weights,
+        shape: NetworkShape,
+        rescale: [f32; 2],
+        isa: Isa,
+    ) -> Result<Self, ModelError> {
         let mut blocks = Vec::with_capacity(shape.blocks.len());
         for (i, &block) in shape.blocks.iter().enumerate() {
-            let expand = if i == 0 { None } else { Some(dense(weights, &format!("blocks.{i}.expand"), block.inputs, block.expanded)?) };
+            let expand = if i == 0 {
+                None
+            } else {
+                Some(dense(weights, &format!("blocks.{i}.expand"), block.inputs, block.expanded)?)
+            };
             let taps = weights.values(&format!("blocks.{i}.depthwise.weight"), &[3, 3, block.expanded])?;
             let bias = weights.values(&format!("blocks.{i}.depthwise.bias"), &[block.expanded])?;
             let depthwise = Depthwise::pack(&taps, &bias);
-            blocks.push(Block { shape: block, expand, depthwise, project: dense(weights, &format!("blocks.{i}.project"), block.expanded, block.outputs)? });
+            blocks.push(Block {
+                shape: block,
+                expand,
+                depthwise,
+                project: dense(weights, &format!("blocks.{i}.project"), block.expanded, block.outputs)?,
+            });
         }
         let mut extras = Vec::with_capacity(EXTRAS.len());
         for (i, (&window, (reduced, outputs))) in shape.extras.iter().zip(EXTRAS).enumerate() {
             let inputs = shape.maps[i + 1].channels;
             let reduce = dense(weights, &format!("extras.{i}.reduce"), inputs, reduced)?;
-            extras.push(Extra { window, reduce, conv: window3x3(weights, &format!("extras.{i}.conv"), reduced, outputs)? });
+            extras.push(Extra {
+                window,
+                reduce,
+                conv: window3x3(weights, &format!("extras.{i}.conv"), reduced, outputs)?,
+            });
         }
-        let heads = shape.maps.iter().enumerate().map(|(i, &map)| head(weights, i, map, shape.classes)).collect::<Result<_, _>>()?;
+        let heads = shape
+            .maps
+            .iter()
+            .enumerate()
+            .map(|(i, &map)| head(weights, i, map, shape.classes))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             isa,
             rescale,
@@ -128,7 +152,8 @@ impl Network {
     /// Offsets and logits of every anchor for RGB `pixels` (`[image, image, 3]`).
     pub(crate) fn detect(&self, pixels: &[u8], work: &mut Workspace) -> RawOutputs {
         let anchors = self.shape.anchor_count();
-        let mut raw = RawOutputs { boxes: Vec::with_capacity(anchors), logits: Vec::with_capacity(anchors * self.shape.classes) };
+        let mut raw =
+            RawOutputs { boxes: Vec::with_capacity(anchors), logits: Vec::with_capacity(anchors * self.shape.classes) };
         self.backbone(pixels, work);
         let Workspace { patches, tap, features, reduced, extra, head, .. } = work;
         self.predict(0, tap, head, &mut raw);
@@ -138,7 +163,13 @@ impl Network {
             let window = layer.window;
             // `[side, side, channels of the map before]` → `[side, side, reduced]` → `[side / 2, side / 2, channels]`
             let reduced = reduced.at_least(window.input * window.input * layer.reduce.outputs());
-            layer.reduce.apply(self.isa, &map[..window.input * window.input * layer.reduce.inputs()], reduced, Placement::CONTIGUOUS, Epilogue::Relu6);
+            layer.reduce.apply(
+                self.isa,
+                &map[..window.input * window.input * layer.reduce.inputs()],
+                reduced,
+                Placement::CONTIGUOUS,
+                Epilogue::Relu6,
+            );
             let patches = patches.at_least(window.output * window.output * layer.conv.inputs());
             unroll(reduced, window, layer.reduce.outputs(), patches);
             let out = extra.at_least(window.output * window.output * layer.conv.outputs());
@@ -189,14 +220,26 @@ impl Network {
                     let line = window.input * block.shape.inputs;
                     let residual = block.shape.residual().then_some(&**input);
                     strips.run(out, residual, |strip, lines, place| {
-                        expand.apply(self.isa, &input[lines.start * line..lines.end * line], strip, place, Epilogue::Relu6);
+                        expand.apply(
+                            self.isa,
+                            &input[lines.start * line..lines.end * line],
+                            strip,
+                            place,
+                            Epilogue::Relu6,
+                        );
                     });
                 }
             }
         }
         let cells = self.shape.maps[1].cells.pow(2);
         let map = &work.maps[(self.blocks.len() - 1) % 2][..cells * self.last.inputs()];
-        self.last.apply(self.isa, map, work.features.at_least(cells * FEATURES), Placement::CONTIGUOUS, Epilogue::Relu6);
+        self.last.apply(
+            self.isa,
+            map,
+            work.features.at_least(cells * FEATURES),
+            Placement::CONTIGUOUS,
+            Epilogue::Relu6,
+        );
     }
 
     /// `[image, image, 3]` bytes → the padded, rescaled input of the first convolution.
@@ -205,7 +248,9 @@ impl Network {
         let side = window.padded();
         let image = image.at_least(side * side * 3);
         image.fill(0.0);
-        for (line, pixels) in image.chunks_exact_mut(side * 3).skip(window.before).zip(pixels.chunks_exact(window.input * 3)) {
+        for (line, pixels) in
+            image.chunks_exact_mut(side * 3).skip(window.before).zip(pixels.chunks_exact(window.input * 3))
+        {
             for (value, &pixel) in line[window.before * 3..].iter_mut().zip(pixels) {
                 *value = f32::from(pixel) * factor + offset;
             }
@@ -242,12 +287,15 @@ impl Network {
 
 /// The 3×3 patches of a whole small map, `[output, output, 9, channels]`, zeros outside.
 fn unroll(map: &[f32], window: Window, channels: usize, patches: &mut [f32]) {
-    let inside = |at: usize, tap: usize| (at * window.stride + tap).checked_sub(window.before).filter(|&i| i < window.input);
+    let inside =
+        |at: usize, tap: usize| (at * window.stride + tap).checked_sub(window.before).filter(|&i| i < window.input);
     for (cell, patch) in patches.chunks_exact_mut(9 * channels).enumerate() {
         let (y, x) = (cell / window.output, cell % window.output);
         for (tap, to) in patch.chunks_exact_mut(channels).enumerate() {
             match (inside(y, tap / 3), inside(x, tap % 3)) {
-                (Some(row), Some(column)) => to.copy_from_slice(&map[(row * window.input + column) * channels..][..channels]),
+                (Some(row), Some(column)) => {
+                    to.copy_from_slice(&map[(row * window.input + column) * channels..][..channels])
+                }
                 _ => to.fill(0.0),
             }
         }
@@ -267,8 +315,14 @@ struct Strips<'a> {
 }
 
 impl Strips<'_> {
-    /// Computes the block's output map. `expand` fills a part of the band with the given input lines, placed as it is told.
-    fn run(&mut self, out: &mut [f32], residual: Option<&[f32]>, mut expand: impl FnMut(&mut [f32], std::ops::Range<usize>, Placement)) {
+    /// Computes the block's output map. `expand` fills a part of the band with the given input lines, placed as it is
+    /// told.
+    fn run(
+        &mut self,
+        out: &mut [f32],
+        residual: Option<&[f32]>,
+        mut expand: impl FnMut(&mut [f32], std::ops::Range<usize>, Placement),
+    ) {
         let Window { input, output, stride, before, .. } = self.block.shape.window;
         let channels = self.block.depthwise.channels();
         let (line, filtered_line) = (self.block.shape.window.padded() * channels, output * channels);
@@ -300,7 +354,8 @@ impl Strips<'_> {
                 expand(band, wanted.clone(), place);
                 if let Some(tap) = &mut self.tap {
                     for (y, l) in wanted.zip(start..end) {
-                        tap[y * input * channels..][..input * channels].copy_from_slice(&band[l * line + before * channels..][..input * channels]);
+                        tap[y * input * channels..][..input * channels]
+                            .copy_from_slice(&band[l * line + before * channels..][..input * channels]);
                     }
                 }
             }
@@ -310,7 +365,13 @@ impl Strips<'_> {
             }
             let place = first * output * self.block.shape.outputs..(first + count) * output * self.block.shape.outputs;
             let epilogue = residual.map_or(Epilogue::Linear, |map| Epilogue::Add(&map[place.clone()]));
-            self.block.project.apply(self.isa, &filtered[..count * filtered_line], &mut out[place], Placement::CONTIGUOUS, epilogue);
+            self.block.project.apply(
+                self.isa,
+                &filtered[..count * filtered_line],
+                &mut out[place],
+                Placement::CONTIGUOUS,
+                epilogue,
+            );
             kept = 3 - stride;
             band.copy_within((lines - kept) * line..lines * line, 0);
         }

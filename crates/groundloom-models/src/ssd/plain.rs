@@ -1,4 +1,5 @@
-//! The same network in candle's own operations, on any device: the oracle of the CPU kernels, and the form to read first.
+//! The same network in candle's own operations, on any device: the oracle of the CPU kernels, and the form to read
+//! first.
 //!
 //! Convolutions are written as sums over the taps of their window, on channels-last tensors.
 
@@ -47,7 +48,12 @@ struct Maps {
 
 impl PlainNetwork {
     /// Loads the layers of `weights` onto `device`.
-    pub(crate) fn load(weights: &Weights, shape: NetworkShape, rescale: [f64; 2], device: &Device) -> std::result::Result<Self, ModelError> {
+    pub(crate) fn load(
+        weights: &Weights,
+        shape: NetworkShape,
+        rescale: [f64; 2],
+        device: &Device,
+    ) -> std::result::Result<Self, ModelError> {
         let conv = |name: &str, dims: &[usize]| -> std::result::Result<Conv, ModelError> {
             let on_device = |tensor: &Tensor| tensor.to_device(device).map_err(|e| compute("a weight", e));
             let weight = on_device(weights.tensor(&format!("{name}.weight"), dims)?)?;
@@ -57,7 +63,11 @@ impl PlainNetwork {
         let mut blocks = Vec::new();
         for (i, block) in shape.blocks.iter().enumerate() {
             blocks.push(PlainBlock {
-                expand: if i == 0 { None } else { Some(conv(&format!("blocks.{i}.expand"), &[block.inputs, block.expanded])?) },
+                expand: if i == 0 {
+                    None
+                } else {
+                    Some(conv(&format!("blocks.{i}.expand"), &[block.inputs, block.expanded])?)
+                },
                 depthwise: conv(&format!("blocks.{i}.depthwise"), &[3, 3, block.expanded])?,
                 project: conv(&format!("blocks.{i}.project"), &[block.expanded, block.outputs])?,
             });
@@ -95,7 +105,9 @@ impl PlainNetwork {
     /// # Errors
     /// [`ModelError::Compute`] where candle refuses.
     pub fn features(&self, pixels: &[u8]) -> std::result::Result<Vec<f32>, ModelError> {
-        self.forward(pixels).and_then(|maps| maps.features.flatten_all()?.to_vec1()).map_err(|e| compute("the backbone", e))
+        self.forward(pixels)
+            .and_then(|maps| maps.features.flatten_all()?.to_vec1())
+            .map_err(|e| compute("the backbone", e))
     }
 
     fn forward(&self, pixels: &[u8]) -> Result<Maps> {

@@ -2,7 +2,8 @@
 
 use super::{anchors, config::AnchorConfig};
 
-/// One row of the MobileNetV2 table: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2.
+/// One row of the MobileNetV2 table: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018,
+/// table 2.
 struct Stage {
     expansion: usize,
     channels: usize,
@@ -129,7 +130,11 @@ impl NetworkShape {
         let maps = maps
             .into_iter()
             .enumerate()
-            .map(|(map, (cells, channels))| MapShape { cells, channels, anchors: anchors::cell_shapes(anchor_config, map).len() })
+            .map(|(map, (cells, channels))| MapShape {
+                cells,
+                channels,
+                anchors: anchors::cell_shapes(anchor_config, map).len(),
+            })
             .collect();
         Ok(Self { image, classes, stem, blocks, extras, maps })
     }
@@ -146,7 +151,14 @@ mod tests {
 
     #[test]
     fn windows_pad_as_tensorflow_does() {
-        let cases = [(300, 2, 150, 0, 1), (75, 2, 38, 1, 1), (38, 2, 19, 0, 1), (19, 1, 19, 1, 1), (2, 2, 1, 0, 1), (1, 1, 1, 1, 1)];
+        let cases = [
+            (300, 2, 150, 0, 1),
+            (75, 2, 38, 1, 1),
+            (38, 2, 19, 0, 1),
+            (19, 1, 19, 1, 1),
+            (2, 2, 1, 0, 1),
+            (1, 1, 1, 1, 1),
+        ];
         for (input, stride, output, before, after) in cases {
             assert_eq!(Window::new(input, stride), Window { input, output, stride, before, after });
         }

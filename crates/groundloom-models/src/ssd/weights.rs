@@ -23,7 +23,9 @@ impl Weights {
             .map_err(|e| bad(format!("expected a safetensors file, found bytes that do not parse as one ({e})")))?;
         let mut tensors = HashMap::with_capacity(read.len());
         for (name, tensor) in read {
-            let tensor = tensor.to_dtype(DType::F32).map_err(|e| bad(format!("expected the tensor {name} to hold floats ({e})")))?;
+            let tensor = tensor
+                .to_dtype(DType::F32)
+                .map_err(|e| bad(format!("expected the tensor {name} to hold floats ({e})")))?;
             tensors.insert(name, tensor);
         }
         Ok(Self { origin: origin.to_owned(), tensors })
@@ -34,10 +36,14 @@ impl Weights {
     /// # Errors
     /// [`ModelError::BadWeights`] where it is missing or has another shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<&Tensor, ModelError> {
-        let tensor =
-            self.tensors.get(name).ok_or_else(|| self.bad(format!("expected a tensor {name} of shape {shape:?}, found none of that name")))?;
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| self.bad(format!("expected a tensor {name} of shape {shape:?}, found none of that name")))?;
         if tensor.dims() != shape {
-            return Err(self.bad(format!("expected the tensor {name} to have the shape {shape:?}, found {:?}", tensor.dims())));
+            return Err(
+                self.bad(format!("expected the tensor {name} to have the shape {shape:?}, found {:?}", tensor.dims()))
+            );
         }
         Ok(tensor)
     }
@@ -48,9 +54,14 @@ impl Weights {
     /// As [`Weights::tensor`], and where a value is not finite.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         let tensor = self.tensor(name, shape)?;
-        let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(|e| self.bad(format!("cannot read the tensor {name}: {e}")))?;
+        let values = tensor
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .map_err(|e| self.bad(format!("cannot read the tensor {name}: {e}")))?;
         if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-            return Err(self.bad(format!("expected finite values in the tensor {name}, found {value}; the file is damaged")));
+            return Err(
+                self.bad(format!("expected finite values in the tensor {name}, found {value}; the file is damaged"))
+            );
         }
         Ok(values)
     }

@@ -61,9 +61,8 @@ pub(super) fn read(bytes: &'static [u8]) -> Result<ModelFiles> {
             }
         }
     }
-    let text = |name: &str| {
-        texts.get(name).copied().ok_or_else(|| bad_model(FILE, format!("there is no section `{name}`")))
-    };
+    let text =
+        |name: &str| texts.get(name).copied().ok_or_else(|| bad_model(FILE, format!("there is no section `{name}`")));
     let mut indexes = HashMap::new();
     for (name, data) in &texts {
         if let Some(pos) = name.strip_prefix("lemma_index.") {

@@ -181,10 +181,9 @@ impl<'a> Layers<'a> {
     fn only(&self, name: &str) -> Result<&Value<'a>> {
         match self.params(name)[..] {
             [one] => Ok(one),
-            ref many => Err(unsupported(
-                format!("one layer `{name}` in {}", self.file),
-                format!("{} of them", many.len()),
-            )),
+            ref many => {
+                Err(unsupported(format!("one layer `{name}` in {}", self.file), format!("{} of them", many.len())))
+            }
         }
     }
 
@@ -225,8 +224,7 @@ fn read_lemmas(dir: &Path) -> Result<LemmaTables> {
     let index = tables.get("lemma_index").and_then(Value::as_map).unwrap_or_default();
     for (key, words) in index {
         let Some(pos) = LemmaTables::pos_of_key(key) else { continue };
-        let mut words: Vec<&str> =
-            words.as_array().unwrap_or_default().iter().filter_map(Value::as_str).collect();
+        let mut words: Vec<&str> = words.as_array().unwrap_or_default().iter().filter_map(Value::as_str).collect();
         words.sort_unstable();
         words.dedup();
         let lines = Cow::Owned(words.join("\n").into_bytes());

@@ -83,8 +83,7 @@ impl Weights {
             Ok((Maxout { weight, bias, inputs }, LayerNorm { gain: norm_gain, bias: norm_bias }))
         };
         let mix = layer("mix", COLUMNS * WIDTH)?;
-        let encoder =
-            (0..DEPTH).map(|k| layer(&format!("encoder.{k}"), 3 * WIDTH)).collect::<Result<Vec<_>>>()?;
+        let encoder = (0..DEPTH).map(|k| layer(&format!("encoder.{k}"), 3 * WIDTH)).collect::<Result<Vec<_>>>()?;
         let weights = Self {
             embed,
             mix,

@@ -43,13 +43,7 @@ pub(crate) type TagChoice = (u8, f32);
 
 impl Encoder {
     /// Encodes segments whose tokens have the given slots, one after the other.
-    pub(crate) fn encode(
-        &mut self,
-        network: &Network,
-        words: &mut WordCache,
-        slots: &[u32],
-        segments: &[Segment],
-    ) {
+    pub(crate) fn encode(&mut self, network: &Network, words: &mut WordCache, slots: &[u32], segments: &[Segment]) {
         words.fill(network);
         let total = GAP + segments.iter().map(|s| s.len + GAP).sum::<usize>();
         self.rows.resize(total * WIDTH);

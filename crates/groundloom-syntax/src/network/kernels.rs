@@ -8,9 +8,9 @@
 //! The portable path computes the same sums without fused multiply-add; the kernels that
 //! are marked exact never fuse and give the same bits on every path.
 
-use super::simd::{Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
+use super::simd::{Portable, Simd};
 use crate::model::{HIDDEN, PIECES, SLOTS, WIDTH};
 
 /// Columns of a panel.
@@ -168,12 +168,7 @@ mod checks {
         linear(x, inputs, panels, out);
     }
 
-    pub(super) fn convolve(
-        rows: &&[f32],
-        tiles: &&[Tile],
-        weights: &&ConvolutionWeights<'_>,
-        next: &&mut [f32],
-    ) {
+    pub(super) fn convolve(rows: &&[f32], tiles: &&[Tile], weights: &&ConvolutionWeights<'_>, next: &&mut [f32]) {
         let count = rows.len() / WIDTH;
         assert_eq!(rows.len(), count * WIDTH);
         assert_eq!(next.len(), rows.len());
@@ -185,13 +180,7 @@ mod checks {
         assert_eq!(weights.shift.len(), WIDTH);
     }
 
-    pub(super) fn maxout_norm(
-        terms: &[&[f32]; 4],
-        base: &&[f32],
-        gain: &&[f32],
-        shift: &&[f32],
-        out: &&mut [f32],
-    ) {
+    pub(super) fn maxout_norm(terms: &[&[f32]; 4], base: &&[f32], gain: &&[f32], shift: &&[f32], out: &&mut [f32]) {
         assert!(terms.iter().all(|t| t.len() == PRE));
         assert!([base.len(), gain.len(), shift.len(), out.len()] == [WIDTH; 4]);
     }
@@ -243,11 +232,7 @@ mod generic {
                 for r in 0..ROWS {
                     let x = S::splat(*x.add(r * stride + i));
                     for p in 0..PIECES {
-                        sums[r][p] = if FUSED {
-                            x.mul_add(w[p], sums[r][p])
-                        } else {
-                            sums[r][p].add(x.mul(w[p]))
-                        };
+                        sums[r][p] = if FUSED { x.mul_add(w[p], sums[r][p]) } else { sums[r][p].add(x.mul(w[p])) };
                     }
                 }
             }
@@ -301,12 +286,7 @@ mod generic {
     }
 
     #[inline(always)]
-    pub(super) unsafe fn linear<S: Simd, const ROWS: usize>(
-        x: &[f32],
-        inputs: usize,
-        panels: &[f32],
-        out: &mut [f32],
-    ) {
+    pub(super) unsafe fn linear<S: Simd, const ROWS: usize>(x: &[f32], inputs: usize, panels: &[f32], out: &mut [f32]) {
         unsafe { linear_in_blocks::<S, ROWS, true>(x, inputs, panels, out, inputs) }
     }
 
@@ -397,11 +377,7 @@ mod generic {
 
     /// Adds the bias and stores the greatest piece; rows are two rows of output apart.
     #[inline(always)]
-    unsafe fn store_most<S: Simd, const ROWS: usize>(
-        sums: &[[S; PIECES]; ROWS],
-        bias: *const f32,
-        out: *mut f32,
-    ) {
+    unsafe fn store_most<S: Simd, const ROWS: usize>(sums: &[[S; PIECES]; ROWS], bias: *const f32, out: *mut f32) {
         unsafe {
             let (b0, b1, b2) = (S::load(bias), S::load(bias.add(UNITS)), S::load(bias.add(2 * UNITS)));
             for r in 0..ROWS {
@@ -413,13 +389,7 @@ mod generic {
 
     /// `out = base + layer norm of x` for one row.
     #[inline(always)]
-    unsafe fn norm<S: Simd>(
-        x: *const f32,
-        base: *const f32,
-        gain: *const f32,
-        shift: *const f32,
-        out: *mut f32,
-    ) {
+    unsafe fn norm<S: Simd>(x: *const f32, base: *const f32, gain: *const f32, shift: *const f32, out: *mut f32) {
         unsafe {
             let mut sum = S::splat(0.0);
             for i in (0..WIDTH).step_by(S::LANES) {
@@ -550,6 +520,157 @@ mod generic {
             }
             scores[class] = first;
             (class, first - greatest_of(second))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::aligned::Aligned;
+    use super::*;
+
+    /// Numbers between -1 and 1 from a linear congruence.
+    fn noise(len: usize, seed: u32) -> Aligned {
+        let mut out = Aligned::zeroed(len);
+        let mut state = seed;
+        for x in out.iter_mut() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *x = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        }
+        out
+    }
+
+    fn classes() -> impl Iterator<Item = KernelClass> {
+        let all = [KernelClass::Portable, KernelClass::Avx2, KernelClass::Avx512];
+        all.into_iter().filter(|class| class.is_available())
+    }
+
+    fn assert_close(found: &[f32], expected: impl Iterator<Item = f64>, bound: f64) {
+        let mut count = 0;
+        for (&found, expected) in found.iter().zip(expected) {
+            assert!((f64::from(found) - expected).abs() < bound, "{found} {expected} at {count}");
+            count += 1;
+        }
+        assert_eq!(count, found.len());
+    }
+
+    #[test]
+    fn linear_is_a_matrix_product() {
+        let (rows, inputs, columns) = (16, 40, 2 * PANEL);
+        let (x, panels) = (noise(rows * inputs, 1), noise(columns * inputs, 2));
+        let expected = |i: usize| -> f64 {
+            let (row, column) = (i / columns, i % columns);
+            let panel = &panels[column / PANEL * PANEL * inputs..];
+            let term = |k: usize| f64::from(x[row * inputs + k]) * f64::from(panel[k * PANEL + column % PANEL]);
+            (0..inputs).map(term).sum()
+        };
+        for class in classes() {
+            let mut out = Aligned::zeroed(rows * columns);
+            linear(class, &x, inputs, &panels, &mut out);
+            assert_close(&out, (0..out.len()).map(expected), 1e-4);
+        }
+    }
+
+    #[test]
+    fn exact_products_are_added_one_by_one_in_blocks() {
+        let (rows, inputs) = (8, 300);
+        let (x, panels) = (noise(rows * inputs, 3), noise(PANEL * inputs, 4));
+        for class in classes() {
+            let mut out = Aligned::zeroed(rows * PANEL);
+            linear_exact(class, &x, inputs, &panels, &mut out);
+            for (i, &found) in out.iter().enumerate() {
+                let (row, column) = (i / PANEL, i % PANEL);
+                let sum = |range: std::ops::Range<usize>| {
+                    range.fold(0.0f32, |sum, k| sum + x[row * inputs + k] * panels[k * PANEL + column])
+                };
+                assert_eq!(found.to_bits(), (sum(0..256) + sum(256..300)).to_bits(), "{class:?} {i}");
+            }
+        }
+    }
+
+    fn normed(x: &[f64], gain: &[f32], shift: &[f32], i: usize) -> f64 {
+        let mean = x.iter().sum::<f64>() / WIDTH as f64;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / WIDTH as f64 + 1e-8;
+        (x[i] - mean) / variance.sqrt() * f64::from(gain[i]) + f64::from(shift[i])
+    }
+
+    #[test]
+    fn convolution_equals_the_plain_sum() {
+        let (count, weight) = (12, noise(3 * WIDTH * PRE, 5));
+        let rows = noise(count * WIDTH, 6);
+        let (bias, gain, shift) = (noise(PRE, 7), noise(WIDTH, 8), noise(WIDTH, 9));
+        // weight[part][input][column]
+        let at = |part: usize, input: usize, column: usize| weight[(part * WIDTH + input) * PRE + column];
+        let mut panels = Aligned::zeroed(COMPONENTS * WIDTH * PRE);
+        for (i, out) in panels.iter_mut().enumerate() {
+            let (column, input) = (i % PANEL, i / PANEL % WIDTH);
+            let (component, group) = (i / (PANEL * WIDTH) % COMPONENTS, i / (PANEL * WIDTH * COMPONENTS));
+            let g = |part: usize| at(part, input, group * PANEL + column);
+            *out = match component {
+                0 => (g(0) + g(1) + g(2)) / 2.0,
+                1 => (g(0) - g(1) + g(2)) / 2.0,
+                2 => g(0),
+                _ => g(2),
+            };
+        }
+        let expected = |row: usize| -> Vec<f64> {
+            let sum = |column: usize| -> f64 {
+                let terms = (0..3 * WIDTH)
+                    .map(|k| f64::from(rows[(row - 1) * WIDTH + k]) * f64::from(at(k / WIDTH, k % WIDTH, column)));
+                terms.sum::<f64>() + f64::from(bias[column])
+            };
+            let most: Vec<f64> = (0..WIDTH)
+                .map(|o| {
+                    let piece = |p: usize| sum(o / UNITS * PANEL + p * UNITS + o % UNITS);
+                    piece(0).max(piece(1)).max(piece(2))
+                })
+                .collect();
+            (0..WIDTH).map(|i| f64::from(rows[row * WIDTH + i]) + normed(&most, &gain, &shift, i)).collect()
+        };
+        let tile = |row: u32, both: bool| Tile { row, both };
+        let mut tiles = vec![tile(1, true), tile(3, false), tile(6, true), tile(8, true)];
+        tiles.resize(ROW_BLOCK, tile(8, true));
+        let weights = ConvolutionWeights { panels: &panels, bias: &bias, gain: &gain, shift: &shift };
+        for class in classes() {
+            let mut next = Aligned::zeroed(count * WIDTH);
+            convolve(class, &rows, &tiles, &weights, &mut next);
+            for row in [1, 2, 3, 6, 7, 8, 9] {
+                assert_close(&next[row * WIDTH..][..WIDTH], expected(row).into_iter(), 1e-4);
+            }
+            for row in [0, 4, 5, 10, 11] {
+                assert!(next[row * WIDTH..][..WIDTH].iter().all(|&x| x == 0.0), "row {row} was not asked for");
+            }
+        }
+    }
+
+    #[test]
+    fn decision_is_the_first_best_of_the_allowed() {
+        let terms: Vec<Aligned> = (0..SLOTS).map(|i| noise(LOWER, 10 + i as u32)).collect();
+        let slots: [&[f32]; SLOTS] = std::array::from_fn(|i| &*terms[i]);
+        let (bias, upper) = (noise(LOWER, 20), noise(CLASS_BLOCK * HIDDEN, 21));
+        let upper_bias = noise(CLASS_BLOCK, 22);
+        let mut mask = Aligned::zeroed(CLASS_BLOCK);
+        mask.iter_mut().step_by(3).for_each(|m| *m = f32::NEG_INFINITY);
+        let sum = |i: usize| f64::from(bias[i]) + terms.iter().map(|t| f64::from(t[i])).sum::<f64>();
+        let hidden: Vec<f64> = (0..HIDDEN).map(|i| sum(i).max(sum(HIDDEN + i))).collect();
+        let mut scores: Vec<(f64, usize)> = (0..CLASS_BLOCK)
+            .filter(|class| class % 3 != 0)
+            .map(|class| {
+                let terms = (0..HIDDEN).map(|i| hidden[i] * f64::from(upper[i * CLASS_BLOCK + class]));
+                (terms.sum::<f64>() + f64::from(upper_bias[class]), class)
+            })
+            .collect();
+        scores.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for class in classes() {
+            let mut out = Aligned::zeroed(CLASS_BLOCK);
+            let (best, margin) = decide(class, slots, &bias, &upper, &upper_bias, &mask, &mut out);
+            assert_eq!(best, scores[0].1, "{class:?}");
+            assert!((f64::from(margin) - (scores[0].0 - scores[1].0)).abs() < 1e-3);
+            // All alike: the first that is allowed, without a lead.
+            let zeros = Aligned::zeroed(CLASS_BLOCK * HIDDEN);
+            let (best, margin) = decide(class, slots, &bias, &zeros, &zeros[..CLASS_BLOCK], &mask, &mut out);
+            assert_eq!((best, margin), (1, 0.0), "{class:?}");
         }
     }
 }

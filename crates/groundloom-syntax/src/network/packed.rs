@@ -1,12 +1,8 @@
 //! Weights laid out for the kernels.
 
 use super::aligned::Aligned;
-use super::kernels::{
-    CLASS_BLOCK, COMPONENTS, ConvolutionWeights, GROUPS, KernelClass, LOWER, PANEL, PRE, UNITS,
-};
-use crate::model::{
-    COLUMNS, DEPTH, HIDDEN, HIDDEN_PIECES, LayerNorm, Maxout, PIECES, SLOTS, WIDTH, Weights,
-};
+use super::kernels::{CLASS_BLOCK, COMPONENTS, ConvolutionWeights, GROUPS, KernelClass, LOWER, PANEL, PRE, UNITS};
+use crate::model::{COLUMNS, DEPTH, HIDDEN, HIDDEN_PIECES, LayerNorm, Maxout, PIECES, SLOTS, WIDTH, Weights};
 
 /// Columns of the parser's first layer, all slots, filled up to whole panels.
 pub(super) const LOWER_COLUMNS: usize = (SLOTS * LOWER).next_multiple_of(PANEL);
@@ -133,19 +129,15 @@ impl Network {
             class,
             mix: MaxoutLayer::new(&weights.mix),
             blocks: weights.encoder.iter().map(MaxoutLayer::new).collect(),
-            first: panels(3 * PRE, WIDTH, |column, input| {
-                Some(part(first, column % PRE, column / PRE, input) as f32)
-            }),
+            first: panels(3 * PRE, WIDTH, |column, input| Some(part(first, column % PRE, column / PRE, input) as f32)),
             winograd: weights.encoder[1..DEPTH].iter().map(|(maxout, _)| winograd(maxout)).collect(),
             head: panels(head_columns, WIDTH, |column, input| match column.checked_sub(HIDDEN) {
                 None => weights.reduce_weight.get(column * WIDTH + input).copied(),
                 Some(tag) => weights.tagger_weight.get(tag * WIDTH + input).copied(),
             }),
-            head_bias: vector(head_columns.next_multiple_of(PANEL), |column| {
-                match column.checked_sub(HIDDEN) {
-                    None => weights.reduce_bias.get(column).copied(),
-                    Some(tag) => weights.tagger_bias.get(tag).copied(),
-                }
+            head_bias: vector(head_columns.next_multiple_of(PANEL), |column| match column.checked_sub(HIDDEN) {
+                None => weights.reduce_bias.get(column).copied(),
+                Some(tag) => weights.tagger_bias.get(tag).copied(),
             }),
             tags,
             lower: panels(LOWER_COLUMNS, HIDDEN, |column, input| {
@@ -154,8 +146,7 @@ impl Network {
             lower_bias: vector(LOWER, |i| weights.lower_bias.get(lower_output(i)).copied()),
             lower_pad: vector(SLOTS * LOWER, |i| weights.lower_pad.get(lower_output(i)).copied()),
             upper: vector(padded_classes * HIDDEN, |i| {
-                let (block, input, column) =
-                    (i / (CLASS_BLOCK * HIDDEN), i / CLASS_BLOCK % HIDDEN, i % CLASS_BLOCK);
+                let (block, input, column) = (i / (CLASS_BLOCK * HIDDEN), i / CLASS_BLOCK % HIDDEN, i % CLASS_BLOCK);
                 let class = block * CLASS_BLOCK + column;
                 (class < classes).then(|| weights.upper_weight[class * HIDDEN + input])
             }),

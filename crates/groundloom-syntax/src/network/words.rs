@@ -15,7 +15,7 @@ use crate::model::{COLUMNS, WIDTH};
 use crate::tokenizer::NormId;
 
 /// Vectors that a cache holds before it starts anew: about 3.8 kB each.
-const MAX_SLOTS: usize = 1 << 13;
+const MAX_SLOTS: usize = 1 << 14;
 /// Words that are computed at once.
 const BATCH: usize = 64;
 /// No word, no slot.
@@ -147,7 +147,6 @@ impl WordCache {
     pub(super) fn term(&self, slot: u32, part: usize) -> &[f32] {
         &self.terms[(slot as usize * 3 + part) * PRE..][..PRE]
     }
-
 }
 
 impl Network {

@@ -21,13 +21,7 @@ pub(crate) struct Tree {
 /// A token without a head is the root of its sentence. Decorated labels, which say that
 /// an arc was moved up to keep the training trees projective, move it back down
 /// (Nivre & Nilsson 2005, the "head" scheme; `nonproj.pyx`).
-pub(crate) fn resolve(
-    state: &State,
-    labels: &Labels,
-    root: DepId,
-    is_space: impl Fn(usize) -> bool,
-    tree: &mut Tree,
-) {
+pub(crate) fn resolve(state: &State, labels: &Labels, root: DepId, is_space: impl Fn(usize) -> bool, tree: &mut Tree) {
     tree.heads.clear();
     tree.deps.clear();
     for (i, (&head, &label)) in state.heads().iter().zip(state.labels()).enumerate() {

@@ -113,11 +113,7 @@ struct Indexed {
 }
 
 impl Indexed {
-    fn new(
-        alternatives: Vec<Alternative>,
-        what: &str,
-        edge: impl Fn(&[Atom]) -> Option<&Atom>,
-    ) -> Result<Self> {
+    fn new(alternatives: Vec<Alternative>, what: &str, edge: impl Fn(&[Atom]) -> Option<&Atom>) -> Result<Self> {
         let mut ascii = vec![Vec::new(); 128];
         let mut beyond = Vec::new();
         for (i, alternative) in alternatives.iter().enumerate() {
@@ -410,13 +406,9 @@ impl Parser<'_> {
         match self.next()? {
             '\\' => {
                 let c = self.escaped()?;
-                char::from_u32(c)
-                    .map(|c| Arc::new(CharSet::single(c)))
-                    .ok_or_else(|| self.refused("a surrogate"))
+                char::from_u32(c).map(|c| Arc::new(CharSet::single(c))).ok_or_else(|| self.refused("a surrogate"))
             }
-            c @ ('.' | '(' | ')' | '*' | '+' | '?' | '{') => {
-                Err(self.refused(&format!("an unescaped `{c}`")))
-            }
+            c @ ('.' | '(' | ')' | '*' | '+' | '?' | '{') => Err(self.refused(&format!("an unescaped `{c}`"))),
             c => Ok(Arc::new(CharSet::single(c))),
         }
     }
@@ -459,8 +451,7 @@ mod tests {
     #[test]
     fn first_prefix_and_longest_suffix_win() {
         let prefixes = Prefixes::compile(r"^…|^……|^\.\.+|^US\$|^\+(?![0-9])").unwrap();
-        for (text, len) in
-            [("……", 3), ("...a", 3), (".a", 0), ("US$5", 3), ("+5", 0), ("+a", 1), ("+", 1), ("", 0)]
+        for (text, len) in [("……", 3), ("...a", 3), (".a", 0), ("US$5", 3), ("+5", 0), ("+a", 1), ("+", 1), ("", 0)]
         {
             assert_eq!(prefixes.match_len(text), len, "{text}");
         }

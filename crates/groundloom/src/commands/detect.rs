@@ -69,7 +69,9 @@ fn labelled(found: &[Detection], phrases: Option<&[(String, String)]>) -> Vec<Va
         None => found.iter().map(|d| value(&d.label, d)).collect(),
         Some(phrases) => found
             .iter()
-            .flat_map(|d| phrases.iter().filter(|(_, class)| **class == *d.label).map(move |(phrase, _)| value(phrase, d)))
+            .flat_map(|d| {
+                phrases.iter().filter(|(_, class)| **class == *d.label).map(move |(phrase, _)| value(phrase, d))
+            })
             .collect(),
     }
 }

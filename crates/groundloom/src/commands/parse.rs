@@ -37,9 +37,13 @@ pub fn run(command: &Parse) -> Result<(), Failure> {
         number += 1;
         let text = line.strip_suffix(b"\n").unwrap_or(&line);
         let text = text.strip_suffix(b"\r").unwrap_or(text);
-        let text = std::str::from_utf8(text)
-            .map_err(|e| Failure::Failed(format!("{name}:{number}: expected UTF-8, found other bytes at byte {}", e.valid_up_to())))?;
-        texts.push((number, text_of(text, command.jsonl.as_deref()).map_err(|e| Failure::Failed(format!("{name}:{number}: {e}")))?));
+        let text = std::str::from_utf8(text).map_err(|e| {
+            Failure::Failed(format!("{name}:{number}: expected UTF-8, found other bytes at byte {}", e.valid_up_to()))
+        })?;
+        texts.push((
+            number,
+            text_of(text, command.jsonl.as_deref()).map_err(|e| Failure::Failed(format!("{name}:{number}: {e}")))?,
+        ));
         if texts.len() == TOGETHER {
             print(&pipeline, &mut texts, command.chunks, &name, &mut out)?;
         }
@@ -59,7 +63,13 @@ fn text_of(line: &str, column: Option<&str>) -> Result<String, String> {
     }
 }
 
-fn print(pipeline: &Pipeline, texts: &mut Vec<(usize, String)>, chunks_only: bool, name: &str, out: &mut impl Write) -> Result<(), Failure> {
+fn print(
+    pipeline: &Pipeline,
+    texts: &mut Vec<(usize, String)>,
+    chunks_only: bool,
+    name: &str,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
     let only: Vec<&str> = texts.iter().map(|(_, t)| t.as_str()).collect();
     for (doc, (number, _)) in pipeline.parse_batch(&only).into_iter().zip(texts.iter()) {
         let doc = doc.map_err(|e| Failure::Failed(format!("{name}:{number}: {e}")))?;

@@ -35,7 +35,10 @@ pub async fn run(command: PlanFile) -> Result<(), Failure> {
         // Only what is new or changed: a long row of columns would be read by nobody.
         let before = node.inputs.first().map(|i| nodes[*i].schema.clone());
         for field in node.schema.fields() {
-            let known = before.as_ref().and_then(|s| s.field_with_name(field.name()).ok()).is_some_and(|f| f.data_type() == field.data_type());
+            let known = before
+                .as_ref()
+                .and_then(|s| s.field_with_name(field.name()).ok())
+                .is_some_and(|f| f.data_type() == field.data_type());
             if !known {
                 writeln!(out, "      {}: {}", field.name(), type_name(field))?;
             }
@@ -60,13 +63,21 @@ pub async fn run(command: PlanFile) -> Result<(), Failure> {
         writeln!(out, "  {}. {}", id + 1, steps.join(" → "))?;
         let bytes: u64 = tasks.iter().map(|t| if let TaskInput::Shard(s) = &t.input { s.bytes } else { 0 }).sum();
         let size = if bytes > 0 { format!(", {:.1} MB of input", bytes as f64 / 1e6) } else { String::new() };
-        writeln!(out, "     {} task{}{size}; {done} done already, {} to do", tasks.len(), if tasks.len() == 1 { "" } else { "s" }, tasks.len() - done)?;
+        writeln!(
+            out,
+            "     {} task{}{size}; {done} done already, {} to do",
+            tasks.len(),
+            if tasks.len() == 1 { "" } else { "s" },
+            tasks.len() - done
+        )?;
     }
     writeln!(out, "\nOutput")?;
     for ((segment, node, sink), target) in plan.sinks().zip(&targets) {
         let state = match target.is_current(&plan.generation(segment)).map_err(|e| Failure::of(&file, e))? {
             Some(manifest) => format!("up to date, {} rows", manifest.rows),
-            None if target.published().ok().flatten().is_some() => "holds an older generation, which stays until the new one is whole".to_owned(),
+            None if target.published().ok().flatten().is_some() => {
+                "holds an older generation, which stays until the new one is whole".to_owned()
+            }
             None => "new".to_owned(),
         };
         writeln!(out, "  {}: {} ({state})", nodes[node].name, sink.path())?;
@@ -80,7 +91,8 @@ fn as_json(plan: &Plan, committed: &[usize]) -> serde_json::Value {
         .nodes
         .iter()
         .map(|n| {
-            let columns: Vec<_> = n.schema.fields().iter().map(|f| json!({ "name": f.name(), "type": type_name(f) })).collect();
+            let columns: Vec<_> =
+                n.schema.fields().iter().map(|f| json!({ "name": f.name(), "type": type_name(f) })).collect();
             let inputs: Vec<_> = n.inputs.iter().map(|i| &plan.graph.nodes[*i].name).collect();
             json!({ "name": n.name, "type": n.kind, "inputs": inputs, "columns": columns })
         })

@@ -63,7 +63,12 @@ async fn wait_for_signal() {
 fn print(summary: &Summary) {
     if summary.sinks.iter().all(|s| s.up_to_date) {
         for sink in &summary.sinks {
-            eprintln!("{} is up to date: {} rows, nothing to do ({:.2} s)", shown(sink), sink.manifest.rows, summary.seconds);
+            eprintln!(
+                "{} is up to date: {} rows, nothing to do ({:.2} s)",
+                shown(sink),
+                sink.manifest.rows,
+                summary.seconds
+            );
         }
         return;
     }
@@ -84,7 +89,9 @@ fn print(summary: &Summary) {
         let path = shown(sink);
         eprintln!("Output: {path}");
         if sink.manifest.files.iter().any(|f| f.path == "report.html") {
-            eprintln!("Next: open {path}/report.html in a browser, or load the rows in Python: datasets.load_dataset(\"{path}\")");
+            eprintln!(
+                "Next: open {path}/report.html in a browser, or load the rows in Python: datasets.load_dataset(\"{path}\")"
+            );
         }
     }
 }
@@ -115,7 +122,8 @@ fn print_sink(sink: &SinkSummary) {
         eprintln!("  {n:>12}    {code}");
     }
     for stage in funnel {
-        let counts: Vec<String> = stage.counts.iter().map(|(what, n)| format!("{} {n}", what.replace('_', " "))).collect();
+        let counts: Vec<String> =
+            stage.counts.iter().map(|(what, n)| format!("{} {n}", what.replace('_', " "))).collect();
         if !counts.is_empty() {
             eprintln!("  {}: {}", stage.stage, counts.join(", "));
         }
@@ -137,4 +145,3 @@ fn as_json(summary: &Summary) -> serde_json::Value {
         "sinks": sinks,
     })
 }
-

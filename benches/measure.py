@@ -1,0 +1,159 @@
+"""Measures the release binary as a whole process, beside peers where they are installed.
+
+    cargo build --release
+    python3 benches/measure.py length_filter    # JSONL -> length filter -> JSONL; beside Daft (pip install daft)
+    python3 benches/measure.py memory_text      # peak memory at 10 and at 100 million text rows
+    python3 benches/measure.py memory_images    # peak memory at 20,000 and at 200,000 image rows
+
+Rounds alternate between the two sides; medians and ratios are printed, and the number of rows kept, which must agree.
+"""
+
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BINARY = os.path.join(ROOT, "target", "release", "groundloom")
+
+
+def run(command, cwd):
+    """Runs a command; seconds and peak memory (MB) of it and its children."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate()
+    seconds = time.perf_counter() - start
+    if process.returncode != 0:
+        sys.exit(f"{command} failed:\n{err.decode()}")
+    return seconds, out.decode(), err.decode()
+
+
+def peak(command, cwd):
+    """Peak memory of one command in MB, by the kernel's account of that process alone."""
+    code = "import os,sys,resource,subprocess;subprocess.run(sys.argv[1:],check=True,stdout=2);print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss//1024)"
+    _, out, _ = run([sys.executable, "-c", code, *command], cwd)
+    return int(out)
+
+
+def rows_kept(folder):
+    with open(os.path.join(folder, "_manifest", "manifest.json")) as f:
+        return json.load(f)["rows"]
+
+
+def documents(path, count):
+    """English-like lines of about 0.9 kB, a tenth of them too short."""
+    draw = random.Random(7)
+    words = ["".join(draw.choice("etaoinshrdlu") for _ in range(draw.randint(2, 10))) for _ in range(4000)]
+    with open(path, "w") as f:
+        for i in range(count):
+            n = draw.randint(5, 30) if i % 10 == 0 else draw.randint(100, 200)
+            f.write(json.dumps({"id": i, "text": " ".join(draw.choices(words, k=n))}) + "\n")
+
+
+DAFT = """
+import sys, daft
+from daft import col
+daft.read_json(sys.argv[1]).where((col("text").length() >= 200) & (col("text").length() <= 100000)).write_json(sys.argv[2])
+"""
+
+
+def length_filter(folder):
+    documents(os.path.join(folder, "in.jsonl"), 400_000)
+    with open(os.path.join(folder, "p.yaml"), "w") as f:
+        f.write("sources: { docs: { type: jsonl, path: in.jsonl } }\n"
+                "stages: { fit: { type: filter, where: length(text) between 200 and 100000 } }\n"
+                "sinks: { out: { type: jsonl, path: ours } }\n")
+    with open(os.path.join(folder, "daft_filter.py"), "w") as f:
+        f.write(DAFT)
+    ours, daft = [], []
+    for i in range(6):
+        for old in ("ours", ".ours.groundloom", "daft"):
+            shutil.rmtree(os.path.join(folder, old), ignore_errors=True)
+        a = run([BINARY, "run", "p.yaml"], folder)[0]
+        # Daft's import and start are not its work: it is timed from inside too.
+        inside = "import time;t=time.perf_counter();exec(open('daft_filter.py').read());print(time.perf_counter()-t)"
+        prelude = "import sys, daft;sys.argv=['','in.jsonl','daft'];"
+        try:
+            b = float(run([sys.executable, "-c", prelude + inside], folder)[1].split()[-1])
+        except SystemExit as e:
+            if i == 0:
+                print(f"(Daft is not measured: {str(e).splitlines()[-1]})")
+            b = float("nan")
+        if i:
+            ours.append(a)
+            daft.append(b)
+    a, b = statistics.median(ours), statistics.median(daft)
+    kept = rows_kept(os.path.join(folder, "ours"))
+    theirs = 0
+    if os.path.isdir(os.path.join(folder, "daft")):
+        for name in os.listdir(os.path.join(folder, "daft")):
+            with open(os.path.join(folder, "daft", name)) as f:
+                theirs += sum(1 for _ in f)
+    print(f"Groundloom {400_000 / a:10,.0f} rows/s  {a:.2f} s (whole process)  {kept} kept")
+    print(f"Daft       {400_000 / b:10,.0f} rows/s  {b:.2f} s (import left out)  {theirs} kept")
+    print(f"ratio      {b / a:.2f}")
+
+
+def memory(folder, name, pipeline, make):
+    peaks = []
+    for size in make:
+        shutil.rmtree(os.path.join(folder, "out"), ignore_errors=True)
+        shutil.rmtree(os.path.join(folder, ".out.groundloom"), ignore_errors=True)
+        rows = make[size](folder)
+        with open(os.path.join(folder, "p.yaml"), "w") as f:
+            f.write(pipeline)
+        peaks.append(peak([BINARY, "run", "p.yaml"], folder))
+        print(f"{name}: {rows:>12,} rows  peak {peaks[-1]} MB  {rows_kept(os.path.join(folder, 'out')):,} kept")
+    print(f"ratio {peaks[-1] / peaks[0]:.2f}")
+
+
+def memory_text(folder):
+    def linked(files):
+        def make(folder):
+            shutil.rmtree(os.path.join(folder, "in"), ignore_errors=True)
+            os.mkdir(os.path.join(folder, "in"))
+            base = os.path.join(folder, "base.jsonl")
+            if not os.path.exists(base):
+                with open(base, "w") as f:
+                    for i in range(1_000_000):
+                        f.write('{"n": %d, "t": "a short caption of %d words"}\n' % (i, i % 97))
+            for i in range(files):
+                os.link(base, os.path.join(folder, "in", f"{i:04}.jsonl"))
+            return files * 1_000_000
+        return make
+    pipeline = ("sources: { rows: { type: jsonl, path: 'in/*.jsonl' } }\n"
+                "stages: { few: { type: filter, where: 'n % 1000 = 0' } }\n"
+                "sinks: { out: { type: parquet, path: out } }\n")
+    memory(folder, "text", pipeline, {10: linked(10), 100: linked(100)})
+
+
+def memory_images(folder):
+    photos = [os.path.join(ROOT, "examples", "photos", n) for n in sorted(os.listdir(os.path.join(ROOT, "examples", "photos"))) if n.endswith((".jpg", ".png"))]
+    small = [p for p in photos if os.path.getsize(p) < 200_000]
+
+    def linked(count):
+        def make(folder):
+            shutil.rmtree(os.path.join(folder, "in"), ignore_errors=True)
+            os.mkdir(os.path.join(folder, "in"))
+            for i in range(count):
+                source = small[i % len(small)]
+                os.symlink(source, os.path.join(folder, "in", f"{i:07}{os.path.splitext(source)[1]}"))
+            return count
+        return make
+    pipeline = ("sources: { rows: { type: image_folder, path: in } }\n"
+                "stages:\n  size: { type: image_info, check: header }\n  some: { type: filter, where: 'width < 0' }\n"
+                "sinks: { out: { type: parquet, path: out } }\n")
+    memory(folder, "images", pipeline, {20_000: linked(20_000), 200_000: linked(200_000)})
+
+
+if __name__ == "__main__":
+    known = {f.__name__: f for f in (length_filter, memory_text, memory_images)}
+    if len(sys.argv) != 2 or sys.argv[1] not in known:
+        sys.exit(__doc__)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
+        known[sys.argv[1]](folder)

@@ -1,0 +1,132 @@
+//! Cost of the engine: Parquet → filter → Parquet as a pipeline, beside DataFusion alone on the same rows.
+//!
+//! `cargo bench -p groundloom-engine` (`ROWS=1000000` for a quick look). Rounds alternate; medians and their ratio are printed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    fs::File,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrow::{
+    array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray},
+    datatypes::{DataType, Field, Schema},
+};
+use datafusion::{
+    dataframe::DataFrameWriteOptions,
+    prelude::{ParquetReadOptions, SessionConfig, SessionContext},
+};
+use groundloom_engine::{
+    graph,
+    run::{self, Plan, RunOptions},
+};
+use groundloom_formats::store::Stores;
+use groundloom_spec::SourceFile;
+use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
+use tokio_util::sync::CancellationToken;
+
+const ROUNDS: usize = 5;
+const PREDICATE: &str = "length(caption) between 12 and 40 and score > 0.3";
+
+fn main() {
+    let rows: usize = std::env::var("ROWS").ok().and_then(|r| r.parse().ok()).unwrap_or(10_000_000);
+    let folder = tempfile::tempdir().unwrap();
+    generate(&folder.path().join("in.parquet"), rows);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (mut ours, mut alone, mut kept) = (Vec::new(), Vec::new(), (0, 0));
+    for round in 0..=ROUNDS {
+        for path in ["alone", "ours", ".ours.groundloom"] {
+            let _ = std::fs::remove_dir_all(folder.path().join(path));
+        }
+        let (b, kept_alone) = timed(|| runtime.block_on(datafusion(folder.path())));
+        let (a, kept_ours) = timed(|| runtime.block_on(groundloom(folder.path())));
+        kept = (kept_ours, kept_alone);
+        // The first round warms the page cache.
+        if round > 0 {
+            ours.push(a);
+            alone.push(b);
+        }
+    }
+    assert_eq!(kept.0, kept.1, "both keep the same rows");
+    let (a, b) = (median(ours), median(alone));
+    let rate = |t: Duration| rows as f64 / t.as_secs_f64() / 1e6;
+    println!("{rows} rows, {} kept", kept.0);
+    println!("pipeline          {:6.2} s  {:6.2} M rows/s", a.as_secs_f64(), rate(a));
+    println!("DataFusion alone  {:6.2} s  {:6.2} M rows/s", b.as_secs_f64(), rate(b));
+    println!("ratio             {:6.2}  (pipeline's speed / DataFusion's)", b.as_secs_f64() / a.as_secs_f64());
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let start = Instant::now();
+    let result = work();
+    (start.elapsed(), result)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn generate(path: &Path, rows: usize) {
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Int64, false),
+        Field::new("caption", DataType::Utf8, false),
+        Field::new("score", DataType::Float64, false),
+    ]));
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_max_row_group_row_count(Some(500_000))
+        .build();
+    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), schema.clone(), Some(properties)).unwrap();
+    let words = ["a", "dog", "cat", "red", "field", "of", "flowers", "in", "the", "city", "two", "boats"];
+    let mut state = 7u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    };
+    for first in (0..rows).step_by(8_192) {
+        let n = 8_192.min(rows - first);
+        let captions: Vec<String> = (0..n)
+            .map(|_| (0..2 + random() % 9).map(|_| words[random() % words.len()]).collect::<Vec<_>>().join(" "))
+            .collect();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new((first..first + n).map(|i| i as i64).collect::<Int64Array>()),
+            Arc::new(StringArray::from(captions)),
+            Arc::new((0..n).map(|_| (random() % 1_000) as f64 / 1_000.0).collect::<Float64Array>()),
+        ];
+        writer.write(&RecordBatch::try_new(schema.clone(), columns).unwrap()).unwrap();
+    }
+    writer.close().unwrap();
+}
+
+async fn datafusion(folder: &Path) -> u64 {
+    let threads = std::thread::available_parallelism().unwrap().get();
+    let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(threads));
+    let input = folder.join("in.parquet");
+    context.register_parquet("rows", input.to_str().unwrap(), ParquetReadOptions::default()).await.unwrap();
+    let frame = context.sql(&format!("select * from rows where {PREDICATE}")).await.unwrap();
+    let output = folder.join("alone/");
+    let written = frame.write_parquet(output.to_str().unwrap(), DataFrameWriteOptions::new(), None).await.unwrap();
+    let count = written[0].column(0);
+    arrow::array::AsArray::as_primitive::<arrow::datatypes::UInt64Type>(count).value(0)
+}
+
+async fn groundloom(folder: &Path) -> u64 {
+    let text = format!(
+        "sources: {{ rows: {{ type: parquet, path: '{0}/in.parquet' }} }}
+stages: {{ kept: {{ type: filter, where: '{PREDICATE}' }} }}
+sinks: {{ out: {{ type: parquet, path: '{0}/ours' }} }}",
+        folder.display()
+    );
+    let spec = groundloom_spec::parse(SourceFile::new("bench.yaml", text), &[], &|_| None).unwrap();
+    let graph = graph::check(&spec, &Stores::new()).await.unwrap();
+    let plan = Plan::new(graph).unwrap();
+    let options = RunOptions {
+        threads: std::thread::available_parallelism().unwrap(),
+        memory_bytes: None,
+        stop: CancellationToken::new(),
+    };
+    run::run(&plan, &options, Arc::new(|_| {})).await.unwrap().sinks[0].manifest.rows
+}
