@@ -26,25 +26,24 @@ pub(crate) enum JsonType {
 pub(crate) struct Conflict {
     /// Dotted path of the value.
     pub(crate) path: String,
-    pub(crate) before: JsonType,
-    pub(crate) now: JsonType,
-}
-
-impl fmt::Display for JsonType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Null => f.write_str("null"),
-            Self::Bool => f.write_str("true or false"),
-            Self::Int | Self::Unsigned => f.write_str("a whole number"),
-            Self::Float => f.write_str("a number"),
-            Self::Text => f.write_str("a text"),
-            Self::List(_) => f.write_str("a list"),
-            Self::Struct(_) => f.write_str("an object"),
-        }
-    }
+    pub(crate) before: &'static str,
+    pub(crate) now: &'static str,
 }
 
 impl JsonType {
+    /// In words.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool => "true or false",
+            Self::Int | Self::Unsigned => "a whole number",
+            Self::Float => "a number",
+            Self::Text => "a text",
+            Self::List(_) => "a list",
+            Self::Struct(_) => "an object",
+        }
+    }
+
     pub(crate) fn of(value: &Value) -> Result<Self, Conflict> {
         Ok(match value {
             Value::Null => Self::Null,
@@ -89,7 +88,7 @@ impl JsonType {
                 }
                 Self::Struct(a)
             }
-            (before, now) => return Err(Conflict { path: path.to_owned(), before, now }),
+            (before, now) => return Err(Conflict { path: path.to_owned(), before: before.name(), now: now.name() }),
         })
     }
 

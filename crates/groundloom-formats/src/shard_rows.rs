@@ -49,14 +49,6 @@ impl Rows {
         Self { ids: Vec::new(), faults: Vec::new(), faulty: 0 }
     }
 
-    pub(crate) fn push(&mut self, id: RowId) {
-        self.push_with(id, None);
-    }
-
-    pub(crate) fn push_fault(&mut self, id: RowId, fault: Fault) {
-        self.push_with(id, Some(fault));
-    }
-
     pub(crate) fn push_with(&mut self, id: RowId, fault: Option<Fault>) {
         self.ids.push(id);
         self.faulty += usize::from(fault.is_some());
@@ -69,15 +61,6 @@ impl Rows {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.ids.is_empty()
-    }
-
-    pub(crate) fn faulty(&self) -> usize {
-        self.faulty
-    }
-
-    /// Whether the row at `index` is good.
-    pub(crate) fn is_good(&self, index: usize) -> bool {
-        self.faults[index].is_none()
     }
 
     /// Columns that hold the good rows only, with nulls put in for the others.

@@ -124,13 +124,16 @@ impl Default for BatchLimits {
     }
 }
 
+/// Makes a source from its component, with its settings in canonical form for the fingerprint.
+pub type DecodeSource = fn(&Component) -> Result<(Arc<dyn Source>, serde_json::Value), Diagnostics>;
+
 /// A type of source that a pipeline file may name.
 #[derive(Clone, Copy, Debug)]
 pub struct SourceType {
     /// Name, documentation and JSON Schema.
     pub component: ComponentType,
-    /// Makes the source from its component, with its settings in canonical form for the fingerprint.
-    pub decode: fn(&Component) -> Result<(Arc<dyn Source>, serde_json::Value), Diagnostics>,
+    /// Makes the source from its component.
+    pub decode: DecodeSource,
 }
 
 impl SourceType {

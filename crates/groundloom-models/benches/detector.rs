@@ -58,7 +58,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         rates.sort_by(f64::total_cmp);
         let whole = rate(threads, Duration::from_secs(2), || model.detect(&photograph, &options).map(drop));
         println!(
-            "{threads} thread(s): network {:.1} images/s (of 7 rounds {:.1} to {:.1}); resize, network and boxes of a 451×300 image {whole:.1} images/s",
+            "{threads} thread(s): network {:.1} images/s (of 7 rounds {:.1} to {:.1}); \
+             resize, network and boxes of a 451×300 image {whole:.1} images/s",
             rates[3], rates[0], rates[6]
         );
     }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 pub enum ModelError {
     /// No model answers to the name.
     #[error(
-        "no model is called {name:?}: expected an embedded model ({embedded}), a folder with a config.json, or hf://org/repo@revision"
+        "no model is called {name:?}: expected an embedded model ({embedded}), a folder with a config.json, \
+         or hf://org/repo@revision"
     )]
     UnknownModel {
         /// The name asked for.
@@ -18,7 +19,7 @@ pub enum ModelError {
     /// A Hugging Face name: nothing is fetched yet.
     #[error(
         "{name}: models are not fetched from the Hugging Face hub yet; download the repository's config.json, \
-         model.safetensors, labels.txt and the other files into a folder, and give the folder's path as the model's name"
+         model.safetensors and the other files into a folder, and give the folder's path as the model's name"
     )]
     NotFetched {
         /// The name asked for.

@@ -72,7 +72,7 @@ fn what_is_wrong_is_named() {
             |f| replace(&f.join("config.json"), "\"labels.txt\"", "\"../labels.txt\""),
             "expected `labels` to name a file of the folder",
         ),
-        (|f| replace(&f.join("config.json"), "\"image_size\": 300", "\"image_size\": 320"), "found strides"),
+        (|f| replace(&f.join("config.json"), "      32,", "      48,"), "found strides"),
         (|f| fs::write(f.join("labels.txt"), "???\nCat\n").unwrap(), "expected a class of the model"),
         (
             |f| {

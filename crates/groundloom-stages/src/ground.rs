@@ -301,7 +301,7 @@ mod tests {
 
     /// Chelsea the cat, scikit-image's photograph.
     fn cat() -> Vec<u8> {
-        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../groundloom-models/tests/data/chelsea.png")).unwrap()
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/photos/chelsea.png")).unwrap()
     }
 
     fn chunks<const N: usize>(texts: [(&str, &str); N]) -> Value {

@@ -218,8 +218,8 @@ impl Product<'_> {
                 for r in 0..R {
                     if r < valid {
                         let line = &residual[places[r]..places[r] + columns];
-                        for v in 0..N {
-                            sums[r][v] = simd.add_f32s(sums[r][v], simd.partial_load_f32s(part::<S>(line, v)));
+                        for (v, sum) in sums[r].iter_mut().enumerate() {
+                            *sum = simd.add_f32s(*sum, simd.partial_load_f32s(part::<S>(line, v)));
                         }
                     }
                 }
@@ -236,10 +236,10 @@ impl Product<'_> {
             for r in 0..R {
                 if r < valid {
                     let out = &mut self.out[places[r]..places[r] + columns];
-                    for v in 0..N {
+                    for (v, sum) in sums[r].iter().enumerate() {
                         let start = (v * S::F32_LANES).min(columns);
                         let end = (start + S::F32_LANES).min(columns);
-                        simd.partial_store_f32s(&mut out[start..end], sums[r][v]);
+                        simd.partial_store_f32s(&mut out[start..end], *sum);
                     }
                 }
             }
@@ -283,7 +283,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn every_instruction_set_computes_the_product(rows in 1_usize..40, inputs in 1_usize..70, outputs in 1_usize..100, per_line in 1_usize..9, seed: u64) {
+        fn every_instruction_set_computes_the_product(
+            rows in 1_usize..40,
+            inputs in 1_usize..70,
+            outputs in 1_usize..100,
+            per_line in 1_usize..9,
+            seed: u64,
+        ) {
             let (input, weight) = (values(seed, rows * inputs), values(seed ^ 1, inputs * outputs));
             let (bias, residual) = (values(seed ^ 2, outputs), values(seed ^ 3, rows * outputs));
             let layer = Dense::pack(&weight, &bias);
@@ -303,11 +309,14 @@ mod tests {
                 // are.
                 let stride = per_line * outputs + 5;
                 let mut placed = vec![-1.0_f32; 3 + rows.div_ceil(per_line) * stride];
-                layer.apply(isa, &input, &mut placed, Placement { start: 3, per_line, line_stride: stride }, Epilogue::Relu6);
+                let placement = Placement { start: 3, per_line, line_stride: stride };
+                layer.apply(isa, &input, &mut placed, placement, Epilogue::Relu6);
                 let mut expected = vec![-1.0_f32; placed.len()];
                 for (row, values) in linear.chunks(outputs).enumerate() {
                     let at = 3 + row / per_line * stride + row % per_line * outputs;
-                    expected[at..at + outputs].iter_mut().zip(values).for_each(|(to, &value)| *to = value.clamp(0.0, 6.0));
+                    for (to, value) in expected[at..at + outputs].iter_mut().zip(values) {
+                        *to = value.clamp(0.0, 6.0);
+                    }
                 }
                 prop_assert_eq!(placed, expected);
 

@@ -129,9 +129,13 @@ mod tests {
                 layer.line(isa, lines, &mut out, stride);
                 for (i, &found) in out.iter().enumerate() {
                     let (x, c) = (i / channels, i % channels);
-                    let tap = |t: usize| f64::from(lines[t / 3][(x * stride + t % 3) * channels + c]) * f64::from(taps[t * channels + c]);
+                    let tap = |t: usize| {
+                        let value = lines[t / 3][(x * stride + t % 3) * channels + c];
+                        f64::from(value) * f64::from(taps[t * channels + c])
+                    };
                     let expected = (f64::from(bias[c]) + (0..9).map(tap).sum::<f64>()).clamp(0.0, 6.0);
-                    prop_assert!((f64::from(found) - expected).abs() < 1e-5, "{isa:?}, pixel {x}, channel {c}: {found}, expected {expected}");
+                    let near = (f64::from(found) - expected).abs() < 1e-5;
+                    prop_assert!(near, "{isa:?}, pixel {x}, channel {c}: {found}, expected {expected}");
                 }
                 if isa.class() == crate::KernelClass::Fused {
                     prop_assert!(fused.get_or_insert_with(|| out.clone()) == &out, "{isa:?} gives other bits");

@@ -161,7 +161,7 @@ impl Network {
         self.predict(1, map, head, &mut raw);
         for (i, layer) in self.extras.iter().enumerate() {
             let window = layer.window;
-            // `[side, side, channels of the map before]` → `[side, side, reduced]` → `[side / 2, side / 2, channels]`
+            // `[side, side, channels of the map]` → `[side, side, reduced]` → `[side / 2, side / 2, channels]`
             let reduced = reduced.at_least(window.input * window.input * layer.reduce.outputs());
             layer.reduce.apply(
                 self.isa,

@@ -123,7 +123,8 @@ impl NetworkShape {
         let cells: Vec<usize> = maps.iter().map(|&(cells, _)| cells).collect();
         if grid != cells {
             return Err(format!(
-                "expected anchors for feature maps of {cells:?} cells a side, found strides {:?} that give {grid:?} at {image} pixels",
+                "expected anchors for feature maps of {cells:?} cells a side, \
+                 found strides {:?} that give {grid:?} at {image} pixels",
                 anchor_config.strides
             ));
         }

@@ -115,33 +115,36 @@ pub(crate) struct ExactScorer<'a> {
     actions: &'a Actions,
     /// `[tokens][HIDDEN]`.
     reduced: &'a [f32],
-    /// First-layer terms of some tokens, `[SLOTS][LOWER]` each and some padding.
+    /// First-layer terms of some blocks of tokens, `[ROW_BLOCK][LOWER_COLUMNS]` each.
     terms: Vec<Aligned>,
-    /// The token that each of them belongs to.
-    owners: Vec<i32>,
+    /// The block that each of them belongs to.
+    owners: Vec<Option<usize>>,
 }
 
-/// Tokens whose terms are kept, by their index modulo this.
-const KEPT: usize = 1024;
+/// Blocks of tokens whose terms are kept, by their index modulo this.
+const KEPT: usize = 128;
 
 impl<'a> ExactScorer<'a> {
     pub(crate) fn new(network: &'a Network, actions: &'a Actions, reduced: &'a [f32]) -> Self {
-        let kept = KEPT.min(reduced.len() / HIDDEN);
-        Self { network, actions, reduced, terms: vec![Aligned::default(); kept], owners: vec![-1; kept] }
+        let kept = KEPT.min((reduced.len() / HIDDEN).div_ceil(ROW_BLOCK));
+        Self { network, actions, reduced, terms: vec![Aligned::default(); kept], owners: vec![None; kept] }
     }
 
-    fn terms(&mut self, token: i32) -> &[f32] {
-        let at = token as usize % self.owners.len();
-        if self.owners[at] != token {
-            self.owners[at] = token;
+    /// The terms of a token, `[SLOTS][LOWER]` and some padding.
+    fn terms(&mut self, token: usize) -> &[f32] {
+        let block = token / ROW_BLOCK;
+        let at = block % self.owners.len();
+        if self.owners[at] != Some(block) {
+            self.owners[at] = Some(block);
+            let from = block * ROW_BLOCK * HIDDEN;
+            let own = &self.reduced[from..self.reduced.len().min(from + ROW_BLOCK * HIDDEN)];
             let mut x = Aligned::zeroed(ROW_BLOCK * HIDDEN);
-            x[..HIDDEN].copy_from_slice(&self.reduced[token as usize * HIDDEN..][..HIDDEN]);
-            let mut out = Aligned::zeroed(ROW_BLOCK * LOWER_COLUMNS);
-            kernels::linear_exact(self.network.class, &x, HIDDEN, &self.network.lower, &mut out);
-            out.resize(LOWER_COLUMNS);
-            self.terms[at] = out;
+            x[..own.len()].copy_from_slice(own);
+            let out = &mut self.terms[at];
+            out.resize(ROW_BLOCK * LOWER_COLUMNS);
+            kernels::linear_exact(self.network.class, &x, HIDDEN, &self.network.lower, out);
         }
-        &self.terms[at]
+        &self.terms[at][token % ROW_BLOCK * LOWER_COLUMNS..][..LOWER_COLUMNS]
     }
 }
 
@@ -150,7 +153,10 @@ impl Scorer for ExactScorer<'_> {
         let network = self.network;
         let mut sum = [0.0f32; LOWER];
         for (slot, &token) in features.iter().enumerate() {
-            let terms = if token < 0 { &network.lower_pad } else { self.terms(token) };
+            let terms = match usize::try_from(token) {
+                Ok(token) => self.terms(token),
+                Err(_) => &network.lower_pad,
+            };
             let terms = &terms[slot * LOWER..][..LOWER];
             sum.iter_mut().zip(terms).for_each(|(sum, &term)| *sum += term);
         }
