@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
-use sha2::{Digest, Sha256};
+use serde::de::DeserializeOwned;
 
 use crate::ModelError;
 
@@ -41,11 +41,26 @@ impl ModelFolder {
 
     /// The bytes of the file `name`, if there is such a file.
     pub(crate) fn read_if_there(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
-        let there = match self {
+        self.has(name).then(|| self.read(name)).transpose()
+    }
+
+    /// Whether there is a file `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match self {
             Self::OnDisk(folder) => folder.join(name).exists(),
             Self::Embedded(model) => model.files.iter().any(|(file, _)| *file == name),
-        };
-        there.then(|| self.read(name)).transpose()
+        }
+    }
+
+    /// The JSON file `name` as `T`.
+    pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, ModelError> {
+        serde_json::from_slice(&self.read(name)?)
+            .map_err(|e| ModelError::BadConfig { origin: self.file_name(name), problem: format!("found: {e}") })
+    }
+
+    /// The JSON file `name` as `T`, if there is such a file.
+    pub(crate) fn json_if_there<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ModelError> {
+        if self.has(name) { self.json(name).map(Some) } else { Ok(None) }
     }
 
     /// How errors name the file `name`.
@@ -57,7 +72,7 @@ impl ModelFolder {
     }
 }
 
-/// Sha256 of `bytes` in hexadecimal.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+/// Two lower-case digits a byte.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
