@@ -193,6 +193,12 @@ impl Config {
         }))
     }
 
+    /// An object of no options in the place of one that is missing.
+    pub(crate) fn empty(&self, key: &str) -> Self {
+        let path = format!("{}{key}.", self.path);
+        Self { origin: self.origin.clone(), path, values: Map::new(), read: RefCell::default() }
+    }
+
     /// Refuses the options that nobody read and that may change an answer.
     pub(crate) fn finish(&self) -> Result<(), ModelError> {
         let read = self.read.borrow();

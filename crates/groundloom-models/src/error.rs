@@ -106,6 +106,14 @@ pub enum ModelError {
         /// The tokenizer's words.
         reason: String,
     },
+    /// A model was given what it does not take.
+    #[error("the model {model} does not take {what}")]
+    NoModality {
+        /// The model's name.
+        model: String,
+        /// `texts` or `images`.
+        what: &'static str,
+    },
     /// Candle refused an operation. The shapes of a loaded model fit, so this is a defect.
     #[error("candle could not compute {operation}: {reason}")]
     Compute {

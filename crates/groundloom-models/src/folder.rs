@@ -63,6 +63,16 @@ impl ModelFolder {
         if self.has(name) { self.json(name).map(Some) } else { Ok(None) }
     }
 
+    /// The licence that the model card's front matter names, or `unknown`.
+    pub(crate) fn licence(&self) -> String {
+        let card = self.read_if_there("README.md").ok().flatten().unwrap_or_default();
+        let card = String::from_utf8_lossy(&card);
+        let mut lines = card.lines();
+        let front = (lines.next() == Some("---")).then(|| lines.take_while(|line| *line != "---"));
+        let named = front.into_iter().flatten().find_map(|line| line.strip_prefix("license:"));
+        named.map_or("unknown", |name| name.trim().trim_matches(['"', '\''])).to_owned()
+    }
+
     /// How errors name the file `name`.
     pub(crate) fn file_name(&self, name: &str) -> String {
         match self {

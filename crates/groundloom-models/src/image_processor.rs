@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use groundloom_data::{Filter, resize};
 use image::{Rgb, RgbImage};
+use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::{ModelError, config::Config, folder::ModelFolder};
@@ -176,7 +177,7 @@ impl ImageProcessor {
     /// # Errors
     /// [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`], [`ModelError::Compute`] where the sizes differ.
     pub(crate) fn batch(&self, images: &[&RgbImage]) -> Result<Tensor, ModelError> {
-        let placed = images.iter().map(|image| self.place(image)).collect::<Result<Vec<_>, _>>()?;
+        let placed = images.par_iter().map(|image| self.place(image)).collect::<Result<Vec<_>, _>>()?;
         self.stack(&placed)
     }
 

@@ -197,10 +197,9 @@ pub(crate) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 pub(crate) fn self_attention(qkv: &Tensor, heads: usize, bias: Option<&Tensor>) -> Result<Tensor> {
     let (batch, length, triple) = qkv.dims3()?;
     let width = triple / 3;
-    let rows = |values, start| Rows { values, start, stride: triple, length, width: width / heads };
     with_values(qkv, |values| {
-        let [queries, keys, values] = [0, width, 2 * width].map(|start| rows(values, start));
-        run(batch, heads, [queries, keys, values], bias)
+        let rows = |start| Rows { values, start, stride: triple, length, width: width / heads };
+        run(batch, heads, [0, width, 2 * width].map(rows), bias)
     })
 }
 
@@ -218,10 +217,13 @@ pub(crate) fn attention(
     if keys.dims() != [batch, n, width] || values.dims() != [batch, n, out] {
         bail!("attention of {:?} to {:?} and {:?}", queries.dims(), keys.dims(), values.dims())
     }
-    let rows = |values, length, stride| Rows { values, start: 0, stride, length, width: stride / heads };
     with_values(queries, |q| {
         with_values(keys, |k| {
-            with_values(values, |v| run(batch, heads, [rows(q, m, width), rows(k, n, width), rows(v, n, out)], bias))
+            with_values(values, |v| {
+                let parts = [(q, m, width), (k, n, width), (v, n, out)];
+                let rows = |(values, length, stride)| Rows { values, start: 0, stride, length, width: stride / heads };
+                run(batch, heads, parts.map(rows), bias)
+            })
         })
     })
 }

@@ -28,6 +28,7 @@ use config::{BoxCoder, Resample, SsdConfig};
 pub use network::RawOutputs;
 use network::{Network, Workspace};
 use plain::PlainNetwork;
+pub(crate) use shape::FEATURES;
 use shape::NetworkShape;
 
 /// The architecture's name in `config.json`.
