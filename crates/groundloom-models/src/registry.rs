@@ -14,7 +14,9 @@ use crate::{
     embedder::{Embedder, EmbedderInfo},
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
+    grounding_dino::{self, GroundingDinoDetector},
     image_processor::{ImageDefaults, ImageProcessor},
+    owl::{self, OwlDetector},
     sentence::SentenceEncoder,
     siglip::{self, Siglip},
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
@@ -63,20 +65,23 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
     Err(ModelError::UnknownModel { name: name.to_owned(), embedded })
 }
 
-fn check_architecture(name: &str, folder: &ModelFolder) -> Result<(), ModelError> {
+/// Architectures that find boxes.
+const DETECTORS: [&str; 4] = [ssd::ARCHITECTURE, grounding_dino::ARCHITECTURE, owl::FIRST, owl::SECOND];
+
+/// The one of `supported` that `config.json` names.
+fn architecture(name: &str, folder: &ModelFolder, supported: &[&'static str]) -> Result<&'static str, ModelError> {
     let config = folder.read("config.json")?;
     let config: Architecture = serde_json::from_slice(&config).map_err(|e| ModelError::BadConfig {
         origin: folder.file_name("config.json"),
         problem: format!("expected JSON with an `architectures` list, found: {e}"),
     })?;
-    match config.architectures.first().or(config.model_type.as_ref()) {
-        Some(found) if found == ssd::ARCHITECTURE => Ok(()),
-        found => Err(ModelError::UnsupportedArchitecture {
-            origin: name.to_owned(),
-            found: found.cloned().unwrap_or_default(),
-            supported: ssd::ARCHITECTURE.to_owned(),
-        }),
-    }
+    let found = config.architectures.first().or(config.model_type.as_ref());
+    let known = supported.iter().find(|&&known| found.is_some_and(|found| found == known));
+    known.copied().ok_or_else(|| ModelError::UnsupportedArchitecture {
+        origin: name.to_owned(),
+        found: found.cloned().unwrap_or_default(),
+        supported: supported.join(", "),
+    })
 }
 
 /// Loads the SSD MobileNetV2 that `name` stands for; as [`resolve`], with the methods of that architecture.
@@ -85,7 +90,7 @@ fn check_architecture(name: &str, folder: &ModelFolder) -> Result<(), ModelError
 /// As [`resolve`].
 pub fn resolve_ssd(name: &str) -> Result<SsdMobileNetV2, ModelError> {
     let folder = find(name)?;
-    check_architecture(name, &folder)?;
+    architecture(name, &folder, &[ssd::ARCHITECTURE])?;
     SsdMobileNetV2::load(&folder)
 }
 
@@ -95,7 +100,7 @@ pub fn resolve_ssd(name: &str) -> Result<SsdMobileNetV2, ModelError> {
 /// As [`resolve`].
 pub fn resolve_plain_ssd(name: &str, device: &Device) -> Result<PlainNetwork, ModelError> {
     let folder = find(name)?;
-    check_architecture(name, &folder)?;
+    architecture(name, &folder, &[ssd::ARCHITECTURE])?;
     SsdMobileNetV2::load_plain(&folder, device)
 }
 
@@ -184,5 +189,10 @@ fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<I
 /// [`ModelError::UnknownModel`], [`ModelError::NotFetched`] for `hf://` names,
 /// [`ModelError::UnsupportedArchitecture`], and what is missing or wrong in the folder.
 pub fn resolve(name: &str) -> Result<Arc<dyn Detector>, ModelError> {
-    resolve_ssd(name).map(|model| Arc::new(model) as Arc<dyn Detector>)
+    let folder = find(name)?;
+    Ok(match architecture(name, &folder, &DETECTORS)? {
+        grounding_dino::ARCHITECTURE => Arc::new(GroundingDinoDetector::load(name, &folder)?),
+        found if found == owl::FIRST || found == owl::SECOND => Arc::new(OwlDetector::load(name, &folder, found)?),
+        _ => Arc::new(SsdMobileNetV2::load(&folder)?),
+    })
 }

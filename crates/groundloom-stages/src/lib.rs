@@ -25,7 +25,7 @@ pub use drop_abstract_chunks::{ABSTRACT_NOUNS, AbstractMatch, DropAbstractChunks
 pub use drop_contained::{ContainmentForm, DropContained, keep_most_boxes, keep_outermost};
 pub use expand_expressions::{Edges, ExpandExpressions, MAX_EXPRESSION_BYTES, expand};
 pub use filter_boxes::{FilterBoxes, Kept, MAX_BOXES_PER_ROW};
-pub use ground::{Ground, Grounding, ground_by_class};
+pub use ground::{Ground, Grounding, ground_by_class, ground_by_phrase};
 pub use image_info::{ImageCheck, ImageProperties, OnImageError};
 pub use noun_chunks::NounChunks;
 pub use parse::{Parse, parse_type};
