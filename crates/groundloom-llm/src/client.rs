@@ -40,7 +40,7 @@ impl Default for Retry {
 }
 
 /// All that a client is made of.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientConfig {
     /// The server.
     pub endpoint: Endpoint,
@@ -105,10 +105,20 @@ impl Client {
     /// # Errors
     /// [`LlmError::Setup`] for an address that is none; [`LlmError::Store`] when the budget's lock is held by another process.
     pub fn new(config: ClientConfig, store: Arc<Store>, prices: PriceTable) -> Result<Arc<Self>, LlmError> {
+        let gate = Gate::new(config.pace, config.endpoint.url.clone());
+        Self::with_gate(config, store, prices, gate)
+    }
+
+    /// As [`Client::new`], at the pace of a gate that other clients go through too.
+    pub(crate) fn with_gate(
+        config: ClientConfig,
+        store: Arc<Store>,
+        prices: PriceTable,
+        gate: Arc<Gate>,
+    ) -> Result<Arc<Self>, LlmError> {
         let number = budget_number(&config.budget);
         let limits = if config.offline { Limits::default() } else { config.limits };
         let budget = Budget::new(limits, store.spent(number), &store.folder().join("budgets"), number)?;
-        let gate = Gate::new(config.pace, config.endpoint.url.clone());
         let ledger = Arc::new(Ledger::new(store.interrupted()));
         Ok(Arc::new(Self {
             transport: Transport::new(config.endpoint)?,

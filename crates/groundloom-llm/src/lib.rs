@@ -3,6 +3,7 @@
 mod answer;
 mod budget;
 mod client;
+mod clients;
 mod error;
 mod gate;
 mod money;
@@ -20,6 +21,7 @@ mod wire;
 pub use answer::{Answer, Finish, Usage};
 pub use budget::{Limits, Spent};
 pub use client::{Client, ClientConfig, Estimate, Reply, Retry};
+pub use clients::Clients;
 pub use error::LlmError;
 pub use gate::Pace;
 pub use money::Money;

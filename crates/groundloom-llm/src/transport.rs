@@ -42,7 +42,7 @@ pub enum KeyHeader {
 }
 
 /// Where a server is and how it is spoken to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The base URL, with its version: `https://api.openai.com/v1`.
     pub url: String,
