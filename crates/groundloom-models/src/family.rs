@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::{ModelError, bert, folder::ModelFolder, ssd};
+use crate::{ModelError, bert, folder::ModelFolder, ssd, vit};
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +10,7 @@ pub(crate) enum Family {
     Clip,
     Siglip,
     TextEncoder(bert::Kind),
+    VisionTransformer(vit::Kind),
     Ssd,
 }
 
@@ -27,14 +28,17 @@ impl Family {
     /// # Errors
     /// [`ModelError::UnsupportedArchitecture`], [`ModelError::BadConfig`], [`ModelError::Unreadable`].
     pub(crate) fn of(name: &str, folder: &ModelFolder) -> Result<Self, ModelError> {
-        const SUPPORTED: &str = "clip, siglip, bert, roberta, xlm-roberta, mpnet, SsdMobileNetV2";
+        const SUPPORTED: &str = "clip, siglip, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
         let Architecture { architectures, model_type } = folder.json("config.json")?;
         let found = model_type.as_ref().or(architectures.first()).cloned().unwrap_or_default();
         let family = match found.as_str() {
             "clip" => Some(Self::Clip),
             "siglip" => Some(Self::Siglip),
             ssd::ARCHITECTURE => Some(Self::Ssd),
-            other => bert::Kind::of(other).map(Self::TextEncoder),
+            other => {
+                let text = bert::Kind::of(other).map(Self::TextEncoder);
+                text.or_else(|| vit::Kind::of(other).map(Self::VisionTransformer))
+            }
         };
         family.ok_or_else(|| ModelError::UnsupportedArchitecture {
             origin: name.to_owned(),
@@ -49,6 +53,7 @@ impl Family {
             Self::Clip => "clip",
             Self::Siglip => "siglip",
             Self::TextEncoder(kind) => kind.name(),
+            Self::VisionTransformer(kind) => kind.name(),
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

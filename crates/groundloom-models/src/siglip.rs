@@ -33,6 +33,15 @@ pub(crate) struct Siglip {
     pub(crate) width: usize,
 }
 
+/// Length of an embedding.
+///
+/// # Errors
+/// [`ModelError::BadConfig`].
+pub(crate) fn width(config: &Config) -> Result<usize, ModelError> {
+    let text = sub_config(config, "text_config")?;
+    text.size_or("projection_size", text.size_or("hidden_size", 768)?)
+}
+
 impl Siglip {
     /// Reads the network of a `config.json` with `model_type` `siglip`.
     ///
@@ -50,7 +59,8 @@ impl Siglip {
         vision.only("vision_use_head", true)?;
         let (vocabulary, positions) =
             (text.size_or("vocab_size", 32_000)?, text.size_or("max_position_embeddings", 64)?);
-        let width = text.size_or("projection_size", text_shape.width)?;
+        let width = width(config)?;
+        text.value("projection_size");
         if width != vision_shape.width {
             return Err(text.bad(
                 "projection_size",

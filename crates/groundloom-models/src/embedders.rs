@@ -14,6 +14,7 @@ use crate::{
     siglip::Siglip,
     ssd::SsdMobileNetV2,
     text_tokenizer::{TextTokenizer, Tokens},
+    vit::VisionTransformer,
 };
 
 /// Tokens of one pass, padding among them: enough to fill the cores, few enough that the activations stay small.
@@ -97,6 +98,31 @@ impl Embedder for SentenceEmbedder {
 
     fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
         self.info.refuse("images", images.len())
+    }
+}
+
+/// Features of images.
+pub(crate) struct VisionEmbedder {
+    pub(crate) info: EmbedderInfo,
+    pub(crate) network: VisionTransformer,
+    pub(crate) processor: ImageProcessor,
+}
+
+impl Embedder for VisionEmbedder {
+    fn info(&self) -> &EmbedderInfo {
+        &self.info
+    }
+
+    fn embed_texts(&self, texts: &[&str]) -> Vec<Result<Vec<f32>, ModelError>> {
+        self.info.refuse("texts", texts.len())
+    }
+
+    fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
+        in_image_batches(images, &self.processor, |pixels| {
+            let tokens = self.network.forward(pixels, &mut |_| ());
+            let pooled = tokens.and_then(|tokens| self.network.pooled(&tokens)?.to_vec2());
+            pooled.map_err(compute("the vision transformer"))
+        })
     }
 }
 
