@@ -10,6 +10,7 @@ use crate::{
     embedder::{Embedder, EmbedderInfo},
     image_processor::ImageProcessor,
     layers::{compute, normalise},
+    naflex::{PatchProcessor, Siglip2},
     sentence::SentenceEncoder,
     siglip::Siglip,
     ssd::SsdMobileNetV2,
@@ -74,6 +75,43 @@ impl<N: Towers> Embedder for DualEmbedder<N> {
         in_image_batches(images, &self.processor, |pixels| {
             self.network.images(pixels).and_then(|x| normalise(&x)?.to_vec2()).map_err(compute("the vision tower"))
         })
+    }
+}
+
+/// Images of any aspect ratio and texts in one space; the vectors have length 1.
+pub(crate) struct PatchEmbedder {
+    pub(crate) info: EmbedderInfo,
+    pub(crate) network: Siglip2,
+    pub(crate) processor: PatchProcessor,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+impl Embedder for PatchEmbedder {
+    fn info(&self) -> &EmbedderInfo {
+        &self.info
+    }
+
+    fn embed_texts(&self, texts: &[&str]) -> Vec<Result<Vec<f32>, ModelError>> {
+        let read = |text: &str| self.tokenizer.encode(text);
+        in_text_batches(texts, read, |tokens| {
+            let ids = self.tokenizer.pad(tokens)?.ids;
+            self.network.texts(&ids).and_then(|x| normalise(&x)?.to_vec2()).map_err(compute("the text tower"))
+        })
+    }
+
+    fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
+        let empty = |image: &RgbImage| ModelError::EmptyImage { width: image.width(), height: image.height() };
+        let mut answers: Vec<_> = images.iter().map(|image| Err(empty(image))).collect();
+        let good: Vec<usize> = (0..images.len()).filter(|&i| images[i].width() > 0 && images[i].height() > 0).collect();
+        for places in good.chunks(IMAGES) {
+            let batch: Vec<&RgbImage> = places.iter().map(|&i| images[i]).collect();
+            let vectors = self.processor.batch(&batch).and_then(|batch| {
+                let vectors = self.network.images(&batch).and_then(|x| normalise(&x)?.to_vec2());
+                vectors.map_err(compute("the vision tower"))
+            });
+            settle(places, vectors, &mut answers);
+        }
+        answers
     }
 }
 

@@ -12,6 +12,7 @@ mod folder;
 mod image_processor;
 mod kernels;
 mod layers;
+mod naflex;
 mod pool;
 mod registry;
 mod resample;
@@ -28,6 +29,7 @@ mod weights;
 pub use detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppress};
 pub use embedder::{Embedder, EmbedderInfo};
 pub use error::ModelError;
+pub use family::ARCHITECTURES;
 pub use kernels::KernelClass;
 pub use pool::{DetectRequest, DetectorWork, EmbedRequest, EmbedderWork, ModelMetrics, ModelPool, PooledModel, Work};
 pub use registry::{

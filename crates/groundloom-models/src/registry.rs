@@ -11,10 +11,11 @@ use crate::{
     config::Config,
     detector::Detector,
     embedder::{Embedder, EmbedderInfo},
-    embedders::{DualEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
+    embedders::{DualEmbedder, PatchEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
     image_processor::{ImageDefaults, ImageProcessor},
+    naflex::{PatchProcessor, Siglip2},
     sentence::{self, SentenceEncoder},
     siglip::{self, Siglip},
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
@@ -129,7 +130,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
     let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
     let (dims, normalised, [texts, images]) = match family {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
-        Family::Siglip => (siglip::width(&config)?, true, [true, true]),
+        Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
         Family::TextEncoder(_) => {
             let width = config.size_or("hidden_size", 768)?;
             (width, sentence::modules(&folder, width)?.1, [true, false])
@@ -187,6 +188,16 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
             Arc::new(DualEmbedder {
                 info,
                 processor: sized(&folder, siglip::IMAGE_DEFAULTS, network.vision.image_size)?,
+                tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
+                network,
+            })
+        }
+        Family::Siglip2 => {
+            let network = Siglip2::load(&config, &weights)?;
+            let length = network.text.positions;
+            Arc::new(PatchEmbedder {
+                info,
+                processor: PatchProcessor::open(&folder)?,
                 tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
                 network,
             })

@@ -144,7 +144,11 @@ pub(crate) struct PoolingHead {
 }
 
 impl PoolingHead {
-    fn load(weights: &Weights, shape: StackShape) -> Result<Self, ModelError> {
+    /// Reads the head at `weights`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(weights: &Weights, shape: StackShape) -> Result<Self, ModelError> {
         let StackShape { width, heads, inner, activation, eps, .. } = shape;
         let attention = weights.at("attention");
         let (weight, bias) =
@@ -166,9 +170,14 @@ impl PoolingHead {
 
     /// `[n, patches, width]` → `[n, width]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        self.forward_masked(x, None)
+    }
+
+    /// As [`PoolingHead::forward`], with a bias on the scores, `[n, 1, 1, patches]`.
+    pub(crate) fn forward_masked(&self, x: &Tensor, bias: Option<&Tensor>) -> Candle<Tensor> {
         let (n, _, width) = x.dims3()?;
         let query = self.query.broadcast_as((n, 1, width))?;
-        let gathered = attention(&query, &self.keys.forward(x)?, &self.values.forward(x)?, self.heads, None)?;
+        let gathered = attention(&query, &self.keys.forward(x)?, &self.values.forward(x)?, self.heads, bias)?;
         let x = self.output.forward(&gathered)?;
         let inner = self.up.forward_activated(&self.norm.forward(&x)?, self.activation)?;
         self.down.forward_onto(&inner, &x)?.i((.., 0))?.contiguous()
@@ -187,7 +196,11 @@ pub(crate) struct TextTower {
 }
 
 impl TextTower {
-    fn load(
+    /// Reads the tower at `weights`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(
         weights: &Weights,
         shape: StackShape,
         vocabulary: usize,

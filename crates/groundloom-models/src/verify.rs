@@ -152,6 +152,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
     let outputs = match family {
         Family::Clip => dual::clip(&fixture, &config, &weights)?,
         Family::Siglip => dual::siglip(&fixture, &config, &weights)?,
+        Family::Siglip2 => dual::siglip2(&fixture, &config, &weights)?,
         Family::TextEncoder(kind) => text::encoder(&fixture, &config, kind, &weights)?,
         Family::VisionTransformer(kind) => vision::transformer(&fixture, &config, kind, &weights)?,
         Family::Ssd => {

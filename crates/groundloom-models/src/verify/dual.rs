@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     image_processor::{ImageDefaults, ImageProcessor},
     layers::{compute, normalise},
+    naflex::{PatchBatch, PatchProcessor, Siglip2},
     siglip::{self, Siglip},
     text_tokenizer::{Padding, TextTokenizer, TokenBatch, Tokens},
     weights::Weights,
@@ -116,6 +117,44 @@ pub(super) fn siglip(fixture: &Fixture, config: &Config, weights: &Weights) -> R
         Ok(outputs)
     };
     outputs.extend(run().map_err(compute("SigLIP"))?);
+    Ok(outputs)
+}
+
+pub(super) fn siglip2(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
+    let network = Siglip2::load(config, weights)?;
+    let length = network.text.positions;
+    let tokenizer = TextTokenizer::open(fixture.folder(), length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?;
+    token_table(fixture, &tokenizer)?;
+    let images = fixture.images()?;
+    let made = PatchProcessor::open(fixture.folder())?.batch(&images.iter().collect::<Vec<_>>())?;
+    let ids = fixture.ids("input_ids")?;
+    let given = PatchBatch {
+        patches: fixture.input("pixel_values")?,
+        mask: fixture.ids("pixel_attention_mask")?,
+        grids: {
+            let shapes = fixture.ids("spatial_shapes")?.to_vec2::<u32>().map_err(compute("an input"))?;
+            shapes.iter().map(|shape| [shape[0] as usize, shape[1] as usize]).collect()
+        },
+    };
+    let run = || -> candle_core::Result<Outputs> {
+        let shapes: Vec<u32> = made.grids.iter().flatten().map(|&side| side as u32).collect();
+        let tokens = network.vision(&given)?;
+        let image_embeds = normalise(&network.pooled(&tokens, &given)?)?;
+        let text_embeds = normalise(&network.texts(&ids)?)?;
+        let logits = similarities(&text_embeds, &image_embeds, network.logit_scale, network.logit_bias)?;
+        let outputs = [
+            ("in.spatial_shapes", Tensor::from_vec(shapes, (made.grids.len(), 2), &candle_core::Device::Cpu)?),
+            ("in.pixel_values", made.patches),
+            ("in.pixel_attention_mask", made.mask),
+            ("vision_last_hidden", tokens),
+            ("logits_per_image", logits.t()?),
+            ("image_embeds", image_embeds),
+            ("text_embeds", text_embeds),
+        ];
+        Ok(outputs.map(|(name, tensor)| (name.to_owned(), tensor)).into())
+    };
+    let mut outputs = run().map_err(compute("SigLIP 2"))?;
+    outputs.push(("in.input_ids".to_owned(), captions(fixture, &tokenizer)?.ids));
     Ok(outputs)
 }
 
