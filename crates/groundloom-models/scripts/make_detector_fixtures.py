@@ -1,4 +1,4 @@
-"""Makes the folders of tests/data/detectors anew: tiny detectors with random weights, and what transformers answers.
+"""Makes the folders of tests/data/fixtures anew: tiny detectors with random weights, and what transformers answers.
 
     python make_detector_fixtures.py FOLDER [--seed N]
 

@@ -13,7 +13,7 @@ use groundloom_data::{
 };
 use groundloom_models::{
     Classes, DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelPool, PooledModel, Vocabulary,
-    Work, resolve,
+    Work, describe_detector, resolve,
 };
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -175,8 +175,7 @@ impl Stage for Ground {
     }
 
     fn models(&self) -> Result<Vec<String>, StageError> {
-        let detector = resolve(&self.model)?;
-        let info = detector.info();
+        let info = describe_detector(&self.model)?;
         Ok(vec![format!("{}@{}", info.name, info.weights_sha256)])
     }
 

@@ -52,6 +52,8 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Stages(command) => commands::stages::run(&command),
         Command::Parse(command) => commands::parse::run(&command),
         Command::Detect(command) => commands::detect::run(&command),
+        Command::Embed(command) => commands::embed::run(&command),
+        Command::Models(command) => commands::models::run(&command),
         Command::Schema => commands::schema::run(),
     }
 }

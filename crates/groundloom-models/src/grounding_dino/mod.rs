@@ -10,11 +10,11 @@ mod layers;
 mod network;
 mod phrases;
 mod position;
-mod replay;
+pub(crate) mod replay;
 mod text;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ use image::RgbImage;
 use crate::{
     Classes, DetectOptions, Detection, Detector, ModelError, ModelInfo, Vocabulary,
     config::Config,
+    family::Family,
     folder::ModelFolder,
     image_processor::{IMAGENET_MEAN, IMAGENET_STD, ImageDefaults, ImageProcessor},
     layers::{compute, with_values},
@@ -36,9 +37,6 @@ pub(crate) use layers::products;
 use network::{GroundingDino, Prompts};
 use position::PixelMask;
 use text::BlockMask;
-
-/// The architecture, as `config.json` names it.
-pub(crate) const ARCHITECTURE: &str = "GroundingDinoForObjectDetection";
 
 /// What a `GroundingDinoImageProcessor` does where its file is silent.
 const IMAGE_DEFAULTS: ImageDefaults =
@@ -71,7 +69,7 @@ impl GroundingDinoDetector {
         weights.finish(&UNUSED)?;
         let info = ModelInfo {
             name: name.to_owned(),
-            architecture: ARCHITECTURE,
+            architecture: Family::GroundingDino.name(),
             weights_sha256: weights.sha256().to_owned(),
             licence: folder.licence(),
             classes: Classes::Open,

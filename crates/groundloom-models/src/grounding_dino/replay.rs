@@ -29,6 +29,11 @@ pub(crate) struct Replayed {
 }
 
 impl GroundingDinoDetector {
+    /// The tokenizer, for its own comparison.
+    pub(crate) fn tokenizer(&self) -> &crate::text_tokenizer::TextTokenizer {
+        &self.tokenizer
+    }
+
     /// Runs processor, tokenizer, network and post-processing on a batch, as transformers does with eager attention; as
     /// `default_…` also what it computes by default.
     ///

@@ -1,108 +1,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::Tensor;
 use image::RgbImage;
 use serde_json::Value;
 
-use super::{replay::Recorded, *};
-
-/// Folders to compare with: those in the repository, and more of the same kind if the environment names some.
-pub(crate) fn recordings(prefix: &str) -> Vec<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/detectors");
-    let more = std::env::var_os("GROUNDLOOM_FIXTURES").map(|more| std::env::split_paths(&more).collect());
-    let roots: Vec<PathBuf> = [vec![own], more.unwrap_or_default()].concat();
-    let mut found = Vec::new();
-    for root in roots {
-        for entry in std::fs::read_dir(&root).into_iter().flatten() {
-            let path = entry.unwrap().path();
-            if path.file_name().unwrap().to_string_lossy().starts_with(prefix) {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-fn difference(found: &Tensor, expected: &Tensor) -> (f32, usize) {
-    assert_eq!(found.dims(), expected.dims());
-    let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let (found, expected) = (flat(found), flat(expected));
-    let mut worst = (0.0, 0);
-    for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        let difference = if found == expected { 0.0 } else { (found - expected).abs() };
-        if !(difference <= worst.0) {
-            worst = (difference, at);
-        }
-    }
-    worst
-}
-
-pub(crate) fn image(recording: &Weights, name: &str) -> RgbImage {
-    let shape = recording.shape_of(name).unwrap().to_vec();
-    let bytes = recording.values(name, &shape).unwrap().iter().map(|&byte| byte as u8).collect();
-    RgbImage::from_raw(shape[1] as u32, shape[0] as u32, bytes).unwrap()
-}
-
-/// Compares what the recording holds too, within the reference's tolerances, and says how many tensors that were.
-pub(crate) fn compare(path: &Path, found: &[(String, Tensor)], expected: &Weights, pixels: f32) -> usize {
-    let mut compared = 0;
-    for (name, tensor) in found {
-        let Some(shape) = expected.shape_of(name).map(<[usize]>::to_vec) else { continue };
-        let (difference, at) = difference(tensor, &expected.tensor(name, &shape).unwrap());
-        println!("{} {name} {shape:?}: {difference:e} at {at}", path.display());
-        let most = match name.as_str() {
-            "in.pixel_values" => pixels,
-            name if name.starts_with("in.") || name.contains("_masks") || name.ends_with("_ids") => 0.0,
-            name if name.ends_with(".labels") => 0.0,
-            // Pixels of images of at most 350: 1e-4 in fractions.
-            name if name.contains("post.") && name.ends_with("boxes") => 0.01,
-            // Behind the decoder, whose samples of random maps multiply every error, the reference in single precision
-            // is up to 7e-5 from itself in double.
-            "out.intermediate_hidden_states" | "out.last_hidden_state" => 3e-4,
-            "out.logits" | "out.default_logits" if path.to_string_lossy().contains("grounding_dino") => 3e-4,
-            name if ["logits", "outputs_class", "boxes", "scores", "points"].iter().any(|part| name.contains(part)) => {
-                1e-4
-            }
-            _ => 2e-5,
-        };
-        assert!(difference <= most, "{name}: {difference} at {at}");
-        compared += 1;
-    }
-    compared
-}
-
-#[test]
-fn recorded_runs_come_out_as_the_reference_computed_them() {
-    let recordings = recordings("grounding_dino");
-    assert!(!recordings.is_empty());
-    for path in recordings {
-        let folder = ModelFolder::OnDisk(path.clone());
-        let detector = GroundingDinoDetector::load("recorded", &folder).unwrap();
-        let expected = folder.read("expected.safetensors").unwrap();
-        let expected = Weights::read("expected.safetensors", expected).unwrap();
-        let notes: Value = folder.json("expected.json").unwrap();
-        let images = [image(&expected, "in.image_a"), image(&expected, "in.image_b")];
-        let texts: Vec<&str> = notes["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
-        let number = |name: &str| notes[name].as_f64().unwrap() as f32;
-        let replayed = detector
-            .replay(&Recorded {
-                images: &images,
-                texts: &texts,
-                threshold: number("threshold"),
-                text_threshold: number("text_threshold"),
-            })
-            .unwrap();
-        let compared = compare(&path, &replayed.tensors, &expected, 0.0);
-        assert!(compared > 20, "{compared}");
-        assert_eq!(serde_json::to_value(&replayed.labels).unwrap(), notes["post_text_labels"]);
-    }
-}
+use super::*;
 
 fn own() -> GroundingDinoDetector {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/detectors/grounding_dino");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/grounding_dino");
     GroundingDinoDetector::load("own", &ModelFolder::OnDisk(path)).unwrap()
 }
 
@@ -173,7 +79,7 @@ fn any_image_and_any_phrases_get_an_answer_that_depends_on_them_alone() {
 
 #[test]
 fn options_that_would_change_the_answer_are_refused_by_name() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/detectors/grounding_dino");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/grounding_dino");
     let original: Value = ModelFolder::OnDisk(path.clone()).json("config.json").unwrap();
     let changes: [(&str, Value, &str); 9] = [
         ("/two_stage", false.into(), "two_stage is supported as true only"),

@@ -3,7 +3,7 @@
 //! Reference: transformers' `modeling_owlvit.py`, `modeling_owlv2.py` and their processors.
 
 mod network;
-mod replay;
+pub(crate) mod replay;
 mod resize;
 
 #[cfg(test)]
@@ -19,6 +19,7 @@ use crate::{
     Classes, DetectOptions, Detection, Detector, ModelError, ModelInfo, Vocabulary,
     clip::IMAGE_DEFAULTS as CLIP_DEFAULTS,
     config::Config,
+    family::Family,
     folder::ModelFolder,
     grounding_dino::{best_first, corners},
     image_processor::{ImageDefaults, ImageProcessor},
@@ -29,10 +30,14 @@ use crate::{
 use network::{Owl, Queries};
 use resize::Floats;
 
-/// OWL-ViT, as `config.json` names it.
-pub(crate) const FIRST: &str = "OwlViTForObjectDetection";
-/// OWLv2, as `config.json` names it.
-pub(crate) const SECOND: &str = "Owlv2ForObjectDetection";
+/// Which of the two networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Generation {
+    /// OWL-ViT.
+    First,
+    /// OWLv2.
+    Second,
+}
 
 /// What an `OwlViTImageProcessor` does where its file is silent.
 const IMAGE_DEFAULTS: ImageDefaults = ImageDefaults { crop: false, ..CLIP_DEFAULTS };
@@ -58,8 +63,8 @@ impl OwlDetector {
     ///
     /// # Errors
     /// What is missing, wrong or not supported in them.
-    pub(crate) fn load(name: &str, folder: &ModelFolder, architecture: &'static str) -> Result<Self, ModelError> {
-        let second = architecture == SECOND;
+    pub(crate) fn load(name: &str, folder: &ModelFolder, generation: Generation) -> Result<Self, ModelError> {
+        let second = generation == Generation::Second;
         let weights = Weights::open(folder)?;
         let network = Owl::load(&Config::open(folder)?, &weights, second)?;
         let side = network.vision.config.image_size;
@@ -84,7 +89,7 @@ impl OwlDetector {
         let tokenizer = TextTokenizer::open(folder, positions, |pad| Padding::MaxLength(pad.unwrap_or(0)))?;
         let info = ModelInfo {
             name: name.to_owned(),
-            architecture,
+            architecture: Family::Owl(generation).name(),
             weights_sha256: weights.sha256().to_owned(),
             licence: folder.licence(),
             classes: Classes::Open,

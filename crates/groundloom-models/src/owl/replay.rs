@@ -22,6 +22,11 @@ pub(crate) struct Replayed {
 }
 
 impl OwlDetector {
+    /// The tokenizer, for its own comparison.
+    pub(crate) fn tokenizer(&self) -> &crate::text_tokenizer::TextTokenizer {
+        &self.tokenizer
+    }
+
     /// Runs processor, tokenizer, network and post-processing on a batch, and the guided detection of the last image's
     /// likeness in the first.
     ///

@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod detect;
+pub mod embed;
+pub mod models;
 pub mod parse;
 pub mod plan;
 pub mod run;
