@@ -439,6 +439,53 @@ mod tests {
     }
 
     #[test]
+    fn a_detector_of_open_vocabulary_looks_for_the_chunks_themselves() {
+        let cat = cat();
+        let rows = fixtures::rows([
+            (
+                "image",
+                fixtures::media([
+                    Some((&cat, "chelsea.png")),
+                    Some((&cat[..cat.len() / 2], "cut.png")),
+                    Some((&cat, "none.png")),
+                ]),
+            ),
+            (
+                "chunks",
+                fixtures::column(
+                    columns::chunks_type(),
+                    [
+                        chunks([("the remote control", "control"), ("a cat", "cat")]),
+                        chunks([("a cat", "cat")]),
+                        json!([]),
+                    ],
+                ),
+            ),
+        ]);
+        for name in ["grounding_dino", "owlvit", "owlv2"] {
+            // Random weights: only what surrounds the network is looked at here.
+            let folder =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../groundloom-models/tests/data/fixtures").join(name);
+            let config = json!({ "model": folder, "min_score": 0.05, "nms_iou": 0.9 });
+            let outcome = fixtures::run(&stage(config), &rows);
+            let found = fixtures::json(&outcome.columns[0]);
+            let boxes = found[0].as_array().unwrap();
+            let of = |chunk: u64| boxes.iter().filter(|b| b["chunk"] == chunk).collect::<Vec<_>>();
+            assert_eq!(of(0).len() + of(1).len(), boxes.len(), "{name}");
+            for (chunk, label) in [(0, "the remote control"), (1, "a cat")] {
+                let scores: Vec<f64> = of(chunk).iter().map(|b| b["score"].as_f64().unwrap()).collect();
+                assert!(!scores.is_empty() && scores.is_sorted_by(|a, b| a >= b), "{name}: {scores:?}");
+                assert!(of(chunk).iter().all(|b| b["label"] == label), "{name}");
+            }
+            assert_eq!((&found[1], &found[2]), (&json!(null), &json!([])));
+            let failures = fixtures::failures(&outcome);
+            assert_eq!(failures.iter().map(|f| (f.0, f.1)).collect::<Vec<_>>(), [(1, codes::UNDECODABLE_IMAGE)]);
+            let counts = fixtures::counts(&outcome);
+            assert!(counts.contains(&("phrases", 2)) && counts.contains(&("boxes", boxes.len() as u64)), "{counts:?}");
+        }
+    }
+
+    #[test]
     fn one_class_may_serve_several_phrases() {
         let span = CharSpan { start: 0, end: 1 };
         let chunk = |text, lemma| Chunk {
