@@ -11,6 +11,7 @@ use std::{
 };
 
 use groundloom_data::funnel::StageCounts;
+use groundloom_formats::FormatError;
 use serde::{Deserialize, Serialize};
 
 use crate::{error::EngineError, segment::Fingerprint};
@@ -245,6 +246,19 @@ pub struct OpenPart {
 }
 
 impl OpenPart {
+    /// A writer's error with the part's name in it: writers know their file, not its path.
+    pub fn failed(&self, error: FormatError) -> EngineError {
+        let (message, source) = match error {
+            FormatError::Io { message, source, .. } => (message, source),
+            other => return other.into(),
+        };
+        let cause = source.as_deref().and_then(|s| s.downcast_ref::<io::Error>());
+        match cause.and_then(io::Error::raw_os_error) {
+            Some(code) => EngineError::io(&self.path, io::Error::from_raw_os_error(code)),
+            None => FormatError::Io { location: self.path.display().to_string(), message, source }.into(),
+        }
+    }
+
     /// The part as an entry names it, after its file was completed and synced.
     ///
     /// # Errors

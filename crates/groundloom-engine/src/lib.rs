@@ -7,14 +7,17 @@ pub mod finalise;
 pub mod generation;
 pub mod graph;
 pub mod ledger;
+pub mod mirror;
 pub mod nodes;
 pub mod plan;
 pub mod relation;
 pub mod row_ids;
 pub mod run;
+pub mod run_record;
 pub mod segment;
 pub mod session;
 pub mod settings;
 pub mod task;
+pub mod telemetry;
 
 pub use error::EngineError;

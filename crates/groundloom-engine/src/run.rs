@@ -5,7 +5,7 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use datafusion::{
@@ -17,7 +17,7 @@ use datafusion::{
 };
 use futures::stream::{FuturesUnordered, StreamExt};
 use groundloom_data::{columns::ROW_ID, funnel::StageCounts};
-use groundloom_formats::{Reader, Shard, ShardFile, Sink};
+use groundloom_formats::{Discovery, Reader, Shard, ShardFile, Sink};
 use groundloom_models::ModelPool;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -28,14 +28,17 @@ use crate::{
     generation::{Manifest, Target},
     graph::{Graph, Node, NodeId, Work},
     ledger::{Entry, Ledger, PartKind},
+    mirror::Mirror,
     nodes::{
         scan::{self, FILE_COLUMN, Ids, ROW_COLUMN, ShardTable},
         stage::{Resources, StageSpec},
     },
     plan, row_ids,
+    run_record::OpenRecord,
     segment::{Base, Fingerprint, Segment, SegmentId, SegmentWork, Segments},
     session,
     task::{RowIds, RowsDone, Task},
+    telemetry::Telemetry,
 };
 
 /// How a run works on this machine. None of it changes a byte of the output.
@@ -45,8 +48,15 @@ pub struct RunOptions {
     pub threads: NonZeroUsize,
     /// Memory of set stages before they spill, in bytes; `None` = no limit.
     pub memory_bytes: Option<usize>,
-    /// Stops the run cleanly: running tasks are dropped, committed ones stay.
+    /// Stops the run cleanly: no task is started any more, those under way get [`RunOptions::GRACE`] to be committed.
     pub stop: CancellationToken,
+    /// Is told what the run measures about itself.
+    pub telemetry: Arc<Telemetry>,
+}
+
+impl RunOptions {
+    /// What tasks under way get when the run is told to stop. Batch systems kill a process half a minute after they told it.
+    pub const GRACE: Duration = Duration::from_secs(10);
 }
 
 /// What happens during a run, for progress.
@@ -110,8 +120,10 @@ pub struct Summary {
 pub struct SinkSummary {
     /// The published generation.
     pub manifest: Manifest,
-    /// Its folder.
+    /// Its folder; for a data set on an object store, the local one that it was copied from.
     pub path: PathBuf,
+    /// Its URL, if it is on an object store.
+    pub url: Option<String>,
     /// Whether it was there already, so that nothing was done.
     pub up_to_date: bool,
 }
@@ -220,7 +232,7 @@ impl Plan {
     /// # Errors
     /// As [`Target::at`].
     pub fn targets(&self) -> Result<Vec<Target>, EngineError> {
-        self.sinks().map(|(_, _, sink)| Target::at(Path::new(sink.path()))).collect()
+        self.sinks().map(|(_, _, sink)| Target::of(sink.path())).collect()
     }
 
     /// How many tasks of each segment are committed already.
@@ -276,12 +288,22 @@ pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Resul
     let targets = plan.targets()?;
     let mut up_to_date = Vec::new();
     for ((segment, _, _), target) in plan.sinks().zip(&targets) {
-        up_to_date.push(target.is_current(&plan.generation(segment))?);
+        let generation = plan.generation(segment);
+        let mut current = target.is_current(&generation)?;
+        if let Some(url) = target.url() {
+            let mirror = Mirror::new(&plan.graph.stores, url);
+            mirror.check().await?;
+            if current.is_some() && !mirror.is_current(&generation).await? {
+                current = None;
+            }
+        }
+        up_to_date.push(current);
     }
     if up_to_date.iter().all(Option::is_some) {
         let sinks = up_to_date.into_iter().flatten().zip(&targets).map(|(manifest, target)| SinkSummary {
             manifest,
             path: target.path().to_owned(),
+            url: target.url().map(str::to_owned),
             up_to_date: true,
         });
         let tasks_reused = plan.tasks.iter().map(Vec::len).sum();
@@ -297,18 +319,46 @@ pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Resul
     let Some(work) = targets.first().map(|t| t.work().to_owned()) else {
         return Err(EngineError::Internal("a pipeline without sinks".into()));
     };
+    let record = OpenRecord::begin(&work, plan, options)?;
+    let outcome = work_through(plan, options, observer, &targets, work, started).await;
+    record.end(&outcome, options.telemetry.read())?;
+    outcome
+}
+
+/// Does the tasks that are missing, then publishes.
+async fn work_through(
+    plan: &Plan,
+    options: &RunOptions,
+    observer: Observer,
+    targets: &[Target],
+    work: PathBuf,
+    started: Instant,
+) -> Result<Summary, EngineError> {
     let mut runner = Runner::new(plan, options, observer, work)?;
     let result = runner.all().await;
     runner.clean_spill();
     result?;
     let mut sinks = Vec::new();
-    for ((segment, node, sink), target) in plan.sinks().zip(&targets) {
+    for ((segment, node, sink), target) in plan.sinks().zip(targets) {
         (runner.observer)(Event::Publishing { sink: Arc::clone(&plan.graph.nodes[node].name) });
         let manifest = match target.is_current(&plan.generation(segment))? {
             Some(manifest) => manifest,
             None => finalise::publish(&runner.finished(segment), node, sink, target)?,
         };
-        sinks.push(SinkSummary { manifest, path: target.path().to_owned(), up_to_date: false });
+        if let Some(url) = target.url() {
+            let mirror = Mirror::new(&plan.graph.stores, url);
+            tokio::select! {
+                biased;
+                () = options.stop.cancelled() => return Err(EngineError::Stopped),
+                published = mirror.publish(target.path(), &manifest) => published?,
+            }
+        }
+        sinks.push(SinkSummary {
+            manifest,
+            path: target.path().to_owned(),
+            url: target.url().map(str::to_owned),
+            up_to_date: false,
+        });
     }
     runner.sweep()?;
     Ok(Summary {
@@ -355,8 +405,15 @@ impl<'a> Runner<'a> {
         let resources = Arc::new(Resources {
             models: Arc::new(ModelPool::new(options.threads)),
             windows_in_flight: options.threads.get(),
+            telemetry: Arc::clone(&options.telemetry),
         });
+        options.telemetry.watch(&resources.models);
         let context = session::context(session::runtime(options.memory_bytes, &spill)?, Some(resources));
+        for node in &plan.graph.nodes {
+            if let Work::Source { discovery: Discovery { reader: Reader::Parquet, shards, .. }, .. } = &node.work {
+                scan::register_stores(&context, &plan.graph.stores, shards)?;
+            }
+        }
         let ledgers =
             plan.segments.all.iter().map(|s| Ledger::open(&work, &s.fingerprint)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
@@ -384,6 +441,7 @@ impl<'a> Runner<'a> {
         }
         self.tasks_reused = committed.iter().flatten().flatten().count();
         let tasks = committed.iter().map(Vec::len).sum();
+        self.options.telemetry.planned(tasks, self.tasks_reused);
         (self.observer)(Event::Planned { tasks, reused: self.tasks_reused });
         for (id, entries) in committed.into_iter().enumerate() {
             let entries = self.segment(id, entries).await?;
@@ -403,8 +461,9 @@ impl<'a> Runner<'a> {
             let template = self.template(segment, missing[0]).await?;
             let mut running = FuturesUnordered::new();
             let mut waiting = missing.into_iter();
+            let mut stopping: Option<tokio::time::Instant> = None;
             loop {
-                while running.len() < self.options.threads.get() && !enough(segment, &entries) {
+                while running.len() < self.options.threads.get() && stopping.is_none() && !enough(segment, &entries) {
                     let Some(index) = waiting.next() else { break };
                     let (task, bytes) = self.task(id, index, &template).await?;
                     let ledger = self.ledgers[id].clone();
@@ -415,15 +474,26 @@ impl<'a> Runner<'a> {
                 }
                 let finished = tokio::select! {
                     biased;
-                    () = self.options.stop.cancelled() => return Err(EngineError::Stopped),
+                    () = self.options.stop.cancelled(), if stopping.is_none() => {
+                        stopping = Some(tokio::time::Instant::now() + RunOptions::GRACE);
+                        continue;
+                    }
+                    () = until(stopping) => return Err(EngineError::Stopped),
                     finished = running.next() => finished,
                 };
-                let Some((index, bytes, entry)) = finished else { break };
+                let Some((index, bytes, entry)) = finished else {
+                    if stopping.is_some() {
+                        return Err(EngineError::Stopped);
+                    }
+                    break;
+                };
                 let entry = entry?;
                 self.tasks_done += 1;
-                if matches!(segment.work, SegmentWork::Rows { base: Base::Source(_), .. }) {
+                let from_source = matches!(segment.work, SegmentWork::Rows { base: Base::Source(_), .. });
+                if from_source {
                     self.rows_read += entry.rows_in;
                 }
+                self.options.telemetry.committed(&entry, from_source);
                 (self.observer)(Event::TaskDone { segment: Arc::clone(&name), bytes });
                 entries[index] = Some(entry);
                 self.judge(&entries)?;
@@ -776,6 +846,14 @@ impl Future for AbortOnDrop {
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// Waits for a moment, or for ever where there is none.
+async fn until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -135,11 +135,11 @@ impl<'a> Output<'a> {
         }
         if self.open.is_none() {
             let (part, file) = ledger.start_part(&task.task, self.kind, self.sink.extension())?;
-            let writer = self.sink.writer(rows.schema(), file, &task.metadata)?;
+            let writer = self.sink.writer(rows.schema(), file, &task.metadata).map_err(|e| part.failed(e))?;
             self.open = Some((part, writer));
         }
-        if let Some((_, writer)) = &mut self.open {
-            writer.write(rows)?;
+        if let Some((part, writer)) = &mut self.open {
+            writer.write(rows).map_err(|e| part.failed(e))?;
         }
         self.rows += rows.num_rows() as u64;
         Ok(())
@@ -147,7 +147,7 @@ impl<'a> Output<'a> {
 
     fn finish(self) -> Result<Option<(crate::ledger::Part, OpenPart)>, EngineError> {
         let Some((open, writer)) = self.open else { return Ok(None) };
-        let file: File = writer.finish()?;
+        let file: File = writer.finish().map_err(|e| open.failed(e))?;
         let part = open.complete(&file, self.rows)?;
         Ok(Some((part, open)))
     }
