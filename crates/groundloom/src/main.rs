@@ -52,6 +52,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Stages(command) => commands::stages::run(&command),
         Command::Parse(command) => commands::parse::run(&command),
         Command::Detect(command) => commands::detect::run(&command),
+        Command::Prompt(command) => commands::prompt::run(command).await,
         Command::Schema => commands::schema::run(),
     }
 }

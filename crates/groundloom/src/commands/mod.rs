@@ -1,9 +1,11 @@
 //! One module per command.
 
+mod calls;
 pub mod check;
 pub mod detect;
 pub mod parse;
 pub mod plan;
+pub mod prompt;
 pub mod run;
 pub mod schema;
 pub mod stages;
