@@ -224,6 +224,9 @@ fn previews_and_plans_say_what_will_be_asked() {
     let calls = plan["language_models"].as_array().unwrap();
     assert_eq!(calls.len(), 3);
     assert!(calls.iter().all(|c| c["prompt_tokens"].as_u64().unwrap() > 300), "{calls:?}");
+    let numbers: Vec<u64> = calls.iter().map(|c| c["calls"].as_u64().unwrap()).collect();
+    assert!(numbers.iter().all(|n| *n <= 8) && numbers.iter().sum::<u64>() > 8, "{numbers:?}");
+    assert!(calls.iter().all(|c| c["max_cost"].as_str().unwrap().starts_with("0.0")), "{calls:?}");
     let none = folder.run(&["prompt", "preview", "pipelines/grit.yaml"]);
     assert_eq!(none.code, Some(2), "{}", none.err);
 }

@@ -10,6 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Base, Plan, RunOptions, Runner, Work};
 use crate::{error::EngineError, graph::NodeId, nodes::stage::visible_schema};
 
+/// Input that is read only to count its rows.
+const COUNTED_BYTES: u64 = 1 << 30;
+
 impl Plan {
     /// Up to `rows` of the good rows that arrive at the node `name`, in order, and how many rows its source says it has.
     ///
@@ -27,6 +30,55 @@ impl Plan {
             return Err(EngineError::Internal("a chain without source".into()));
         };
         let total = discovery.shards.iter().map(|s| s.rows).sum::<Option<u64>>();
+        let (mut found, mut have): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
+        if rows > 0 {
+            self.each_batch(source, &chain, &mut |batch| {
+                let batch = batch.slice(0, batch.num_rows().min(rows - have));
+                have += batch.num_rows();
+                found.push(batch);
+                have < rows
+            })
+            .await?;
+        }
+        let schema = match found.first() {
+            Some(batch) => batch.schema(),
+            None => Arc::clone(&nodes[nodes[node].inputs[0]].schema),
+        };
+        Ok((concat_batches(&schema, &found).map_err(DataFusionError::from)?, total))
+    }
+
+    /// How many rows arrive at the node `name`, counted where that is cheap: at most a gibibyte of input, and no stages but filters, samples and row-wise SQL in between.
+    ///
+    /// # Errors
+    /// As [`Plan::first_rows`].
+    pub async fn count_rows(&self, name: &str) -> Result<Option<u64>, EngineError> {
+        let nodes = &self.graph.nodes;
+        let Some(node) = nodes.iter().position(|n| n.name.as_ref() == name) else { return Ok(None) };
+        let (source, chain) = self.chain_to(node)?;
+        let Work::Source { discovery, .. } = &nodes[source].work else { return Ok(None) };
+        let bytes: u64 = discovery.shards.iter().map(|s| s.bytes).sum();
+        if bytes > COUNTED_BYTES || chain.iter().any(|n| matches!(nodes[*n].work, Work::Stage(_))) {
+            return Ok(None);
+        }
+        let mut total = 0;
+        self.each_batch(source, &chain, &mut |batch| {
+            total += batch.num_rows() as u64;
+            true
+        })
+        .await?;
+        Ok(Some(total))
+    }
+
+    /// Shows the good rows behind a chain to `see`, batch by batch, until it has seen enough.
+    async fn each_batch(
+        &self,
+        source: NodeId,
+        chain: &[NodeId],
+        see: &mut (dyn FnMut(RecordBatch) -> bool + Send),
+    ) -> Result<(), EngineError> {
+        let Work::Source { discovery, .. } = &self.graph.nodes[source].work else {
+            return Err(EngineError::Internal("a chain without source".into()));
+        };
         let folder = tempfile::tempdir().map_err(|e| EngineError::io(std::env::temp_dir(), e))?;
         let options = RunOptions {
             threads: NonZeroUsize::MIN,
@@ -36,29 +88,17 @@ impl Plan {
             clients: Arc::default(),
         };
         let runner = Runner::new(self, &options, Arc::new(|_| {}), folder.path().to_owned())?;
-        let mut found: Vec<RecordBatch> = Vec::new();
         for shard in discovery.shards.iter() {
-            let have: usize = found.iter().map(RecordBatch::num_rows).sum();
-            if have >= rows {
-                break;
-            }
-            let plan = runner.rows_plan(Base::Source(source), &chain, vec![shard.clone()]).await?;
+            let plan = runner.rows_plan(Base::Source(source), chain, vec![shard.clone()]).await?;
             let physical = runner.context.state().create_physical_plan(&plan).await?;
             let mut stream = physical.execute(0, runner.context.task_ctx())?;
-            let mut have = have;
-            while have < rows {
-                let Some(batch) = stream.next().await.transpose()? else { break };
-                let good = good_rows(&batch)?;
-                let good = good.slice(0, good.num_rows().min(rows - have));
-                have += good.num_rows();
-                found.push(good);
+            while let Some(batch) = stream.next().await.transpose()? {
+                if !see(good_rows(&batch)?) {
+                    return Ok(());
+                }
             }
         }
-        let schema = match found.first() {
-            Some(batch) => batch.schema(),
-            None => Arc::clone(&nodes[nodes[node].inputs[0]].schema),
-        };
-        Ok((concat_batches(&schema, &found).map_err(DataFusionError::from)?, total))
+        Ok(())
     }
 
     /// The source above a node, and the row-wise nodes between the two.

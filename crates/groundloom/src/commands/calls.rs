@@ -19,8 +19,10 @@ const ROWS: usize = 16;
 pub struct Calls {
     stage: String,
     model: String,
-    /// At most: filters may drop rows before; `null` where the source does not know its rows.
+    /// `null` where the source does not know its rows.
     calls: Option<u64>,
+    /// Whether `calls` is exact; otherwise filters may drop rows before.
+    counted: bool,
     /// Of one call, on average; `null` where no row could be looked at.
     prompt_tokens: Option<u64>,
     /// Of one call, at most.
@@ -69,6 +71,7 @@ async fn expected_of(plan: &Plan, node: &Node, generate: &Generate) -> Calls {
         stage: node.name.to_string(),
         model: generate.model.clone(),
         calls: None,
+        counted: false,
         prompt_tokens: None,
         max_output_tokens: generate.max_output_tokens,
         max_cost: None,
@@ -82,7 +85,11 @@ async fn expected_of(plan: &Plan, node: &Node, generate: &Generate) -> Calls {
             return calls;
         }
     };
+    // The number itself where it is cheap to have, else the source's, which filters and samples may lower.
+    let counted = plan.count_rows(&node.name).await.ok().flatten();
+    let total = counted.or(total);
     calls.calls = total;
+    calls.counted = counted.is_some();
     let estimates: Vec<_> = requests.iter().flatten().filter_map(|r| generate.estimate(r).ok()).collect();
     calls.rows_seen = estimates.len();
     let seen = estimates.len() as u64;
@@ -102,6 +109,7 @@ impl fmt::Display for Calls {
             return write!(f, "not known before a run: {why}");
         }
         match self.calls {
+            Some(n) if self.counted => write!(f, "{n} calls")?,
             Some(n) => write!(f, "at most {n} calls")?,
             None => write!(f, "one call a row, of a source that does not know its rows")?,
         }
