@@ -113,6 +113,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`ModelError::BadWeights`] where the buffer is no safetensors file.
+    #[cfg(test)]
     pub(crate) fn read(origin: &str, buffer: Cow<'static, [u8]>) -> Result<Self, ModelError> {
         Self::from_files(origin.to_owned(), vec![(origin.to_owned(), Bytes::Read(buffer))])
     }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod captions;
+mod classify;
 pub mod containment;
 mod drop_abstract_chunks;
 mod drop_contained;
@@ -24,6 +25,7 @@ mod stage_type;
 pub mod suppression;
 mod window;
 
+pub use classify::Classify;
 pub use drop_abstract_chunks::{ABSTRACT_NOUNS, AbstractMatch, DropAbstractChunks};
 pub use drop_contained::{ContainmentForm, DropContained, keep_most_boxes, keep_outermost};
 pub use embed::Embed;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
-    DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Ground, ImageProperties, NounChunks,
-    Parse, Similarity,
+    Classify, DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Ground, ImageProperties,
+    NounChunks, Parse, Similarity,
     stage::{Stage, StageError},
 };
 
@@ -72,6 +72,7 @@ pub fn stage_types() -> Vec<StageType> {
         StageType::of::<DropContained>(),
         StageType::of::<Embed>(),
         StageType::of::<Similarity>(),
+        StageType::of::<Classify>(),
     ]
 }
 
