@@ -1,6 +1,6 @@
 //! What the command line accepts.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -14,6 +14,9 @@ pub struct Arguments {
     /// Memory of joins, sorts and aggregates before they spill to disk, such as 4GiB. Default: no limit.
     #[arg(long, global = true, value_parser = bytes)]
     pub memory: Option<u64>,
+    /// Serve the run's metrics in Prometheus' form at this address, such as 127.0.0.1:9464 (path /metrics).
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
     /// How messages and progress are written to standard error.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log: LogFormat,
@@ -26,12 +29,13 @@ pub struct Arguments {
 pub struct Machine {
     pub threads: NonZeroUsize,
     pub memory: Option<u64>,
+    pub metrics: Option<SocketAddr>,
     pub log: LogFormat,
 }
 
 impl Arguments {
     pub fn machine(&self) -> Machine {
-        Machine { threads: self.threads, memory: self.memory, log: self.log }
+        Machine { threads: self.threads, memory: self.memory, metrics: self.metrics, log: self.log }
     }
 }
 

@@ -5,6 +5,7 @@
 mod arguments;
 mod commands;
 mod failure;
+mod metrics;
 mod progress;
 
 use std::process::ExitCode;

@@ -14,7 +14,7 @@ use crate::{
     arguments::{LogFormat, Machine, PipelineFile},
     commands::checked,
     failure::Failure,
-    progress,
+    metrics, progress,
 };
 
 pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
@@ -29,6 +29,9 @@ pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure>
         stop,
         telemetry: Arc::clone(&telemetry),
     };
+    if let Some(address) = machine.metrics {
+        metrics::serve(address, Arc::clone(&telemetry)).await?;
+    }
     let (observer, finish) = progress::observer(machine.log, Arc::clone(&telemetry));
     let outcome = run::run(&plan, &options, observer).await;
     finish();
