@@ -28,6 +28,15 @@ use crate::{
     run::{Finished, added},
 };
 
+/// Folder of a generation with the rows that failed.
+pub const QUARANTINE: &str = "_quarantine";
+/// Folder with the rows that filters with `keep_rejected` dropped.
+pub const REJECTED: &str = "_rejected";
+/// Folder with the ids of the rows that stages dropped, and why.
+pub const DROPPED: &str = "_manifest/dropped";
+/// Folder with the ids of the rows in the data, where its format cannot be searched for them.
+pub const KEPT: &str = "_manifest/kept";
+
 /// Version of the layout of a published generation.
 const LAYOUT: u32 = 1;
 
@@ -58,7 +67,12 @@ pub fn publish(
     let mut files = data_files(finished, node, sink, &next)?;
     let rows = files.iter().map(|f| f.rows).sum();
     let kept = kept_sink();
-    for (kind, folder) in [(PartKind::Quarantine, "_quarantine"), (PartKind::Rejected, "_rejected")] {
+    for (kind, folder) in [
+        (PartKind::Quarantine, QUARANTINE),
+        (PartKind::Rejected, REJECTED),
+        (PartKind::Dropped, DROPPED),
+        (PartKind::Kept, KEPT),
+    ] {
         for (segment, ledger, entries) in &finished.segments {
             files.extend(join_parts(&kept, entries, ledger, kind, &next, folder, |i, _| {
                 format!("{}-{i:05}.parquet", segment.name)

@@ -25,6 +25,10 @@ pub enum PartKind {
     Quarantine,
     /// Rows that a filter with `keep_rejected` dropped.
     Rejected,
+    /// Ids of dropped rows, with why.
+    Dropped,
+    /// Ids of good rows, where the sink's format cannot be searched for them.
+    Kept,
 }
 
 /// A committed part file.
@@ -164,6 +168,8 @@ impl Ledger {
             PartKind::Data => "data",
             PartKind::Quarantine => "quarantine",
             PartKind::Rejected => "rejected",
+            PartKind::Dropped => "dropped",
+            PartKind::Kept => "kept",
         };
         let file = format!("{task}.{}-{attempt}.{kind_name}.{extension}", std::process::id());
         let path = self.folder.join("parts").join(&file);

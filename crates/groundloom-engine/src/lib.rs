@@ -2,6 +2,8 @@
 
 pub mod catalogue;
 pub mod counters;
+pub mod diff;
+pub mod drops;
 pub mod error;
 pub mod finalise;
 pub mod generation;
@@ -9,6 +11,8 @@ pub mod graph;
 pub mod ledger;
 pub mod nodes;
 pub mod plan;
+pub mod provenance;
+pub mod quarantine;
 pub mod relation;
 pub mod row_ids;
 pub mod run;

@@ -37,8 +37,18 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(code: &'static str, message: impl Into<String>) -> Self {
+    /// A refusal with this code.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), unknown_column: None }
+    }
+
+    /// The config names a column that the input does not have.
+    pub fn unknown_column(name: &str) -> Self {
+        Self {
+            code: "unknown_column",
+            message: format!("there is no column `{name}`"),
+            unknown_column: Some(name.to_owned()),
+        }
     }
 }
 
@@ -48,12 +58,7 @@ impl From<DataFusionError> for Refusal {
         if let DataFusionError::SchemaError(schema, _) = root
             && let datafusion::common::SchemaError::FieldNotFound { field, .. } = schema.as_ref()
         {
-            let name = field.name().to_owned();
-            return Self {
-                code: "unknown_column",
-                message: format!("there is no column `{name}`"),
-                unknown_column: Some(name),
-            };
+            return Self::unknown_column(field.name());
         }
         let message = match root {
             DataFusionError::Plan(message) | DataFusionError::Execution(message) => message.clone(),

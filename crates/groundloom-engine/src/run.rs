@@ -30,6 +30,8 @@ use crate::{
     ledger::{Entry, Ledger, PartKind},
     nodes::{
         scan::{self, FILE_COLUMN, Ids, ROW_COLUMN, ShardTable},
+        set,
+        shuffle::{Late, LateFile, late_columns},
         stage::{Resources, StageSpec},
     },
     plan, row_ids,
@@ -239,6 +241,15 @@ impl Plan {
         }
         Ok(counts)
     }
+}
+
+/// The files of kept parts, for fetching rows by their place.
+fn late_files(shards: &[Shard]) -> Vec<LateFile> {
+    let file = |shard: &Shard| {
+        let files = shard.files.iter().map(|f| (PathBuf::from(&f.location), f.size));
+        files.map(|(path, bytes)| LateFile { path, rows: shard.rows.unwrap_or(0), bytes }).collect::<Vec<_>>()
+    };
+    shards.iter().flat_map(file).collect()
 }
 
 fn shards(node: &Node) -> &[Shard] {
@@ -515,7 +526,11 @@ impl<'a> Runner<'a> {
     /// The physical plan that the tasks of a segment are made from, over the shard of its first task.
     async fn template(&self, segment: &Segment, first: usize) -> Result<Option<Arc<dyn ExecutionPlan>>, EngineError> {
         let plan = match &segment.work {
-            SegmentWork::Set { node, inputs } => self.set_plan(*node, inputs).await?,
+            SegmentWork::Set { node, inputs } => match &self.plan.graph.nodes[*node].work {
+                // Plans by hand, which no optimizer rearranges: their operators count on places and orders that it does not see.
+                Work::Dedup(_) | Work::Shuffle(_) => return Ok(Some(self.keyed_plan(*node, inputs).await?)),
+                _ => self.set_plan(*node, inputs).await?,
+            },
             SegmentWork::Rows { base, chain, .. } => {
                 let id = self.segment_id(segment);
                 // A segment whose inputs hold no rows at all needs no plan.
@@ -538,15 +553,47 @@ impl<'a> Runner<'a> {
         self.plan.segments.all.iter().position(|s| s.node == segment.node).unwrap_or_default()
     }
 
+    /// The physical plan of `dedup` or `shuffle`.
+    async fn keyed_plan(&self, node: NodeId, inputs: &[Base]) -> Result<Arc<dyn ExecutionPlan>, EngineError> {
+        let node = &self.plan.graph.nodes[node];
+        let Some(base) = inputs.first() else { return Err(EngineError::Internal("a set stage without input".into())) };
+        let shards = self.base_shards(*base);
+        let rows = self.rows_plan(*base, &[], shards.clone()).await?;
+        let state = self.context.state();
+        match &node.work {
+            Work::Dedup(dedup) => {
+                let keys = dedup.by.iter().map(String::as_str).filter(|name| *name != ROW_ID);
+                let keys = std::iter::once(ROW_ID).chain(keys).map(|name| col(quoted(name)));
+                let keys = LogicalPlanBuilder::from(rows.clone()).project(keys)?.build()?;
+                let (rows, keys) = (state.create_physical_plan(&rows).await?, state.create_physical_plan(&keys).await?);
+                Ok(set::dedup_plan(&node.name, &dedup.by, rows, keys)?)
+            }
+            Work::Shuffle(shuffle) => {
+                let heavy = late_columns(&node.schema);
+                let late = (!heavy.is_empty()).then(|| Late { columns: heavy, files: late_files(&shards) });
+                let light = node.schema.fields().iter().map(|f| f.name());
+                let light = light.filter(|name| late.as_ref().is_none_or(|l| !l.columns.contains(name)));
+                let light = light.map(|name| col(quoted(name))).collect::<Vec<_>>();
+                let rows = LogicalPlanBuilder::from(rows).project(light)?.build()?;
+                let schema = Arc::clone(&node.schema);
+                Ok(set::shuffle_plan(&node.name, shuffle.seed, state.create_physical_plan(&rows).await?, schema, late)?)
+            }
+            _ => Err(EngineError::Internal("no set stage that sorts keys".into())),
+        }
+    }
+
+    fn base_shards(&self, base: Base) -> Vec<Shard> {
+        match base {
+            Base::Source(source) => shards(&self.plan.graph.nodes[source]).to_vec(),
+            Base::Segment(segment) => self.kept_shards(segment),
+        }
+    }
+
     async fn set_plan(&self, node: NodeId, inputs: &[Base]) -> Result<LogicalPlan, EngineError> {
         let node = &self.plan.graph.nodes[node];
         let mut tables = Vec::new();
         for (input, base) in node.inputs.iter().zip(inputs) {
-            let shards = match base {
-                Base::Source(source) => shards(&self.plan.graph.nodes[*source]).to_vec(),
-                Base::Segment(segment) => self.kept_shards(*segment),
-            };
-            let plan = self.rows_plan(*base, &[], shards).await?;
+            let plan = self.rows_plan(*base, &[], self.base_shards(*base)).await?;
             tables.push((Arc::clone(&self.plan.graph.nodes[*input].name), plan));
         }
         match &node.work {
@@ -587,9 +634,9 @@ impl<'a> Runner<'a> {
                     ShardTable::new(&node.name, Arc::clone(&discovery.schema), discovery.reader.clone(), ids, shards);
                 let mut at = self.table(table)?;
                 if ids == Ids::FileAndRow {
-                    // Ids are made for the rows that the first filters let through only.
+                    // Ids are made for the rows that the first filters let through only, unless they come from a key in the end.
                     while let Some(next) = chain.next_if(
-                        |n| matches!(&n.work, Work::Filter(f) if !f.keep_rejected && !f.predicate.contains(ROW_ID)),
+                        |n| matches!(&n.work, Work::Filter(f) if source.key().is_none() && !f.keep_rejected && !f.predicate.contains(ROW_ID)),
                     ) {
                         at = self.node(next, at).await?;
                     }
@@ -675,6 +722,7 @@ impl<'a> Runner<'a> {
             },
             _ => Arc::clone(&self.aside),
         };
+        let sinks = matches!(&segment.work, SegmentWork::Rows { sink: Some(_), .. });
         let node = &self.plan.graph.nodes[segment.node];
         let row_ids = if matches!(node.work, Work::Sql { .. }) && matches!(segment.work, SegmentWork::Set { .. }) {
             RowIds::Content
@@ -684,10 +732,11 @@ impl<'a> Runner<'a> {
         let task = Task {
             task: planned.task.clone(),
             plan,
-            context: self.context.task_ctx(),
+            session: Arc::new(self.context.state()),
             rows_in,
             sources: self.sources(id).into(),
             row_ids,
+            lists_kept: sinks && sink.extension() != "parquet",
             sink,
             aside: Arc::clone(&self.aside),
             metadata: Arc::new(vec![(
