@@ -4,6 +4,8 @@
     python3 benches/measure.py length_filter    # JSONL -> length filter -> JSONL; beside Daft (pip install daft)
     python3 benches/measure.py memory_text      # peak memory at 10 and at 100 million text rows
     python3 benches/measure.py memory_images    # peak memory at 20,000 and at 200,000 image rows
+    python3 benches/measure.py memory_limit     # peak memory of a sort and of a join of ten times the limit
+    python3 benches/measure.py resume           # time to the first new row after a kill in the middle
 
 Rounds alternate between the two sides; medians and ratios are printed, and the number of rows kept, which must agree.
 """
@@ -151,8 +153,71 @@ def memory_images(folder):
     memory(folder, "images", pipeline, {20_000: linked(20_000), 200_000: linked(200_000)})
 
 
+def memory_limit(folder):
+    """Sort and join of data ten times the limit: they must spill, and stay near the limit."""
+    limit_mib, rows = 256, 10_000_000
+    draw = random.Random(3)
+    pad = "".join(draw.choice("abcdefghij ") for _ in range(230))
+    with open(os.path.join(folder, "rows.jsonl"), "w") as f:
+        for i in range(rows):
+            f.write('{"k": %d, "t": "%s"}\n' % (i * 2654435761 % rows, pad[i % 97:] + pad[:i % 97]))
+    with open(os.path.join(folder, "make.yaml"), "w") as f:
+        f.write("sources: { rows: { type: jsonl, path: rows.jsonl } }\nsinks: { out: { type: parquet, path: table } }\n")
+    run([BINARY, "run", "make.yaml"], folder)
+    os.remove(os.path.join(folder, "rows.jsonl"))
+    shutil.rmtree(os.path.join(folder, ".table.groundloom"))
+    queries = {
+        "sort": "select k, t from rows order by k, t",
+        "join": "select a.k, a.t, b.t as u from rows a join more b on a.k = b.k",
+    }
+    for name, query in queries.items():
+        with open(os.path.join(folder, "p.yaml"), "w") as f:
+            f.write("sources:\n  rows: { type: parquet, path: table }\n  more: { type: parquet, path: table }\n"
+                    f"stages: {{ made: {{ type: sql, query: \"{query}\" }} }}\n"
+                    "sinks: { out: { type: parquet, input: made, path: out } }\n")
+        shutil.rmtree(os.path.join(folder, "out"), ignore_errors=True)
+        shutil.rmtree(os.path.join(folder, ".out.groundloom"), ignore_errors=True)
+        start = time.perf_counter()
+        mb = peak([BINARY, "run", "p.yaml", "--memory", f"{limit_mib}MiB"], folder)
+        print(f"{name}: {rows:,} rows of 250 bytes under {limit_mib} MiB: peak {mb} MB ({mb / limit_mib:.2f} of the limit), "
+              f"{time.perf_counter() - start:.0f} s, {rows_kept(os.path.join(folder, 'out')):,} rows")
+
+
+def resume(folder):
+    """A run of ten million rows is killed half-way; the next one is timed from its start to its first new task."""
+    with open(os.path.join(folder, "base.jsonl"), "w") as f:
+        for i in range(500_000):
+            f.write('{"n": %d, "t": "a short caption of %d words, with some more text behind it"}\n' % (i, i % 97))
+    os.mkdir(os.path.join(folder, "in"))
+    for i in range(20):
+        os.link(os.path.join(folder, "base.jsonl"), os.path.join(folder, "in", f"{i:02}.jsonl"))
+    with open(os.path.join(folder, "p.yaml"), "w") as f:
+        f.write("settings: { shard_mib: 4 }\nsources: { rows: { type: jsonl, path: 'in/*.jsonl' } }\n"
+                "stages: { some: { type: filter, where: 'n % 3 > 0' } }\nsinks: { out: { type: parquet, path: out } }\n")
+    whole = run([BINARY, "run", "p.yaml"], folder)[0]
+    for old in ("out", ".out.groundloom"):
+        shutil.rmtree(os.path.join(folder, old))
+    process = subprocess.Popen([BINARY, "run", "p.yaml"], cwd=folder, stderr=subprocess.DEVNULL)
+    time.sleep(whole / 2)
+    process.kill()
+    process.wait()
+    start = time.perf_counter()
+    process = subprocess.Popen([BINARY, "--log", "json", "run", "p.yaml"], cwd=folder, stderr=subprocess.PIPE, text=True)
+    first = reused = tasks = None
+    for line in process.stderr:
+        event = json.loads(line)
+        if event["event"] == "planned":
+            reused, tasks = event["reused"], event["tasks"]
+        if event["event"] == "task_done" and first is None:
+            first = time.perf_counter() - start
+    process.wait()
+    total = time.perf_counter() - start
+    print(f"10,000,000 rows: undisturbed {whole:.2f} s; killed half-way, {reused} of {tasks} tasks were done; "
+          f"first new task committed after {first:.2f} s, all done after {total:.2f} s")
+
+
 if __name__ == "__main__":
-    known = {f.__name__: f for f in (length_filter, memory_text, memory_images)}
+    known = {f.__name__: f for f in (length_filter, memory_text, memory_images, memory_limit, resume)}
     if len(sys.argv) != 2 or sys.argv[1] not in known:
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:

@@ -92,6 +92,13 @@ pub fn expressions_type() -> DataType {
     ])
 }
 
+/// `conversations`, written by `dialogue` and `instruct`: the turns of a dialogue in order, as LLaVA and ShareGPT name them.
+///
+/// `from` is `human` or `gpt`; `value` what is said, with `<image>` where the image stands.
+pub fn conversations_type() -> DataType {
+    list_of(vec![item("from", DataType::Utf8), item("value", DataType::Utf8)])
+}
+
 /// A field named `name` of `data_type`, nullable as every column that a stage adds.
 pub fn column(name: &str, data_type: DataType) -> FieldRef {
     Arc::new(Field::new(name, data_type, true))

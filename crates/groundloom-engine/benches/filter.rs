@@ -127,6 +127,7 @@ sinks: {{ out: {{ type: parquet, path: '{0}/ours' }} }}",
         threads: std::thread::available_parallelism().unwrap(),
         memory_bytes: None,
         stop: CancellationToken::new(),
+        telemetry: Arc::default(),
     };
     run::run(&plan, &options, Arc::new(|_| {})).await.unwrap().sinks[0].manifest.rows
 }

@@ -134,11 +134,11 @@ impl DropLog {
             Some(open) => open,
             none => {
                 let (part, file) = self.ledger.start_part(&self.task, PartKind::Dropped, self.sink.extension())?;
-                let writer = self.sink.writer(batch.schema(), file, &[])?;
+                let writer = self.sink.writer(batch.schema(), file, &[]).map_err(|e| part.failed(e))?;
                 none.insert(Open { part, writer, rows: 0 })
             }
         };
-        open.writer.write(batch)?;
+        open.writer.write(batch).map_err(|e| open.part.failed(e))?;
         open.rows += batch.num_rows() as u64;
         Ok(())
     }
@@ -150,7 +150,7 @@ impl DropLog {
     pub fn finish(&self) -> Result<Option<(Part, OpenPart)>, EngineError> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Open { part: open, writer, rows }) = open else { return Ok(None) };
-        let file = writer.finish()?;
+        let file = writer.finish().map_err(|e| open.failed(e))?;
         let part = open.complete(&file, rows)?;
         Ok(Some((part, open)))
     }

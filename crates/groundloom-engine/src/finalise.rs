@@ -10,21 +10,20 @@ use std::{
     sync::Arc,
 };
 
-use arrow::record_batch::RecordBatch;
 use groundloom_data::funnel::StageCounts;
 use groundloom_formats::{
-    FormatError, Sink,
+    Sink,
     card::{self, CardFacts},
-    parquet_sink::ParquetSink,
+    parquet_sink::{self, ParquetSink},
     report::{self, ReportFacts},
 };
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
 
 use crate::{
     error::EngineError,
     generation::{MANIFEST, Manifest, PublishedFile, Target},
     graph::{Node, NodeId, Work},
-    ledger::{Entry, Ledger, PartKind},
+    ledger::{Entry, Ledger, PartKind, is_superseded},
+    mirror::generation_folder,
     run::{Finished, added},
 };
 
@@ -64,7 +63,13 @@ pub fn publish(
     let graph = &finished.plan.graph;
     let node = &graph.nodes[sink_node];
     let next = target.next()?;
-    let mut files = data_files(finished, node, sink, &next)?;
+    // On an object store files of two generations stand side by side for a while.
+    let within = |folder: &str| match target.url() {
+        Some(_) if folder.is_empty() => generation_folder(&finished.fingerprint).to_owned(),
+        Some(_) => format!("{folder}/{}", generation_folder(&finished.fingerprint)),
+        None => folder.to_owned(),
+    };
+    let mut files = data_files(finished, node, sink, &next, &within(sink.folder()))?;
     let rows = files.iter().map(|f| f.rows).sum();
     let kept = kept_sink();
     for (kind, folder) in [
@@ -74,7 +79,7 @@ pub fn publish(
         (PartKind::Kept, KEPT),
     ] {
         for (segment, ledger, entries) in &finished.segments {
-            files.extend(join_parts(&kept, entries, ledger, kind, &next, folder, |i, _| {
+            files.extend(join_parts(&kept, entries, ledger, kind, &next, &within(folder), |i, _| {
                 format!("{}-{i:05}.parquet", segment.name)
             })?);
         }
@@ -93,7 +98,7 @@ pub fn publish(
         .collect();
     write_text(&next, "README.md", &facts.card(&files, sink)?, &mut files)?;
     if sink.extension() == "parquet" {
-        let samples = samples(&data, report::GALLERY_ROWS)?;
+        let samples = parquet_sink::sample(&data, report::GALLERY_ROWS)?;
         write_text(&next, "report.html", &report::render(&facts.report()?, &samples)?, &mut files)?;
     }
     let manifest = Manifest {
@@ -119,15 +124,16 @@ fn data_files(
     node: &Node,
     sink: &Arc<dyn Sink>,
     next: &Path,
+    folder: &str,
 ) -> Result<Vec<PublishedFile>, EngineError> {
     let (ledger, entries) = finished.data;
     let name = |i: usize, of: usize| format!("train-{i:05}-of-{of:05}.{}", sink.extension());
-    let files = join_parts(sink, entries, ledger, PartKind::Data, next, sink.folder(), name)?;
+    let files = join_parts(sink, entries, ledger, PartKind::Data, next, folder, name)?;
     if !files.is_empty() {
         return Ok(files);
     }
     // A data set without rows still has its columns.
-    let folder = next.join(sink.folder());
+    let folder = next.join(folder);
     fs::create_dir_all(&folder).map_err(|e| EngineError::io(&folder, e))?;
     let path = folder.join(name(0, 1));
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
@@ -147,7 +153,9 @@ fn join_parts(
     folder: &str,
     name: impl Fn(usize, usize) -> String,
 ) -> Result<Vec<PublishedFile>, EngineError> {
-    let parts: Vec<_> = entries.iter().filter_map(|e| e.part(kind)).collect();
+    // What was tried again has left the quarantine, or stands there once more by its retry.
+    let stands = |e: &&Entry| kind != PartKind::Quarantine || !is_superseded(e, entries);
+    let parts: Vec<_> = entries.iter().filter(stands).filter_map(|e| e.part(kind)).collect();
     let mut groups: Vec<(Vec<PathBuf>, u64)> = Vec::new();
     // Parts of a quarter of the size are good enough as they are: linking them costs nothing.
     let (good, most) = (sink.file_bytes() / 4, sink.file_bytes());
@@ -305,40 +313,4 @@ impl Facts<'_> {
         }
         nodes.iter().zip(wanted).filter(|(_, wanted)| *wanted).map(|(node, _)| node)
     }
-}
-
-/// At most `most` rows of the published Parquet files, evenly spread over their order.
-fn samples(files: &[PathBuf], most: usize) -> Result<Vec<RecordBatch>, EngineError> {
-    let parquet = |path: &Path, e: &dyn std::fmt::Display| FormatError::Malformed {
-        location: path.display().to_string(),
-        message: e.to_string(),
-    };
-    let mut builders = Vec::with_capacity(files.len());
-    for path in files {
-        let file = File::open(path).map_err(|e| EngineError::io(path, e))?;
-        builders.push((path, ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| parquet(path, &e))?));
-    }
-    let sizes: Vec<usize> =
-        builders.iter().map(|(_, b)| usize::try_from(b.metadata().file_metadata().num_rows()).unwrap_or(0)).collect();
-    let total: usize = sizes.iter().sum();
-    let count = total.min(most);
-    let mut wanted = (0..count).map(|i| i * total / count).peekable();
-    let (mut first, mut batches) = (0, Vec::new());
-    for ((path, builder), size) in builders.into_iter().zip(sizes) {
-        let (mut selectors, mut at) = (Vec::new(), first);
-        while let Some(row) = wanted.next_if(|row| *row < first + size) {
-            selectors.extend([RowSelector::skip(row - at), RowSelector::select(1)]);
-            at = row + 1;
-        }
-        first += size;
-        if selectors.is_empty() {
-            continue;
-        }
-        let reader =
-            builder.with_row_selection(RowSelection::from(selectors)).build().map_err(|e| parquet(path, &e))?;
-        for batch in reader {
-            batches.push(batch.map_err(|e| parquet(path, &e))?);
-        }
-    }
-    Ok(batches)
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use groundloom_data::funnel::StageCounts;
+use groundloom_formats::store::Stores;
 use serde::{Deserialize, Serialize};
 
 use crate::{error::EngineError, ledger::sync_folder, segment::Fingerprint};
@@ -59,9 +60,29 @@ pub struct PublishedFile {
 pub struct Target {
     path: PathBuf,
     work: PathBuf,
+    /// Where the generation is copied to, if the sink names an object store.
+    url: Option<String>,
 }
 
+/// Where data sets for object stores are put together, below the current directory.
+const STAGING: &str = ".groundloom";
+
 impl Target {
+    /// The target of a sink's `path:`. A URL's generation is put together on the local disk, in `.groundloom/SCHEME/BUCKET/KEY`, and copied from there
+    /// ([`crate::mirror`]).
+    ///
+    /// # Errors
+    /// As [`Target::at`], and for an unknown scheme.
+    pub fn of(path: &str) -> Result<Self, EngineError> {
+        if !Stores::is_remote(path)? {
+            return Self::at(Path::new(path.strip_prefix("file://").unwrap_or(path)));
+        }
+        let (base, key) = Stores::object_url(path)?;
+        let (scheme, bucket) = base.split_once("://").unwrap_or(("", &base));
+        let staged = Path::new(STAGING).join(scheme).join(bucket).join(key.as_ref());
+        Ok(Self { url: Some(path.trim_end_matches('/').to_owned()), ..Self::at(&staged)? })
+    }
+
     /// The target at `path`. Nothing is made.
     ///
     /// # Errors
@@ -77,7 +98,7 @@ impl Target {
             ));
         };
         let work = parent.join(format!(".{name}.groundloom"));
-        let target = Self { path, work };
+        let target = Self { path, work, url: None };
         match fs::read_dir(&target.path) {
             Ok(mut items) => {
                 if items.next().is_some() && !target.path.join(MANIFEST).is_file() {
@@ -93,6 +114,16 @@ impl Target {
     /// The target folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The URL that the data set is copied to, if it is not for the local disk.
+    pub fn url(&self) -> Option<&str> {
+        self.url.as_deref()
+    }
+
+    /// Where its readers find the data set: its URL or its folder.
+    pub fn shown(&self) -> String {
+        self.url.clone().unwrap_or_else(|| self.path.display().to_string())
     }
 
     /// The work folder beside it.

@@ -104,6 +104,8 @@ pub struct Graph {
     pub nodes: Vec<Node>,
     /// What is odd but allowed.
     pub warnings: Diagnostics,
+    /// The object stores its sources and sinks stand on.
+    pub stores: Stores,
 }
 
 /// Checks a pipeline file: types, names, columns, inputs. Nothing is written.
@@ -148,6 +150,7 @@ pub async fn check(spec: &Spec, stores: &Stores) -> Result<Graph, Diagnostics> {
         settings,
         nodes,
         warnings: found.clone(),
+        stores: stores.clone(),
     };
     found.into_result(graph)
 }
@@ -293,6 +296,11 @@ impl Checker {
                     }
                 }
             }
+            (Decoded::Sink(sink), Some(_)) if unwritable(sink.path()).is_some() => {
+                let message = unwritable(sink.path()).unwrap_or_default();
+                self.found.push(component.diagnostic("path", "unwritable", message));
+                return None;
+            }
             (Decoded::Sink(sink), Some(input)) => match sink.schema(&input.schema) {
                 Ok(schema) => (Work::Sink(sink), schema, false),
                 Err(error) => {
@@ -348,6 +356,17 @@ fn comparable(config: &Dedup, schema: &Schema) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Why nothing can be written to a location, by its form alone.
+fn unwritable(path: &str) -> Option<String> {
+    match Stores::is_remote(path) {
+        Ok(true) if path.starts_with("http") => Some(format!(
+            "a web server cannot be written to: expected a local path or an s3, gs or az URL, found `{path}`"
+        )),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 fn source_diagnostic(component: &Component, error: &FormatError) -> Diagnostic {

@@ -4,6 +4,7 @@
 //! a task that ran twice commits once, and whoever loses removes its own files.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use groundloom_data::funnel::StageCounts;
+use groundloom_formats::FormatError;
 use serde::{Deserialize, Serialize};
 
 use crate::{error::EngineError, segment::Fingerprint};
@@ -55,6 +57,29 @@ pub struct Entry {
     pub parts: Vec<Part>,
     /// Counts per stage, in the segment's order.
     pub counts: Vec<StageCounts>,
+    /// `SHARD:VERSIONS` of the files it read (16 digits each), where a file can be mended by itself; else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub files: String,
+    /// Whose failed rows it tried again, if it is a retry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Again>,
+}
+
+/// What a retry takes the place of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Again {
+    /// The task whose quarantine it tried again.
+    pub task: Fingerprint,
+    /// Its rows.
+    pub rows: u64,
+    /// How many of them had failed in which stage with which code.
+    pub failed: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// The entries without the quarantine of those that were tried again.
+pub fn is_superseded(entry: &Entry, entries: &[Entry]) -> bool {
+    entry.part(PartKind::Quarantine).is_some()
+        && entries.iter().any(|e| e.again.as_ref().is_some_and(|a| a.task == entry.task))
 }
 
 impl Entry {
@@ -87,6 +112,27 @@ impl Ledger {
             fs::create_dir_all(&sub).map_err(|e| EngineError::io(&sub, e))?;
         }
         Ok(Self { folder })
+    }
+
+    /// Every entry that is whole, in no particular order; none where there is no ledger.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn all(&self) -> Result<Vec<Entry>, EngineError> {
+        let folder = self.folder.join("entries");
+        let items = match fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            items => items.map_err(|e| EngineError::io(&folder, e))?,
+        };
+        let mut all = Vec::new();
+        for item in items {
+            let path = item.map_err(|e| EngineError::io(&folder, e))?.path();
+            let Ok(text) = fs::read(&path) else { continue };
+            if let Ok(entry) = serde_json::from_slice::<Entry>(&text) {
+                all.extend(self.whole(&text, &entry.task));
+            }
+        }
+        Ok(all)
     }
 
     /// The ledger of a segment, whether it exists or not; for looking only.
@@ -251,6 +297,19 @@ pub struct OpenPart {
 }
 
 impl OpenPart {
+    /// A writer's error with the part's name in it: writers know their file, not its path.
+    pub fn failed(&self, error: FormatError) -> EngineError {
+        let (message, source) = match error {
+            FormatError::Io { message, source, .. } => (message, source),
+            other => return other.into(),
+        };
+        let cause = source.as_deref().and_then(|s| s.downcast_ref::<io::Error>());
+        match cause.and_then(io::Error::raw_os_error) {
+            Some(code) => EngineError::io(&self.path, io::Error::from_raw_os_error(code)),
+            None => FormatError::Io { location: self.path.display().to_string(), message, source }.into(),
+        }
+    }
+
     /// The part as an entry names it, after its file was completed and synced.
     ///
     /// # Errors
@@ -283,7 +342,17 @@ mod tests {
         let (open, mut file) = ledger.start_part(task, PartKind::Data, "txt").unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let part = open.complete(&file, 1).unwrap();
-        (Entry { task: task.clone(), rows_in: 1, parts: vec![part], counts: vec![] }, vec![open])
+        (
+            Entry {
+                task: task.clone(),
+                rows_in: 1,
+                parts: vec![part],
+                counts: vec![],
+                files: String::new(),
+                again: None,
+            },
+            vec![open],
+        )
     }
 
     #[test]

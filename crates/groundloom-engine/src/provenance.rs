@@ -38,7 +38,7 @@ use crate::{
     finalise::{DROPPED, KEPT, QUARANTINE, REJECTED},
     generation::{MANIFEST, Manifest, Target},
     graph::Work,
-    ledger::{Ledger, PartKind},
+    ledger::{Ledger, PartKind, is_superseded},
     nodes::shuffle::is_heavy,
     row_ids,
     run::{Plan, TaskInput},
@@ -169,12 +169,11 @@ pub fn unfinished(plan: &Plan) -> Result<(usize, Vec<SearchedFile>), EngineError
     for (segment, tasks) in plan.segments.all.iter().zip(&plan.tasks) {
         let ledger = Ledger::existing(&work, &segment.fingerprint);
         let node = &plan.graph.nodes[segment.node];
-        for task in tasks {
-            let Some(entry) = ledger.peek(&task.task) else {
-                left += 1;
-                continue;
-            };
-            for part in entry.parts.iter().filter(|p| p.file.ends_with(".parquet")) {
+        let entries: Vec<_> = tasks.iter().filter_map(|task| ledger.peek(&task.task)).collect();
+        left += tasks.len() - entries.len();
+        for entry in &entries {
+            let stands = |kind| kind != PartKind::Quarantine || !is_superseded(entry, &entries);
+            for part in entry.parts.iter().filter(|p| stands(p.kind) && p.file.ends_with(".parquet")) {
                 let kind = match part.kind {
                     PartKind::Data if !matches!(node.work, Work::Sink(_)) => Kind::OnTheWay,
                     PartKind::Data | PartKind::Kept => Kind::Kept,

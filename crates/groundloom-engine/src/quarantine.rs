@@ -1,7 +1,9 @@
-//! Rows that failed: read for a person.
+//! Rows that failed: read for a person, or to be tried again.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs::File, path::Path, sync::Arc};
 
+use arrow::{array::AsArray, compute::cast, datatypes::DataType, error::ArrowError, record_batch::RecordBatch};
+use groundloom_data::columns::ROW_ID;
 use groundloom_formats::json_rows;
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
 use serde_json::{Map, Value};
@@ -28,4 +30,50 @@ pub fn rows(path: &Path) -> Result<Batches, EngineError> {
     let mask = ProjectionMask::roots(builder.parquet_schema(), light);
     let reader = builder.with_projection(mask).build().map_err(|e| damaged(&e))?;
     Ok(Box::new(reader.map(move |batch| Ok(json_rows::objects(&batch.map_err(|e| damaged(&e))?)?))))
+}
+
+/// The ids of a part's rows.
+///
+/// # Errors
+/// When it is gone, damaged or in another format than Parquet.
+pub fn row_ids(path: &Path) -> Result<Vec<String>, EngineError> {
+    let mut ids = Vec::new();
+    read(path, &[ROW_ID], |batch| {
+        let column = cast(batch.column(0), &DataType::Utf8)?;
+        ids.extend(column.as_string::<i32>().iter().map(|id| id.unwrap_or_default().to_owned()));
+        Ok(())
+    })?;
+    Ok(ids)
+}
+
+/// How many rows of a quarantine part failed in which stage with which code.
+///
+/// # Errors
+/// As [`row_ids`].
+pub fn failures(path: &Path) -> Result<BTreeMap<String, BTreeMap<String, u64>>, EngineError> {
+    let mut all: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    read(path, &["stage", "code"], |batch| {
+        let (stages, codes) = (cast(batch.column(0), &DataType::Utf8)?, cast(batch.column(1), &DataType::Utf8)?);
+        for (stage, code) in stages.as_string::<i32>().iter().zip(codes.as_string::<i32>().iter()) {
+            let stage = all.entry(stage.unwrap_or_default().to_owned()).or_default();
+            *stage.entry(code.unwrap_or_default().to_owned()).or_default() += 1;
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+fn read(
+    path: &Path,
+    columns: &[&str],
+    mut each: impl FnMut(&RecordBatch) -> Result<(), ArrowError>,
+) -> Result<(), EngineError> {
+    let damaged = |e: &dyn std::fmt::Display| EngineError::Damaged { path: path.to_owned(), message: e.to_string() };
+    let file = File::open(path).map_err(|e| EngineError::io(path, e))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| damaged(&e))?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+    for batch in builder.with_projection(mask).build().map_err(|e| damaged(&e))? {
+        batch.and_then(|batch| each(&batch)).map_err(|e| damaged(&e))?;
+    }
+    Ok(())
 }

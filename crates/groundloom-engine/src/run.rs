@@ -1,11 +1,11 @@
 //! Running a pipeline: tasks that are not committed yet, segment by segment, then one publication per sink.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use datafusion::{
@@ -16,8 +16,8 @@ use datafusion::{
     physical_plan::{ExecutionPlan, ExecutionPlanProperties},
 };
 use futures::stream::{FuturesUnordered, StreamExt};
-use groundloom_data::{columns::ROW_ID, funnel::StageCounts};
-use groundloom_formats::{Reader, Shard, ShardFile, Sink};
+use groundloom_data::{columns::ROW_ID, funnel::StageCounts, row_id::file_hash};
+use groundloom_formats::{Discovery, Reader, Shard, ShardFile, Sink};
 use groundloom_models::ModelPool;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -27,17 +27,22 @@ use crate::{
     finalise,
     generation::{Manifest, Target},
     graph::{Graph, Node, NodeId, Work},
-    ledger::{Entry, Ledger, PartKind},
+    ledger::{Again, Entry, Ledger, PartKind},
+    mirror::Mirror,
     nodes::{
         scan::{self, FILE_COLUMN, Ids, ROW_COLUMN, ShardTable},
         set,
         shuffle::{Late, LateFile, late_columns},
         stage::{Resources, StageSpec},
     },
-    plan, row_ids,
+    plan, quarantine,
+    retries::{self, Retries},
+    row_ids,
+    run_record::OpenRecord,
     segment::{Base, Fingerprint, Segment, SegmentId, SegmentWork, Segments},
     session,
     task::{RowIds, RowsDone, Task},
+    telemetry::Telemetry,
 };
 
 /// How a run works on this machine. None of it changes a byte of the output.
@@ -47,8 +52,15 @@ pub struct RunOptions {
     pub threads: NonZeroUsize,
     /// Memory of set stages before they spill, in bytes; `None` = no limit.
     pub memory_bytes: Option<usize>,
-    /// Stops the run cleanly: running tasks are dropped, committed ones stay.
+    /// Stops the run cleanly: no task is started any more, those under way get [`RunOptions::GRACE`] to be committed.
     pub stop: CancellationToken,
+    /// Is told what the run measures about itself.
+    pub telemetry: Arc<Telemetry>,
+}
+
+impl RunOptions {
+    /// What tasks under way get when the run is told to stop. Batch systems kill a process half a minute after they told it.
+    pub const GRACE: Duration = Duration::from_secs(10);
 }
 
 /// What happens during a run, for progress.
@@ -112,8 +124,10 @@ pub struct Summary {
 pub struct SinkSummary {
     /// The published generation.
     pub manifest: Manifest,
-    /// Its folder.
+    /// Its folder; for a data set on an object store, the local one that it was copied from.
     pub path: PathBuf,
+    /// Its URL, if it is on an object store.
+    pub url: Option<String>,
     /// Whether it was there already, so that nothing was done.
     pub up_to_date: bool,
 }
@@ -123,8 +137,19 @@ pub struct SinkSummary {
 pub struct PlannedTask {
     /// Decides its bytes.
     pub task: Fingerprint,
+    /// The task as the listing of the inputs gives it: itself, unless it mends another one or stands for it.
+    pub listed: Fingerprint,
+    /// The task whose failed rows it tries again; it reads only these.
+    pub again: Option<Fingerprint>,
     /// What it reads: a shard of a source, or the part of an upstream task (whose index is given).
     pub input: TaskInput,
+}
+
+impl PlannedTask {
+    fn new(identity: &Value, input: TaskInput) -> Self {
+        let task = Fingerprint::of(identity);
+        Self { listed: task.clone(), task, again: None, input }
+    }
 }
 
 /// What a task reads.
@@ -150,31 +175,36 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a checked pipeline. Which task depends on what is known from the inputs' listing alone.
+    /// Plans a checked pipeline. Which task depends on what is known from the inputs' listing alone, and on which of them had failed rows tried again.
     ///
     /// # Errors
-    /// When a stage cannot say which model weights it uses.
+    /// When a stage cannot say which model weights it uses, or the list of retries is damaged.
     pub fn new(graph: Graph) -> Result<Self, EngineError> {
         let segments =
             Segments::cut(&graph).map_err(|e| EngineError::Execution(DataFusionError::Execution(e.to_string())))?;
         let mut tasks: Vec<Vec<PlannedTask>> = Vec::with_capacity(segments.all.len());
+        let target =
+            graph.nodes.iter().find_map(|n| if let Work::Sink(sink) = &n.work { Some(sink.path()) } else { None });
+        // A target that cannot be is a fault of the run, which says so better.
+        let retries = match target.and_then(|path| Target::of(path).ok()) {
+            Some(target) => Retries::read(target.work())?,
+            None => Retries::default(),
+        };
         for segment in &segments.all {
-            let planned = match &segment.work {
+            let planned: Vec<PlannedTask> = match &segment.work {
                 SegmentWork::Rows { base: Base::Source(source), .. } => shards(&graph.nodes[*source])
                     .iter()
-                    .map(|shard| PlannedTask {
-                        task: Fingerprint::of(
-                            &json!({ "segment": segment.fingerprint, "shard": shard_identity(shard) }),
-                        ),
-                        input: TaskInput::Shard(shard.clone()),
+                    .map(|shard| {
+                        let identity = json!({ "segment": segment.fingerprint, "shard": shard_identity(shard) });
+                        PlannedTask::new(&identity, TaskInput::Shard(shard.clone()))
                     })
                     .collect(),
                 SegmentWork::Rows { base: Base::Segment(upstream), .. } => tasks[*upstream]
                     .iter()
                     .enumerate()
-                    .map(|(i, t)| PlannedTask {
-                        task: Fingerprint::of(&json!({ "segment": segment.fingerprint, "upstream": t.task })),
-                        input: TaskInput::Upstream(*upstream, i),
+                    .map(|(i, t)| {
+                        let identity = json!({ "segment": segment.fingerprint, "upstream": t.task });
+                        PlannedTask::new(&identity, TaskInput::Upstream(*upstream, i))
                     })
                     .collect(),
                 SegmentWork::Set { inputs, .. } => {
@@ -185,13 +215,11 @@ impl Plan {
                             Base::Segment(upstream) => tasks[*upstream].iter().map(|t| json!(t.task)).collect(),
                         })
                         .collect();
-                    vec![PlannedTask {
-                        task: Fingerprint::of(&json!({ "segment": segment.fingerprint, "inputs": inputs })),
-                        input: TaskInput::All,
-                    }]
+                    let identity = json!({ "segment": segment.fingerprint, "inputs": inputs });
+                    vec![PlannedTask::new(&identity, TaskInput::All)]
                 }
             };
-            tasks.push(planned);
+            tasks.push(planned.into_iter().flat_map(|t| retries.expand(t)).collect());
         }
         Ok(Self { graph, segments, tasks })
     }
@@ -222,7 +250,7 @@ impl Plan {
     /// # Errors
     /// As [`Target::at`].
     pub fn targets(&self) -> Result<Vec<Target>, EngineError> {
-        self.sinks().map(|(_, _, sink)| Target::at(Path::new(sink.path()))).collect()
+        self.sinks().map(|(_, _, sink)| Target::of(sink.path())).collect()
     }
 
     /// How many tasks of each segment are committed already.
@@ -260,7 +288,7 @@ fn shards(node: &Node) -> &[Shard] {
 }
 
 /// A shard's identity and the version of what it holds.
-fn shard_identity(shard: &Shard) -> Value {
+pub(crate) fn shard_identity(shard: &Shard) -> Value {
     let files: Vec<Value> = shard
         .files
         .iter()
@@ -287,12 +315,22 @@ pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Resul
     let targets = plan.targets()?;
     let mut up_to_date = Vec::new();
     for ((segment, _, _), target) in plan.sinks().zip(&targets) {
-        up_to_date.push(target.is_current(&plan.generation(segment))?);
+        let generation = plan.generation(segment);
+        let mut current = target.is_current(&generation)?;
+        if let Some(url) = target.url() {
+            let mirror = Mirror::new(&plan.graph.stores, url);
+            mirror.check().await?;
+            if current.is_some() && !mirror.is_current(&generation).await? {
+                current = None;
+            }
+        }
+        up_to_date.push(current);
     }
     if up_to_date.iter().all(Option::is_some) {
         let sinks = up_to_date.into_iter().flatten().zip(&targets).map(|(manifest, target)| SinkSummary {
             manifest,
             path: target.path().to_owned(),
+            url: target.url().map(str::to_owned),
             up_to_date: true,
         });
         let tasks_reused = plan.tasks.iter().map(Vec::len).sum();
@@ -308,18 +346,46 @@ pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Resul
     let Some(work) = targets.first().map(|t| t.work().to_owned()) else {
         return Err(EngineError::Internal("a pipeline without sinks".into()));
     };
+    let record = OpenRecord::begin(&work, plan, options)?;
+    let outcome = work_through(plan, options, observer, &targets, work, started).await;
+    record.end(&outcome, options.telemetry.read())?;
+    outcome
+}
+
+/// Does the tasks that are missing, then publishes.
+async fn work_through(
+    plan: &Plan,
+    options: &RunOptions,
+    observer: Observer,
+    targets: &[Target],
+    work: PathBuf,
+    started: Instant,
+) -> Result<Summary, EngineError> {
     let mut runner = Runner::new(plan, options, observer, work)?;
     let result = runner.all().await;
     runner.clean_spill();
     result?;
     let mut sinks = Vec::new();
-    for ((segment, node, sink), target) in plan.sinks().zip(&targets) {
+    for ((segment, node, sink), target) in plan.sinks().zip(targets) {
         (runner.observer)(Event::Publishing { sink: Arc::clone(&plan.graph.nodes[node].name) });
         let manifest = match target.is_current(&plan.generation(segment))? {
             Some(manifest) => manifest,
             None => finalise::publish(&runner.finished(segment), node, sink, target)?,
         };
-        sinks.push(SinkSummary { manifest, path: target.path().to_owned(), up_to_date: false });
+        if let Some(url) = target.url() {
+            let mirror = Mirror::new(&plan.graph.stores, url);
+            tokio::select! {
+                biased;
+                () = options.stop.cancelled() => return Err(EngineError::Stopped),
+                published = mirror.publish(target.path(), &manifest) => published?,
+            }
+        }
+        sinks.push(SinkSummary {
+            manifest,
+            path: target.path().to_owned(),
+            url: target.url().map(str::to_owned),
+            up_to_date: false,
+        });
     }
     runner.sweep()?;
     Ok(Summary {
@@ -366,8 +432,15 @@ impl<'a> Runner<'a> {
         let resources = Arc::new(Resources {
             models: Arc::new(ModelPool::new(options.threads)),
             windows_in_flight: options.threads.get(),
+            telemetry: Arc::clone(&options.telemetry),
         });
+        options.telemetry.watch(&resources.models);
         let context = session::context(session::runtime(options.memory_bytes, &spill)?, Some(resources));
+        for node in &plan.graph.nodes {
+            if let Work::Source { discovery: Discovery { reader: Reader::Parquet, shards, .. }, .. } = &node.work {
+                scan::register_stores(&context, &plan.graph.stores, shards)?;
+            }
+        }
         let ledgers =
             plan.segments.all.iter().map(|s| Ledger::open(&work, &s.fingerprint)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
@@ -395,6 +468,7 @@ impl<'a> Runner<'a> {
         }
         self.tasks_reused = committed.iter().flatten().flatten().count();
         let tasks = committed.iter().map(Vec::len).sum();
+        self.options.telemetry.planned(tasks, self.tasks_reused);
         (self.observer)(Event::Planned { tasks, reused: self.tasks_reused });
         for (id, entries) in committed.into_iter().enumerate() {
             let entries = self.segment(id, entries).await?;
@@ -406,17 +480,22 @@ impl<'a> Runner<'a> {
     /// Does what is left of a segment; its entries in shard order.
     async fn segment(&mut self, id: SegmentId, mut entries: Vec<Option<Entry>>) -> Result<Vec<Entry>, EngineError> {
         let segment = &self.plan.segments.all[id];
-        let missing: Vec<usize> = (0..entries.len()).filter(|i| entries[*i].is_none()).collect();
+        let mut missing: Vec<usize> = (0..entries.len()).filter(|i| entries[*i].is_none()).collect();
+        // What is tried again must have been tried.
+        missing.sort_by_key(|i| self.plan.tasks[id][*i].again.is_some());
         if !missing.is_empty() && !enough(segment, &entries) {
             let name = Arc::clone(&self.plan.graph.nodes[segment.node].name);
             let rows = missing.iter().map(|i| self.rows_of(id, *i)).sum();
             (self.observer)(Event::SegmentStarted { segment: Arc::clone(&name), tasks: missing.len(), rows });
             let template = self.template(segment, missing[0]).await?;
             let mut running = FuturesUnordered::new();
-            let mut waiting = missing.into_iter();
+            let mut waiting = missing.into_iter().peekable();
+            let mut stopping: Option<tokio::time::Instant> = None;
             loop {
-                while running.len() < self.options.threads.get() && !enough(segment, &entries) {
-                    let Some(index) = waiting.next() else { break };
+                while running.len() < self.options.threads.get() && stopping.is_none() && !enough(segment, &entries) {
+                    let Some(index) = waiting.next_if(|i| running.is_empty() || !self.waits(id, *i, &entries)) else {
+                        break;
+                    };
                     let (task, bytes) = self.task(id, index, &template).await?;
                     let ledger = self.ledgers[id].clone();
                     let observer = Arc::clone(&self.observer);
@@ -426,15 +505,26 @@ impl<'a> Runner<'a> {
                 }
                 let finished = tokio::select! {
                     biased;
-                    () = self.options.stop.cancelled() => return Err(EngineError::Stopped),
+                    () = self.options.stop.cancelled(), if stopping.is_none() => {
+                        stopping = Some(tokio::time::Instant::now() + RunOptions::GRACE);
+                        continue;
+                    }
+                    () = until(stopping) => return Err(EngineError::Stopped),
                     finished = running.next() => finished,
                 };
-                let Some((index, bytes, entry)) = finished else { break };
+                let Some((index, bytes, entry)) = finished else {
+                    if stopping.is_some() {
+                        return Err(EngineError::Stopped);
+                    }
+                    break;
+                };
                 let entry = entry?;
                 self.tasks_done += 1;
-                if matches!(segment.work, SegmentWork::Rows { base: Base::Source(_), .. }) {
+                let from_source = matches!(segment.work, SegmentWork::Rows { base: Base::Source(_), .. });
+                if from_source {
                     self.rows_read += entry.rows_in;
                 }
+                self.options.telemetry.committed(&entry, from_source);
                 (self.observer)(Event::TaskDone { segment: Arc::clone(&name), bytes });
                 entries[index] = Some(entry);
                 self.judge(&entries)?;
@@ -454,6 +544,13 @@ impl<'a> Runner<'a> {
         Ok(whole)
     }
 
+    /// Whether a task tries rows again that are not through yet.
+    fn waits(&self, id: SegmentId, index: usize, entries: &[Option<Entry>]) -> bool {
+        let tasks = &self.plan.tasks[id];
+        let Some(before) = &tasks[index].again else { return false };
+        tasks.iter().zip(entries).any(|(task, entry)| task.task == *before && entry.is_none())
+    }
+
     fn rows_of(&self, segment: SegmentId, task: usize) -> Option<u64> {
         match &self.plan.tasks[segment][task].input {
             TaskInput::Shard(shard) => shard.rows,
@@ -471,9 +568,11 @@ impl<'a> Runner<'a> {
         let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
         for (i, entry) in entries.iter().enumerate() {
             let Some(entry) = entry else { return Ok(()) };
-            rows += entry.rows_in;
-            bad += entry.rows(PartKind::Quarantine);
-            for (code, n) in entry.counts.iter().flat_map(|c| &c.failed) {
+            // Rows that were tried again count once, by how that ended.
+            let tried_again = self.is_tried_again(entry, entries);
+            rows += if entry.again.is_some() { 0 } else { entry.rows_in };
+            bad += if tried_again { 0 } else { entry.rows(PartKind::Quarantine) };
+            for (code, n) in entry.counts.iter().filter(|_| !tried_again).flat_map(|c| &c.failed) {
                 *reasons.entry(code.clone()).or_default() += n;
             }
             if limit.exceeded(bad, rows, i + 1 == entries.len()) {
@@ -488,6 +587,10 @@ impl<'a> Runner<'a> {
             }
         }
         Ok(())
+    }
+
+    fn is_tried_again(&self, entry: &Entry, entries: &[Option<Entry>]) -> bool {
+        entries.iter().flatten().any(|e| e.again.as_ref().is_some_and(|a| a.task == entry.task))
     }
 
     /// The shard that a task of a row-wise segment reads.
@@ -537,16 +640,20 @@ impl<'a> Runner<'a> {
                 let shard =
                     (first..self.plan.tasks[id].len()).find_map(|i| self.shard(id, i).transpose()).transpose()?;
                 let Some(shard) = shard else { return Ok(None) };
-                self.rows_plan(*base, chain, vec![shard]).await?
+                self.rows_plan(*base, chain, vec![shard], None).await?
             }
         };
-        let physical = self.context.state().create_physical_plan(&plan).await?;
+        Ok(Some(self.physical(&plan).await?))
+    }
+
+    async fn physical(&self, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>, EngineError> {
+        let physical = self.context.state().create_physical_plan(plan).await?;
         let physical = scan::prune_by_first_filter(physical)?;
         if physical.output_partitioning().partition_count() != 1 {
             return Err(EngineError::Internal("a plan was repartitioned".into()));
         }
         tracing::debug!(plan = %datafusion::physical_plan::displayable(physical.as_ref()).indent(false), "segment planned");
-        Ok(Some(physical))
+        Ok(physical)
     }
 
     fn segment_id(&self, segment: &Segment) -> SegmentId {
@@ -558,7 +665,7 @@ impl<'a> Runner<'a> {
         let node = &self.plan.graph.nodes[node];
         let Some(base) = inputs.first() else { return Err(EngineError::Internal("a set stage without input".into())) };
         let shards = self.base_shards(*base);
-        let rows = self.rows_plan(*base, &[], shards.clone()).await?;
+        let rows = self.rows_plan(*base, &[], shards.clone(), None).await?;
         let state = self.context.state();
         match &node.work {
             Work::Dedup(dedup) => {
@@ -593,7 +700,7 @@ impl<'a> Runner<'a> {
         let node = &self.plan.graph.nodes[node];
         let mut tables = Vec::new();
         for (input, base) in node.inputs.iter().zip(inputs) {
-            let plan = self.rows_plan(*base, &[], self.base_shards(*base)).await?;
+            let plan = self.rows_plan(*base, &[], self.base_shards(*base), None).await?;
             tables.push((Arc::clone(&self.plan.graph.nodes[*input].name), plan));
         }
         match &node.work {
@@ -614,8 +721,14 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// A chain of row-wise nodes over shards of a base, as a logical plan: row id first, the error last.
-    async fn rows_plan(&self, base: Base, chain: &[NodeId], shards: Vec<Shard>) -> Result<LogicalPlan, EngineError> {
+    /// A chain of row-wise nodes over shards of a base, as a logical plan: row id first, the error last. With `only`, over the rows with these ids.
+    async fn rows_plan(
+        &self,
+        base: Base,
+        chain: &[NodeId],
+        shards: Vec<Shard>,
+        only: Option<&Arc<HashSet<String>>>,
+    ) -> Result<LogicalPlan, EngineError> {
         let nodes = &self.plan.graph.nodes;
         let mut chain = chain.iter().map(|n| &nodes[*n]).peekable();
         let mut at = match base {
@@ -636,7 +749,7 @@ impl<'a> Runner<'a> {
                 if ids == Ids::FileAndRow {
                     // Ids are made for the rows that the first filters let through only, unless they come from a key in the end.
                     while let Some(next) = chain.next_if(
-                        |n| matches!(&n.work, Work::Filter(f) if source.key().is_none() && !f.keep_rejected && !f.predicate.contains(ROW_ID)),
+                        |n| matches!(&n.work, Work::Filter(f) if source.key().is_none() && only.is_none() && !f.keep_rejected && !f.predicate.contains(ROW_ID)),
                     ) {
                         at = self.node(next, at).await?;
                     }
@@ -650,6 +763,9 @@ impl<'a> Runner<'a> {
                 }
             }
         };
+        if let Some(only) = only {
+            at = plan::only(only, at)?;
+        }
         for node in chain {
             at = self.node(node, at).await?;
         }
@@ -699,7 +815,12 @@ impl<'a> Runner<'a> {
             rows_in: 0,
             parts: Vec::new(),
             counts: Vec::new(),
+            files: String::new(),
+            again: None,
         }));
+        if planned.again.is_some() {
+            return self.retry(id, index).await;
+        }
         let Some(template) = template else { return Ok((nothing, 0)) };
         let (plan, rows_in, bytes) = match &segment.work {
             SegmentWork::Set { .. } => (Arc::clone(template), None, 0),
@@ -715,6 +836,12 @@ impl<'a> Runner<'a> {
                 (scan::retarget(template, std::slice::from_ref(&shard), ids)?, shard.rows, shard.bytes)
             }
         };
+        Ok((Job::Task(Box::new(self.job(id, index, plan, rows_in))), bytes))
+    }
+
+    fn job(&self, id: SegmentId, index: usize, plan: Arc<dyn ExecutionPlan>, rows_in: Option<u64>) -> Task {
+        let segment = &self.plan.segments.all[id];
+        let planned = &self.plan.tasks[id][index];
         let sink = match &segment.work {
             SegmentWork::Rows { sink: Some(node), .. } => match &self.plan.graph.nodes[*node].work {
                 Work::Sink(sink) => Arc::clone(sink),
@@ -729,13 +856,15 @@ impl<'a> Runner<'a> {
         } else {
             RowIds::Carried
         };
-        let task = Task {
+        Task {
             task: planned.task.clone(),
             plan,
             session: Arc::new(self.context.state()),
             rows_in,
             sources: self.sources(id).into(),
             row_ids,
+            files: self.files(planned),
+            again: None,
             lists_kept: sinks && sink.extension() != "parquet",
             sink,
             aside: Arc::clone(&self.aside),
@@ -743,7 +872,53 @@ impl<'a> Runner<'a> {
                 "groundloom".to_owned(),
                 format!("{{\"pipeline\":{},\"node\":{}}}", json!(self.plan.graph.name), json!(node.name)),
             )]),
+        }
+    }
+
+    /// `SHARD:VERSIONS` of a task whose rows tell by their ids which file they are from.
+    fn files(&self, planned: &PlannedTask) -> String {
+        match &planned.input {
+            TaskInput::Shard(shard) if shard.files.len() <= MOST_FILES => {
+                format!("{}:{}", shard.id, retries::file_versions(shard))
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// The task `index` of a segment, which tries the failed rows of another one again.
+    async fn retry(&self, id: SegmentId, index: usize) -> Result<(Job, u64), EngineError> {
+        let planned = &self.plan.tasks[id][index];
+        let failed = planned.again.as_ref().and_then(|before| self.ledgers[id].peek(before));
+        let Some(before) = failed else {
+            return Err(EngineError::Internal("rows are tried again that were not tried".into()));
         };
+        let mut again = Again { task: before.task.clone(), rows: 0, failed: BTreeMap::new() };
+        let (SegmentWork::Rows { base, chain, .. }, Some(mut shard), Some(part)) =
+            (&self.plan.segments.all[id].work, self.shard(id, index)?, before.part(PartKind::Quarantine))
+        else {
+            let (task, files) = (planned.task.clone(), String::new());
+            let nothing = Entry { task, rows_in: 0, parts: Vec::new(), counts: Vec::new(), files, again: Some(again) };
+            return Ok((Job::Nothing(Box::new(nothing)), 0));
+        };
+        let path = self.ledgers[id].part_path(part);
+        let only: HashSet<String> = quarantine::row_ids(&path)?.into_iter().collect();
+        again.rows = part.rows;
+        again.failed = quarantine::failures(&path)?;
+        if let Base::Source(source) = base
+            && let Work::Source { source, .. } = &self.plan.graph.nodes[*source].work
+            && source.key().is_none()
+        {
+            // Files without a failed row need not be opened.
+            let files: HashSet<&str> = only.iter().filter_map(|id| id.get(..16)).collect();
+            let wanted = |f: &ShardFile| files.contains(format!("{:016x}", file_hash(&f.path)).as_str());
+            if shard.files.iter().any(wanted) {
+                shard.files.retain(wanted);
+            }
+        }
+        let bytes = shard.files.iter().map(|f| f.size).sum();
+        let plan = self.rows_plan(*base, chain, vec![shard], Some(&Arc::new(only))).await?;
+        let mut task = self.job(id, index, self.physical(&plan).await?, Some(again.rows));
+        (task.files, task.again) = (String::new(), Some(again));
         Ok((Job::Task(Box::new(task)), bytes))
     }
 
@@ -793,6 +968,9 @@ impl<'a> Runner<'a> {
     }
 }
 
+/// The versions of so many files of a shard are written into its entry.
+const MOST_FILES: usize = 4096;
+
 /// What stands behind a planned task.
 enum Job {
     /// A plan to run.
@@ -825,6 +1003,14 @@ impl Future for AbortOnDrop {
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// Waits for a moment, or for ever where there is none.
+async fn until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -873,6 +1059,25 @@ pub fn added(entries: &[Entry]) -> Vec<StageCounts> {
                 Some(sum) => sum.add(counts),
                 None => all.push(counts.clone()),
             }
+        }
+    }
+    // Rows that were tried again went through every stage twice, the first time with their error; they count once, by how it ended.
+    for again in entries.iter().filter_map(|e| e.again.as_ref()) {
+        for counts in &mut all {
+            counts.rows_in = counts.rows_in.saturating_sub(again.rows);
+            counts.rows_out = counts.rows_out.saturating_sub(again.rows);
+        }
+        for (stage, codes) in &again.failed {
+            // A source is counted by its name and fails rows by its type's.
+            let named =
+                all.iter().position(|c| c.stage == *stage).or_else(|| all.iter().position(|c| c.kind == scan::SOURCE));
+            let Some(counts) = named.and_then(|i| all.get_mut(i)) else { continue };
+            for (code, rows) in codes {
+                if let Some(n) = counts.failed.get_mut(code) {
+                    *n = n.saturating_sub(*rows);
+                }
+            }
+            counts.failed.retain(|_, n| *n > 0);
         }
     }
     all

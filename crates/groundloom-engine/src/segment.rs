@@ -244,7 +244,7 @@ impl Cut<'_> {
     }
 }
 
-/// The vector extensions that decide the last bits of f32 sums on this machine.
+/// The vector extensions that decide the last bits of f32 sums on this machine: finer than the detector's own kernels need, as candle's matrix products sum in another order with AVX-512 than with AVX2.
 pub fn kernel_class() -> String {
     #[cfg(target_arch = "x86_64")]
     let extension = if std::arch::is_x86_feature_detected!("avx512f") {

@@ -25,10 +25,10 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::{
     drops::{DropLog, Told},
     error::EngineError,
-    ledger::{Entry, Ledger, OpenPart, PartKind},
+    ledger::{Again, Entry, Ledger, OpenPart, PartKind},
     nodes::{
         filter::{FilterExec, REJECTED},
-        scan::ShardScanExec,
+        scan::{SOURCE, ShardScanExec},
         set::SetExec,
         stage::StageExec,
     },
@@ -61,6 +61,10 @@ pub struct Task {
     pub row_ids: RowIds,
     /// Whether the ids of good rows are listed beside them, because the sink's format cannot be searched for them.
     pub lists_kept: bool,
+    /// `SHARD:VERSIONS` of its files, as the entry tells it.
+    pub files: String,
+    /// Whose failed rows it tries again, if it is a retry.
+    pub again: Option<Again>,
     /// Writes good rows.
     pub sink: Arc<dyn Sink>,
     /// Writes failed and rejected rows.
@@ -116,8 +120,9 @@ impl Task {
             open.push(handle);
         }
         let written = parts.iter().filter(|p| p.kind != PartKind::Kept).map(|p| p.rows).sum();
-        let (rows_in, counts) = counts(&self.plan, self.rows_in, written);
-        let entry = Entry { task: self.task.clone(), rows_in, parts, counts };
+        let (rows_in, counts) = counts(&self.plan, self.rows_in, written, self.again.as_ref());
+        let (files, again) = (self.files.clone(), self.again.clone());
+        let entry = Entry { task: self.task.clone(), rows_in, parts, counts, files, again };
         let ledger = ledger.clone();
         tokio::task::spawn_blocking(move || ledger.commit(entry, open))
             .await
@@ -150,11 +155,11 @@ impl<'a> Output<'a> {
         }
         if self.open.is_none() {
             let (part, file) = ledger.start_part(&task.task, self.kind, self.sink.extension())?;
-            let writer = self.sink.writer(rows.schema(), file, &task.metadata)?;
+            let writer = self.sink.writer(rows.schema(), file, &task.metadata).map_err(|e| part.failed(e))?;
             self.open = Some((part, writer));
         }
-        if let Some((_, writer)) = &mut self.open {
-            writer.write(rows)?;
+        if let Some((part, writer)) = &mut self.open {
+            writer.write(rows).map_err(|e| part.failed(e))?;
         }
         self.rows += rows.num_rows() as u64;
         Ok(())
@@ -162,7 +167,7 @@ impl<'a> Output<'a> {
 
     fn finish(self) -> Result<Option<(crate::ledger::Part, OpenPart)>, EngineError> {
         let Some((open, writer)) = self.open else { return Ok(None) };
-        let file: File = writer.finish()?;
+        let file: File = writer.finish().map_err(|e| open.failed(e))?;
         let part = open.complete(&file, self.rows)?;
         Ok(Some((part, open)))
     }
@@ -255,7 +260,12 @@ fn ids_only(rows: &RecordBatch) -> Result<RecordBatch, EngineError> {
 }
 
 /// The counts of a chain of operators, source first, and the rows that entered it.
-fn counts(plan: &Arc<dyn ExecutionPlan>, rows_in: Option<u64>, written: u64) -> (u64, Vec<StageCounts>) {
+fn counts(
+    plan: &Arc<dyn ExecutionPlan>,
+    rows_in: Option<u64>,
+    written: u64,
+    again: Option<&Again>,
+) -> (u64, Vec<StageCounts>) {
     let mut chain = Vec::new();
     let mut at = Some(plan);
     while let Some(node) = at {
@@ -271,6 +281,10 @@ fn counts(plan: &Arc<dyn ExecutionPlan>, rows_in: Option<u64>, written: u64) -> 
         at = node.children().first().copied();
     }
     chain.reverse();
+    // A retry read past the rows that are not its own.
+    if let (Some(again), Some(source)) = (again, chain.first_mut().filter(|c| c.kind == SOURCE)) {
+        (source.rows_in, source.rows_out) = (again.rows, again.rows);
+    }
     let read = rows_in.or_else(|| chain.first().map(|c| c.rows_in)).unwrap_or(written);
     // Row groups that a Parquet scan skipped hold rows that the first filter would have dropped,
     // and a row-wise query is counted by what leaves it.

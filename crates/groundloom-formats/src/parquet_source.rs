@@ -44,13 +44,6 @@ impl Config for ParquetSource {
 #[async_trait]
 impl Source for ParquetSource {
     async fn discover(&self, stores: &Stores, options: &DiscoverOptions) -> Result<Discovery, FormatError> {
-        if self.path.contains("://") && !self.path.starts_with("file://") {
-            let message = format!(
-                "Parquet is read from local disks only so far, and `{}` is a URL; download it first",
-                self.path
-            );
-            return Err(FormatError::Input { key: "path", message });
-        }
         let entries = stores.list(&self.path, &["parquet"]).await?;
         let footers =
             stream::iter(entries.clone()).map(|entry| async move { footer(stores, &entry).await }).buffered(16);

@@ -7,7 +7,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::UNIX_EPOCH,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -19,9 +19,12 @@ use object_store::{
 
 use crate::{FormatError, globs};
 
+mod upload;
+pub use upload::{Expected, Replaced};
+
 /// Opens object stores by URL, once each; clones share what is open.
 ///
-/// Read are local paths (absolute, or relative to the current directory; also `file://`), `s3://bucket/…`, `gs://bucket/…`, `az://container/…` (and `abfs://`),
+/// Understood are local paths (absolute, or relative to the current directory; also `file://`), `s3://bucket/…`, `gs://bucket/…`, `az://container/…` (and `abfs://`),
 /// `http://…` and `https://…`. Credentials, regions and endpoints come from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`). HTTP knows no listing, so only exact
 /// URLs and brace ranges work there.
 #[derive(Debug, Clone, Default)]
@@ -167,15 +170,18 @@ impl Stores {
             }
             Place::Remote(remote) => {
                 let (store, path) = self.remote(location, &remote)?;
-                match store.head(&path).await {
-                    Ok(meta) => Ok(Some(remote_entry(
-                        &remote.base,
-                        &meta,
-                        meta.location.filename().unwrap_or_default().to_owned(),
-                    ))),
-                    Err(object_store::Error::NotFound { .. }) => Ok(None),
-                    Err(e) => Err(store_error(location, e)),
-                }
+                let head = again(|| async {
+                    match store.head(&path).await {
+                        Ok(meta) => Ok(Some(remote_entry(
+                            &remote.base,
+                            &meta,
+                            meta.location.filename().unwrap_or_default().to_owned(),
+                        ))),
+                        Err(object_store::Error::NotFound { .. }) => Ok(None),
+                        Err(e) => Err(store_error(location, e)),
+                    }
+                });
+                head.await
             }
         }
     }
@@ -195,14 +201,12 @@ impl Stores {
                 if expected == Some(0) {
                     return Ok(Bytes::new());
                 }
-                let options = GetOptions { range: range.map(Into::into), ..GetOptions::default() };
-                let bytes = store
-                    .get_opts(&path, options)
-                    .await
-                    .map_err(|e| store_error(location, e))?
-                    .bytes()
-                    .await
-                    .map_err(|e| store_error(location, e))?;
+                let got = again(|| async {
+                    let options = GetOptions { range: range.clone().map(Into::into), ..GetOptions::default() };
+                    let found = store.get_opts(&path, options).await.map_err(|e| store_error(location, e))?;
+                    found.bytes().await.map_err(|e| store_error(location, e))
+                });
+                let bytes = got.await?;
                 match expected {
                     Some(expected) if expected != bytes.len() as u64 => {
                         Err(io_error(location, ErrorKind::UnexpectedEof.into()))
@@ -352,10 +356,11 @@ impl Stores {
         }
         let (store, path) = self.remote(location, &Remote { base: remote.base.clone(), key: prefix.to_owned() })?;
         let prefix_path = (!prefix.is_empty()).then_some(&path);
+        let listed = again(|| async {
+            store.list(prefix_path).try_collect::<Vec<_>>().await.map_err(|e| store_error(location, e))
+        });
         let mut found = Vec::new();
-        let mut listing = store.list(prefix_path);
-        while let Some(meta) = listing.next().await {
-            let meta = meta.map_err(|e| store_error(location, e))?;
+        for meta in listed.await? {
             let full = meta.location.to_string();
             let Some(relative) = full.strip_prefix(path.as_ref()).map(|r| r.trim_start_matches('/').to_owned()) else {
                 continue;
@@ -722,6 +727,28 @@ pub(crate) fn io_error(location: &str, error: io::Error) -> FormatError {
         _ => error.to_string(),
     };
     FormatError::Io { location: location.to_owned(), message, source: Some(Box::new(error)) }
+}
+
+/// Does a request again, a few times, where the connection broke in its answer: the store's own retries end with the answer's first byte.
+async fn again<T, F: Future<Output = Result<T, FormatError>>>(request: impl Fn() -> F) -> Result<T, FormatError> {
+    let mut pause = Duration::from_millis(100);
+    for _ in 0..RETRIES {
+        match request().await {
+            Err(FormatError::Io { source: Some(source), .. })
+                if source.downcast_ref::<object_store::Error>().is_some_and(is_transient) =>
+            {
+                tokio::time::sleep(pause).await;
+                pause *= 3;
+            }
+            answer => return answer,
+        }
+    }
+    request().await
+}
+
+/// Whether an error may be gone the next time.
+fn is_transient(error: &object_store::Error) -> bool {
+    matches!(error, object_store::Error::Generic { .. })
 }
 
 fn store_error(location: &str, error: object_store::Error) -> FormatError {

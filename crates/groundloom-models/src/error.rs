@@ -85,6 +85,35 @@ pub enum ModelError {
         /// Pixels.
         height: u32,
     },
+    /// An image so long and thin that the model's resize would make it enormous.
+    #[error(
+        "an image of {width}×{height} pixels would be resized to {to_width}×{to_height}; expected an aspect ratio that \
+         leaves it below 67 million pixels"
+    )]
+    ImageTooLong {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+        /// Pixels after the resize.
+        to_width: u32,
+        /// Pixels after the resize.
+        to_height: u32,
+    },
+    /// A tokenizer refused a text.
+    #[error("the tokenizer cannot read this text: {reason}")]
+    Untokenized {
+        /// The tokenizer's words.
+        reason: String,
+    },
+    /// A model was given what it does not take.
+    #[error("the model {model} does not take {what}")]
+    NoModality {
+        /// The model's name.
+        model: String,
+        /// `texts` or `images`.
+        what: &'static str,
+    },
     /// Candle refused an operation. The shapes of a loaded model fit, so this is a defect.
     #[error("candle could not compute {operation}: {reason}")]
     Compute {

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
-use sha2::{Digest, Sha256};
+use serde::de::DeserializeOwned;
 
 use crate::ModelError;
 
@@ -41,11 +41,36 @@ impl ModelFolder {
 
     /// The bytes of the file `name`, if there is such a file.
     pub(crate) fn read_if_there(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
-        let there = match self {
+        self.has(name).then(|| self.read(name)).transpose()
+    }
+
+    /// Whether there is a file `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match self {
             Self::OnDisk(folder) => folder.join(name).exists(),
             Self::Embedded(model) => model.files.iter().any(|(file, _)| *file == name),
-        };
-        there.then(|| self.read(name)).transpose()
+        }
+    }
+
+    /// The JSON file `name` as `T`.
+    pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, ModelError> {
+        serde_json::from_slice(&self.read(name)?)
+            .map_err(|e| ModelError::BadConfig { origin: self.file_name(name), problem: format!("found: {e}") })
+    }
+
+    /// The JSON file `name` as `T`, if there is such a file.
+    pub(crate) fn json_if_there<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ModelError> {
+        if self.has(name) { self.json(name).map(Some) } else { Ok(None) }
+    }
+
+    /// The licence that the model card's front matter names, or `unknown`.
+    pub(crate) fn licence(&self) -> String {
+        let card = self.read_if_there("README.md").ok().flatten().unwrap_or_default();
+        let card = String::from_utf8_lossy(&card);
+        let mut lines = card.lines();
+        let front = (lines.next() == Some("---")).then(|| lines.take_while(|line| *line != "---"));
+        let named = front.into_iter().flatten().find_map(|line| line.strip_prefix("license:"));
+        named.map_or("unknown", |name| name.trim().trim_matches(['"', '\''])).to_owned()
     }
 
     /// How errors name the file `name`.
@@ -57,7 +82,7 @@ impl ModelFolder {
     }
 }
 
-/// Sha256 of `bytes` in hexadecimal.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+/// Two lower-case digits a byte.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,17 +1,31 @@
 #![doc = include_str!("../README.md")]
 
+mod bert;
+mod clip;
+mod config;
 mod detector;
+mod dual;
+mod embedder;
 mod error;
+mod family;
 mod folder;
+mod image_processor;
 mod kernels;
+mod layers;
 mod pool;
 mod registry;
+mod sentence;
+mod siglip;
 pub mod ssd;
+mod text_tokenizer;
+mod transformer;
 mod vocabulary;
+mod weights;
 
 pub use detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppress};
+pub use embedder::{Embedder, EmbedderInfo};
 pub use error::ModelError;
 pub use kernels::KernelClass;
-pub use pool::{DetectRequest, DetectorWork, ModelMetrics, ModelPool, PooledModel, Work};
-pub use registry::{DEFAULT_DETECTOR, embedded_names, resolve, resolve_plain_ssd, resolve_ssd};
+pub use pool::{DetectRequest, DetectorWork, EmbedRequest, EmbedderWork, ModelMetrics, ModelPool, PooledModel, Work};
+pub use registry::{DEFAULT_DETECTOR, embedded_names, resolve, resolve_embedder, resolve_plain_ssd, resolve_ssd};
 pub use vocabulary::Vocabulary;

@@ -6,6 +6,7 @@
 //! no other item notices.
 
 mod detection;
+mod embedding;
 mod metrics;
 
 use std::{
@@ -22,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::ModelError;
 pub use detection::{DetectRequest, DetectorWork};
+pub use embedding::{EmbedRequest, EmbedderWork};
 use metrics::Meter;
 pub use metrics::ModelMetrics;
 

@@ -7,9 +7,19 @@ use serde::Deserialize;
 
 use crate::{
     ModelError,
-    detector::Detector,
+    clip::{self, Clip},
+    config::Config,
+    detector::{Detector, ModelInfo},
+    dual::{DualEmbedder, SentenceEmbedder, SsdEmbedder},
+    embedder::{Embedder, EmbedderInfo},
+    family::Family,
     folder::{EmbeddedModel, ModelFolder},
+    image_processor::{ImageDefaults, ImageProcessor},
+    sentence::SentenceEncoder,
+    siglip::{self, Siglip},
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
+    text_tokenizer::{Padding, TextTokenizer},
+    weights::Weights,
 };
 
 /// The embedded detector's name.
@@ -87,6 +97,84 @@ pub fn resolve_plain_ssd(name: &str, device: &Device) -> Result<PlainNetwork, Mo
     let folder = find(name)?;
     check_architecture(name, &folder)?;
     SsdMobileNetV2::load_plain(&folder, device)
+}
+
+/// Loads the embedder that `name` stands for: an embedded model ([`embedded_names`]) or the path of a folder in Hugging
+/// Face layout, whose `config.json` decides the architecture.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
+    let folder = find(name)?;
+    let family = Family::of(name, &folder)?;
+    if family == Family::Ssd {
+        let network = SsdMobileNetV2::load(&folder)?;
+        let ModelInfo { weights_sha256, licence, .. } = network.info().clone();
+        let info = EmbedderInfo {
+            name: name.to_owned(),
+            architecture: ssd::ARCHITECTURE.to_owned(),
+            weights_sha256,
+            licence,
+            dims: ssd::FEATURES,
+            normalised: false,
+            texts: false,
+            images: true,
+        };
+        return Ok(Arc::new(SsdEmbedder { info, network }));
+    }
+    let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
+    let info = |dims: usize, normalised: bool, [texts, images]: [bool; 2]| EmbedderInfo {
+        name: name.to_owned(),
+        architecture: family.name().to_owned(),
+        weights_sha256: weights.sha256().to_owned(),
+        licence: folder.licence(),
+        dims,
+        normalised,
+        texts,
+        images,
+    };
+    Ok(match family {
+        Family::Clip => {
+            let network = Clip::load(&config, &weights)?;
+            let length = network.text.config.positions;
+            Arc::new(DualEmbedder {
+                info: info(network.width, true, [true, true]),
+                processor: sized(&folder, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
+                tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::Longest(pad.unwrap_or(0)))?,
+                network,
+            })
+        }
+        Family::Siglip => {
+            let network = Siglip::load(&config, &weights)?;
+            let length = network.text.positions;
+            Arc::new(DualEmbedder {
+                info: info(network.width, true, [true, true]),
+                processor: sized(&folder, siglip::IMAGE_DEFAULTS, network.vision.image_size)?,
+                tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
+                network,
+            })
+        }
+        Family::TextEncoder(kind) => {
+            let encoder = SentenceEncoder::load(&folder, &config, kind, &weights)?;
+            Arc::new(SentenceEmbedder { info: info(encoder.width(), encoder.normalised, [true, false]), encoder })
+        }
+        Family::Ssd => unreachable!("loaded above"),
+    })
+}
+
+/// The image processor of a network that takes images of `size` × `size` pixels only.
+fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<ImageProcessor, ModelError> {
+    let processor = ImageProcessor::open(folder, defaults)?;
+    match processor.fixed_size() {
+        Some((width, height)) if width as usize == size && height as usize == size => Ok(processor),
+        found => Err(ModelError::BadConfig {
+            origin: folder.file_name("preprocessor_config.json"),
+            problem: format!(
+                "expected images of {size}×{size} pixels as config.json says, found {}",
+                found.map_or("images of any size".to_owned(), |(width, height)| format!("{width}×{height}"))
+            ),
+        }),
+    }
 }
 
 /// Loads the detector that `name` stands for: an embedded model ([`embedded_names`]) or the path of a folder in

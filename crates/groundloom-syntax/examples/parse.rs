@@ -12,8 +12,7 @@ use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 
-use groundloom_syntax::{Doc, Pipeline};
-use serde_json::{Value, json};
+use groundloom_syntax::Pipeline;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut json_lines = false;
@@ -44,37 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn print(pipeline: &Pipeline, texts: &mut Vec<String>, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
     for doc in pipeline.parse_batch(texts) {
-        serde_json::to_writer(&mut *out, &record(&doc?))?;
+        serde_json::to_writer(&mut *out, &doc?.record())?;
         out.write_all(b"\n")?;
     }
     texts.clear();
     Ok(())
-}
-
-fn record(doc: &Doc) -> Value {
-    let tokens: Vec<Value> = doc
-        .tokens()
-        .map(|t| {
-            json!({
-                "i": t.i(), "text": t.text(), "idx": t.idx(),
-                "ws": if t.space_after() { " " } else { "" },
-                "norm": t.norm(), "shape": t.shape(), "lemma": t.lemma(),
-                "tag": t.tag(), "pos": t.pos(), "morph": t.morph(), "dep": t.dep(), "head": t.head(),
-                "sent_start": if t.is_sentence_start() { 1 } else { -1 },
-                "left_edge": t.left_edge(), "right_edge": t.right_edge(),
-            })
-        })
-        .collect();
-    let chunks: Vec<Value> = doc
-        .noun_chunks()
-        .iter()
-        .map(|c| {
-            json!({
-                "start": c.start_token, "end": c.end_token, "start_char": c.start_char,
-                "end_char": c.end_char, "text": c.text(doc), "root": c.root,
-            })
-        })
-        .collect();
-    let sentences: Vec<[usize; 2]> = doc.sentences().iter().map(|s| [s.start, s.end]).collect();
-    json!({ "text": doc.text(), "tokens": tokens, "noun_chunks": chunks, "sents": sentences })
 }

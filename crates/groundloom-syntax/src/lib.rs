@@ -11,6 +11,7 @@ mod network;
 mod noun_chunks;
 mod parser;
 mod pipeline;
+mod record;
 mod strings;
 mod tokenizer;
 mod unicode;

@@ -52,7 +52,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Stages(command) => commands::stages::run(&command),
         Command::Why(command) => commands::why::run(command).await,
         Command::Diff(command) => commands::diff::run(&command),
-        Command::Quarantine { command } => commands::quarantine::run(command),
+        Command::Quarantine { command } => commands::quarantine::run(command, machine).await,
         Command::Parse(command) => commands::parse::run(&command),
         Command::Detect(command) => commands::detect::run(&command),
         Command::Schema => commands::schema::run(),

@@ -21,7 +21,7 @@ use datafusion::{
         source::DataSourceExec,
         table_schema::TableSchema,
     },
-    execution::{SendableRecordBatchStream, TaskContext, object_store::ObjectStoreUrl},
+    execution::{SendableRecordBatchStream, TaskContext, context::SessionContext, object_store::ObjectStoreUrl},
     logical_expr::Expr,
     physical_expr::{
         EquivalenceProperties, PhysicalExpr,
@@ -38,7 +38,7 @@ use groundloom_data::{
     columns::{ERROR, ROW_ID, error_type},
     row_id::file_hash,
 };
-use groundloom_formats::{BatchLimits, Reader, Shard, ShardReader};
+use groundloom_formats::{BatchLimits, FormatError, Reader, Shard, ShardReader, store::Stores};
 use parquet::arrow::RowNumber;
 
 use super::filter::FilterExec;
@@ -46,6 +46,8 @@ use crate::counters::Counters;
 
 /// The hash of a row's file, a column of Parquet scans that only the row id's expression sees.
 pub const FILE_COLUMN: &str = "_file";
+/// The kind of a source in the counts.
+pub const SOURCE: &str = "source";
 /// The row's number in its file, likewise.
 pub const ROW_COLUMN: &str = "_row";
 
@@ -118,14 +120,11 @@ impl TableProvider for ShardTable {
                     Ids::Carried => TableSchema::builder(Arc::clone(&self.columns)).build(),
                     Ids::FileAndRow => parquet_schema(&self.columns),
                 };
-                let config = FileScanConfigBuilder::new(
-                    ObjectStoreUrl::local_filesystem(),
-                    Arc::new(ParquetSource::new(schema)),
-                )
-                .with_file_groups(vec![file_group(&self.shards, self.ids)?])
-                .with_projection_indices(projection.cloned())?
-                .with_preserve_order(true)
-                .build();
+                let config = FileScanConfigBuilder::new(store_url(&self.shards)?, Arc::new(ParquetSource::new(schema)))
+                    .with_file_groups(vec![file_group(&self.shards, self.ids)?])
+                    .with_projection_indices(projection.cloned())?
+                    .with_preserve_order(true)
+                    .build();
                 Ok(DataSourceExec::from_data_source(config))
             }
             Reader::Rows(reader) => Ok(Arc::new(ShardScanExec::try_new(
@@ -139,10 +138,43 @@ impl TableProvider for ShardTable {
     }
 }
 
+/// The store that holds the shards of a table: all files of a source stand in one.
+fn store_url(shards: &[Shard]) -> Result<ObjectStoreUrl> {
+    match shards.iter().flat_map(|s| &s.files).next() {
+        Some(file) if Stores::is_remote(&file.location).map_err(plain)? => {
+            ObjectStoreUrl::parse(Stores::object_url(&file.location).map_err(plain)?.0)
+        }
+        _ => Ok(ObjectStoreUrl::local_filesystem()),
+    }
+}
+
+fn plain(error: FormatError) -> DataFusionError {
+    DataFusionError::Execution(error.to_string())
+}
+
+/// Makes the stores known in which a source's Parquet files stand.
+///
+/// # Errors
+/// A location of an unknown kind, or credentials that are missing.
+pub fn register_stores(context: &SessionContext, stores: &Stores, shards: &[Shard]) -> Result<()> {
+    let url = store_url(shards)?;
+    if let Some(file) = shards.iter().flat_map(|s| &s.files).next()
+        && url != ObjectStoreUrl::local_filesystem()
+    {
+        let (store, _) = stores.object(&file.location).map_err(plain)?;
+        context.register_object_store(url.as_ref(), store);
+    }
+    Ok(())
+}
+
 fn file_group(shards: &[Shard], ids: Ids) -> Result<FileGroup> {
     let files = shards.iter().flat_map(|s| &s.files).map(|file| {
-        let path = object_store::path::Path::from_absolute_path(&file.location)
-            .map_err(|e| DataFusionError::Execution(format!("{}: {e}", file.location)))?;
+        let path = if Stores::is_remote(&file.location).map_err(plain)? {
+            Stores::object_url(&file.location).map_err(plain)?.1
+        } else {
+            object_store::path::Path::from_absolute_path(&file.location)
+                .map_err(|e| DataFusionError::Execution(format!("{}: {e}", file.location)))?
+        };
         let meta = object_store::ObjectMeta {
             location: path,
             last_modified: chrono_epoch(),
@@ -194,7 +226,7 @@ impl ShardScanExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        let counters = Arc::new(Counters::new(&name, "source"));
+        let counters = Arc::new(Counters::new(&name, SOURCE));
         Ok(Self { name, reader, full: Arc::clone(full), projection, shards, properties, counters })
     }
 

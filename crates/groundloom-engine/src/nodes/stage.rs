@@ -30,7 +30,10 @@ use groundloom_data::columns::{ERROR, column, error_type};
 use groundloom_models::ModelPool;
 use groundloom_stages::stage::{Outcome, RowFailure, RowWise, Stage};
 
-use crate::counters::Counters;
+use crate::{
+    counters::Counters,
+    telemetry::{StageMeter, Telemetry},
+};
 
 /// What the operators need besides data, handed to plans through `SessionConfig::with_extension`.
 pub struct Resources {
@@ -38,6 +41,8 @@ pub struct Resources {
     pub models: Arc<ModelPool>,
     /// Windows of one stage that may be in work at the same time, per task.
     pub windows_in_flight: usize,
+    /// Where stages say how fast they are.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// What a plan stores of a stage: plain data.
@@ -241,6 +246,7 @@ impl ExecutionPlan for StageExec {
             outputs: self.outputs.clone(),
             schema: self.schema(),
             counters: Arc::clone(&self.counters),
+            meter: resources.telemetry.stage(&self.spec.name),
         });
         let slices = self.input.execute(partition, context)?.map_ok(move |batch| {
             let rows = batch.num_rows();
@@ -279,11 +285,13 @@ struct Window {
     outputs: Vec<FieldRef>,
     schema: SchemaRef,
     counters: Arc<Counters>,
+    meter: Arc<StageMeter>,
 }
 
 impl Window {
     async fn run(&self, batch: RecordBatch) -> Result<RecordBatch> {
         let rows = batch.num_rows();
+        let measured = self.meter.window(rows as u64);
         let errors = batch.column_by_name(ERROR).cloned();
         let good = errors.as_ref().filter(|e| e.null_count() < rows).map(|e| arrow::compute::is_null(e)).transpose()?;
         let visible: Vec<ArrayRef> = batch
@@ -313,6 +321,7 @@ impl Window {
                 .await
                 .map_err(|e| DataFusionError::Execution(format!("stage `{}`: {e}", self.name)))?
         };
+        measured.done();
         self.check(&outcome, shown.num_rows())?;
         self.counters.add(rows as u64, rows as u64, &outcome);
         let columns = match &places {

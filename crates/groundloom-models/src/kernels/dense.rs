@@ -1,11 +1,13 @@
-//! 1×1 convolution as a matrix product with bias, activation and residual fused into the store.
+//! A dense layer, or a 1×1 convolution: a matrix product with bias, activation and residual fused into the store.
+
+use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::{Aligned, Isa};
+use super::{Activation, Aligned, Isa};
 
 /// Columns of a full panel. Two AVX-512 vectors, four of AVX2, eight of NEON or SSE.
-const PANEL: usize = 32;
+pub(super) const PANEL: usize = 32;
 /// Columns of the last panel when no more are left.
 const HALF: usize = PANEL / 2;
 
@@ -27,9 +29,12 @@ pub(crate) enum Epilogue<'a> {
     Relu6,
     /// The value of the same place in this slice is added.
     Add(&'a [f32]),
+    /// An activation function is applied.
+    Activate(Activation),
 }
 
-/// Where the rows of a product go: row `i` starts at `start + i / per_line * line_stride + i % per_line * outputs`.
+/// Where the rows of a product go: row `i` starts at `start + i / per_line * line_stride + i % per_line * columns`, where
+/// `columns` is how many columns are computed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Placement {
     pub(crate) start: usize,
@@ -59,17 +64,42 @@ impl Dense {
     /// Packs `weight` (`[inputs, outputs]`, row-major) and `bias` (`[outputs]`).
     pub(crate) fn pack(weight: &[f32], bias: &[f32]) -> Self {
         let outputs = bias.len();
-        let inputs = weight.len() / outputs;
+        Self::pack_strided(weight, outputs, weight.len() / outputs, bias)
+    }
+
+    /// As [`Dense::pack`], of a matrix of `inputs` rows whose row `i` begins at `i * stride`.
+    pub(crate) fn pack_strided(weight: &[f32], stride: usize, inputs: usize, bias: &[f32]) -> Self {
+        let outputs = bias.len();
+        Self::pack_with(inputs, bias, |panel, column, width| {
+            let valid = width.min(outputs - column);
+            for (to, from) in panel.chunks_exact_mut(width).zip(weight.chunks(stride)) {
+                to[..valid].copy_from_slice(&from[column..column + valid]);
+            }
+        })
+    }
+
+    /// As [`Dense::pack`], of the transposed matrix: `[outputs, inputs]`, as checkpoints hold it. Row `i` begins at
+    /// `i * stride`.
+    pub(crate) fn pack_transposed(weight: &[f32], stride: usize, inputs: usize, bias: &[f32]) -> Self {
+        let outputs = bias.len();
+        Self::pack_with(inputs, bias, |panel, column, width| {
+            for (i, from) in weight.chunks(stride).skip(column).take(width.min(outputs - column)).enumerate() {
+                for (to, &value) in panel[i..].iter_mut().step_by(width).zip(&from[..inputs]) {
+                    *to = value;
+                }
+            }
+        })
+    }
+
+    /// `fill` writes one panel: its values (zeros so far), its first column, its width.
+    fn pack_with(inputs: usize, bias: &[f32], fill: impl Fn(&mut [f32], usize, usize)) -> Self {
+        let outputs = bias.len();
         let columns: usize = panel_widths(outputs).map(|(_, width)| width).sum();
         let mut panels = Aligned::zeros(inputs * columns);
         let mut padded = Aligned::zeros(columns);
         padded[..outputs].copy_from_slice(bias);
         for (column, width) in panel_widths(outputs) {
-            let valid = width.min(outputs - column);
-            let panel = &mut panels[inputs * column..][..inputs * width];
-            for (to, from) in panel.chunks_exact_mut(width).zip(weight.chunks_exact(outputs)) {
-                to[..valid].copy_from_slice(&from[column..column + valid]);
-            }
+            fill(&mut panels[inputs * column..][..inputs * width], column, width);
         }
         Self { inputs, outputs, panels, bias: padded }
     }
@@ -85,7 +115,21 @@ impl Dense {
     /// `out = epilogue(input · weight + bias)`; `input` is `[rows, inputs]`, and the rows of `out` lie where
     /// `placement` says.
     pub(crate) fn apply(&self, isa: Isa, input: &[f32], out: &mut [f32], placement: Placement, epilogue: Epilogue<'_>) {
-        isa.dispatch(Product { layer: self, input, out, placement, epilogue });
+        self.apply_columns(isa, input, out, 0..self.outputs, placement, epilogue);
+    }
+
+    /// As [`Dense::apply`], for some columns only: `out` has no others. `columns` starts at a multiple of [`PANEL`].
+    pub(crate) fn apply_columns(
+        &self,
+        isa: Isa,
+        input: &[f32],
+        out: &mut [f32],
+        columns: Range<usize>,
+        placement: Placement,
+        epilogue: Epilogue<'_>,
+    ) {
+        debug_assert!(columns.start.is_multiple_of(PANEL));
+        isa.dispatch(Product { layer: self, input, out, columns, placement, epilogue });
     }
 }
 
@@ -93,6 +137,7 @@ struct Product<'a> {
     layer: &'a Dense,
     input: &'a [f32],
     out: &'a mut [f32],
+    columns: Range<usize>,
     placement: Placement,
     epilogue: Epilogue<'a>,
 }
@@ -103,7 +148,8 @@ impl WithSimd for Product<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let layer = self.layer;
-        for (column, width) in panel_widths(layer.outputs) {
+        let wanted = self.columns.clone();
+        for (column, width) in panel_widths(layer.outputs).filter(|(column, _)| wanted.contains(column)) {
             let panel = &layer.panels[layer.inputs * column..][..layer.inputs * width];
             let bias = &layer.bias[column..column + width];
             let panel = Panel { column, values: S::as_simd_f32s(panel).0, bias: S::as_simd_f32s(bias).0 };
@@ -194,10 +240,11 @@ impl Product<'_> {
                 }
             }
         }
-        let columns = (self.layer.outputs - panel.column).min(N * S::F32_LANES);
+        let stride = self.columns.len();
+        let columns = (self.columns.end - panel.column).min(N * S::F32_LANES);
         let mut places = [0; R];
         for place in places.iter_mut().take(valid) {
-            *place = cursor.line + cursor.in_line * self.layer.outputs + panel.column;
+            *place = cursor.line + cursor.in_line * stride + panel.column - self.columns.start;
             cursor.in_line += 1;
             if cursor.in_line == self.placement.per_line {
                 *cursor = Cursor { line: cursor.line + self.placement.line_stride, in_line: 0 };
@@ -205,7 +252,7 @@ impl Product<'_> {
         }
         // Loops over `R` and `N` with nothing but constants in their bounds unroll, and the sums stay in registers.
         match self.epilogue {
-            Epilogue::Linear => {}
+            Epilogue::Linear | Epilogue::Activate(_) => {}
             Epilogue::Relu6 => {
                 let (zero, six) = (simd.splat_f32s(0.0), simd.splat_f32s(6.0));
                 for sum in &mut sums {
@@ -242,6 +289,12 @@ impl Product<'_> {
                         simd.partial_store_f32s(&mut out[start..end], *sum);
                     }
                 }
+            }
+        }
+        // What was just stored is still in the nearest cache.
+        if let Epilogue::Activate(activation) = self.epilogue {
+            for place in &places[..valid] {
+                activation.map::<S>(&mut self.out[*place..*place + columns]);
             }
         }
     }
@@ -319,6 +372,27 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(placed, expected);
+
+                // The transposed matrix, in rows that are longer than they need be, packs to the same.
+                let stride = inputs + 3;
+                let mut transposed = vec![f32::NAN; outputs * stride];
+                for (k, row) in weight.chunks(outputs).enumerate() {
+                    row.iter().enumerate().for_each(|(column, &value)| transposed[column * stride + k] = value);
+                }
+                let same = Dense::pack_transposed(&transposed, stride, inputs, &bias);
+                prop_assert_eq!(&*same.panels, &*layer.panels);
+
+                // Columns from 32 on by themselves, activated.
+                if outputs > PANEL {
+                    let mut some = vec![f32::NAN; rows * (outputs - PANEL)];
+                    let activate = Epilogue::Activate(Activation::Gelu);
+                    layer.apply_columns(isa, &input, &mut some, PANEL..outputs, Placement::CONTIGUOUS, activate);
+                    for (row, some) in linear.chunks(outputs).zip(some.chunks(outputs - PANEL)) {
+                        let mut expected = row[PANEL..].to_vec();
+                        Activation::Gelu.apply(isa, &mut expected);
+                        prop_assert_eq!(some, &expected[..]);
+                    }
+                }
 
                 if isa.class() == crate::KernelClass::Fused {
                     prop_assert!(fused.get_or_insert_with(|| linear.clone()) == &linear, "{isa:?} gives other bits");

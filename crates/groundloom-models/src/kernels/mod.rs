@@ -1,18 +1,27 @@
-//! Convolution kernels for channels-last f32 images on the CPU: the one door to SIMD in this crate.
+//! f32 kernels on the CPU: the one door to SIMD in this crate. Dense layers, activations, norms and attention of the
+//! encoders; convolutions of channels-last images.
 //!
 //! Instruction sets are chosen at run time ([`KernelClass::detect`]) through `pulp`, so there is no unsafe code here
 //! and a machine without AVX still gets an answer. Every output value is one chain of fused multiply-adds in a fixed
 //! order (bias first, then inputs in storage order), whatever the vector width. AVX-512, AVX2 with FMA and NEON
-//! therefore give the same bits; only the class without a fused multiply-add differs. `ssd::plain` computes the same
-//! network with candle's own operations and is the oracle for all of it.
+//! therefore give the same bits; only the class without a fused multiply-add differs. A row's result does not depend on
+//! the rows beside it, nor on how many threads share the work. `ssd::plain` and the tests of `layers` compute the same
+//! with candle's own operations.
 
+mod activation;
 mod aligned;
+mod attention;
 mod dense;
 mod depthwise;
+mod norm;
+mod parallel;
 
+pub(crate) use activation::Activation;
 pub(crate) use aligned::Aligned;
+pub(crate) use attention::{Attention, Bias, Rows};
 pub(crate) use dense::{Dense, Epilogue, Placement};
 pub(crate) use depthwise::Depthwise;
+pub(crate) use parallel::{layer_norm, product};
 
 use std::fmt;
 

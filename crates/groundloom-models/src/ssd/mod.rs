@@ -5,7 +5,6 @@ mod config;
 mod network;
 pub mod plain;
 mod shape;
-mod weights;
 
 use std::{
     borrow::Cow,
@@ -19,17 +18,18 @@ use image::RgbImage;
 use crate::{
     ModelError,
     detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppress},
-    folder::{ModelFolder, sha256},
+    folder::ModelFolder,
     kernels::Isa,
     vocabulary::Vocabulary,
+    weights::Weights,
 };
 use anchors::{Anchor, anchors, exp};
 use config::{BoxCoder, Resample, SsdConfig};
 pub use network::RawOutputs;
 use network::{Network, Workspace};
 use plain::PlainNetwork;
+pub(crate) use shape::FEATURES;
 use shape::NetworkShape;
-use weights::Weights;
 
 /// The architecture's name in `config.json`.
 pub const ARCHITECTURE: &str = "SsdMobileNetV2";
@@ -116,14 +116,13 @@ impl SsdMobileNetV2 {
 
     fn load_with(folder: &ModelFolder, isa: Isa) -> Result<Self, ModelError> {
         let description = Description::read(folder)?;
-        let bytes = folder.read("model.safetensors")?;
-        let weights = Weights::read(&folder.file_name("model.safetensors"), &bytes)?;
+        let weights = Weights::open(folder)?;
         let rescale = description.rescale();
         let Description { config, labels, vocabulary, shape } = description;
         let info = ModelInfo {
             name: config.name,
             architecture: ARCHITECTURE,
-            weights_sha256: sha256(&bytes),
+            weights_sha256: weights.sha256().to_owned(),
             licence: config.license,
             classes: Classes::Fixed(labels.clone()),
         };
@@ -138,7 +137,7 @@ impl SsdMobileNetV2 {
     /// What is missing or wrong in the folder.
     pub(crate) fn load_plain(folder: &ModelFolder, device: &Device) -> Result<PlainNetwork, ModelError> {
         let description = Description::read(folder)?;
-        let weights = Weights::read(&folder.file_name("model.safetensors"), &folder.read("model.safetensors")?)?;
+        let weights = Weights::open(folder)?;
         PlainNetwork::load(&weights, description.shape, description.config.rescale, device)
     }
 

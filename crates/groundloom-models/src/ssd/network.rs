@@ -4,13 +4,11 @@
 //! leave the core's own cache: expand the lines a strip needs, filter them by depth, project, go on. All maps are
 //! `[height, width, channels]`.
 
-use super::{
-    shape::{BlockShape, EXTRAS, FEATURES, MapShape, NetworkShape, STEM, TAP, Window},
-    weights::Weights,
-};
+use super::shape::{BlockShape, EXTRAS, FEATURES, MapShape, NetworkShape, STEM, TAP, Window};
 use crate::{
     ModelError,
     kernels::{Aligned, Dense, Depthwise, Epilogue, Isa, Placement},
+    weights::Weights,
 };
 
 /// Activations of one strip, in f32 values: a fraction of the 1 MB second-level cache of current server cores.

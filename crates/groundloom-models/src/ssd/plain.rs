@@ -8,9 +8,8 @@ use candle_core::{D, Device, Result, Tensor};
 use super::{
     network::RawOutputs,
     shape::{EXTRAS, FEATURES, NetworkShape, STEM, TAP, Window},
-    weights::Weights,
 };
-use crate::ModelError;
+use crate::{ModelError, weights::Weights};
 
 /// A convolution's weight and bias.
 struct Conv {
@@ -56,8 +55,8 @@ impl PlainNetwork {
     ) -> std::result::Result<Self, ModelError> {
         let conv = |name: &str, dims: &[usize]| -> std::result::Result<Conv, ModelError> {
             let on_device = |tensor: &Tensor| tensor.to_device(device).map_err(|e| compute("a weight", e));
-            let weight = on_device(weights.tensor(&format!("{name}.weight"), dims)?)?;
-            let bias = on_device(weights.tensor(&format!("{name}.bias"), &dims[dims.len() - 1..])?)?;
+            let weight = on_device(&weights.tensor(&format!("{name}.weight"), dims)?)?;
+            let bias = on_device(&weights.tensor(&format!("{name}.bias"), &dims[dims.len() - 1..])?)?;
             Ok(Conv { weight, bias })
         };
         let mut blocks = Vec::new();

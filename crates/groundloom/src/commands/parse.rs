@@ -5,8 +5,8 @@ use std::{
     io::{self, BufRead, BufReader, BufWriter, Write},
 };
 
-use groundloom_syntax::{Doc, Pipeline};
-use serde_json::{Value, json};
+use groundloom_syntax::Pipeline;
+use serde_json::Value;
 
 use crate::{arguments::Parse, failure::Failure};
 
@@ -73,40 +73,10 @@ fn print(
     let only: Vec<&str> = texts.iter().map(|(_, t)| t.as_str()).collect();
     for (doc, (number, _)) in pipeline.parse_batch(&only).into_iter().zip(texts.iter()) {
         let doc = doc.map_err(|e| Failure::Failed(format!("{name}:{number}: {e}")))?;
-        serde_json::to_writer(&mut *out, &record(&doc, chunks_only))?;
+        let record = if chunks_only { doc.chunk_record() } else { doc.record() };
+        serde_json::to_writer(&mut *out, &record)?;
         out.write_all(b"\n")?;
     }
     texts.clear();
     Ok(())
-}
-
-fn record(doc: &Doc, chunks_only: bool) -> Value {
-    let chunks: Vec<Value> = doc
-        .noun_chunks()
-        .iter()
-        .map(|c| {
-            json!({
-                "start": c.start_token, "end": c.end_token, "start_char": c.start_char,
-                "end_char": c.end_char, "text": c.text(doc), "root": c.root,
-            })
-        })
-        .collect();
-    if chunks_only {
-        return json!({ "text": doc.text(), "noun_chunks": chunks });
-    }
-    let tokens: Vec<Value> = doc
-        .tokens()
-        .map(|t| {
-            json!({
-                "i": t.i(), "text": t.text(), "idx": t.idx(),
-                "ws": if t.space_after() { " " } else { "" },
-                "norm": t.norm(), "shape": t.shape(), "lemma": t.lemma(),
-                "tag": t.tag(), "pos": t.pos(), "morph": t.morph(), "dep": t.dep(), "head": t.head(),
-                "sent_start": if t.is_sentence_start() { 1 } else { -1 },
-                "left_edge": t.left_edge(), "right_edge": t.right_edge(),
-            })
-        })
-        .collect();
-    let sentences: Vec<[usize; 2]> = doc.sentences().iter().map(|s| [s.start, s.end]).collect();
-    json!({ "text": doc.text(), "tokens": tokens, "noun_chunks": chunks, "sents": sentences })
 }

@@ -2,18 +2,32 @@
 
 use std::{collections::BTreeMap, io::Write};
 
-use groundloom_engine::{provenance::Kind, quarantine};
+use groundloom_engine::{provenance::Kind, quarantine, retries, run::Plan};
 use serde_json::Value;
 
 use crate::{
-    arguments::{Quarantine, QuarantineShow},
+    arguments::{Machine, PipelineFile, Quarantine, QuarantineShow},
+    commands::checked,
     failure::Failure,
 };
 
-pub fn run(command: Quarantine) -> Result<(), Failure> {
+pub async fn run(command: Quarantine, machine: Machine) -> Result<(), Failure> {
     match command {
         Quarantine::Show(command) => show(&command),
+        Quarantine::Retry(command) => retry(command, machine).await,
     }
+}
+
+async fn retry(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
+    let (file, graph) = checked(&command).await?;
+    let plan = Plan::new(graph.clone()).map_err(|e| Failure::of(&file, e))?;
+    let prepared = retries::prepare(&plan).map_err(|e| Failure::of(&file, e))?;
+    match prepared.rows {
+        0 => eprintln!("no finished task has failed rows to try again"),
+        rows => eprintln!("trying {rows} failed row{} again", if rows == 1 { "" } else { "s" }),
+    }
+    let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    super::run::work(&file, &plan, machine).await
 }
 
 fn show(command: &QuarantineShow) -> Result<(), Failure> {

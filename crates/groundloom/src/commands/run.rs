@@ -1,11 +1,13 @@
 //! `groundloom run`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use groundloom_engine::{
     generation::Manifest,
     run::{self, Plan, RunOptions, SinkSummary, Summary},
+    telemetry::{Reading, Telemetry},
 };
+use groundloom_spec::SourceFile;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -19,29 +21,39 @@ use crate::{
 pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
     let (file, graph) = checked(&command).await?;
     let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    work(&file, &plan, machine).await
+}
+
+/// Runs a plan and says what came of it.
+pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     watch_signals(stop.clone());
+    let telemetry = Arc::new(Telemetry::default());
     let options = RunOptions {
         threads: machine.threads,
         memory_bytes: machine.memory.map(|m| usize::try_from(m).unwrap_or(usize::MAX)),
         stop,
+        telemetry: Arc::clone(&telemetry),
     };
-    let (observer, finish) = progress::observer(machine.log);
-    let outcome = run::run(&plan, &options, observer).await;
+    let (observer, finish) = progress::observer(machine.log, Arc::clone(&telemetry));
+    let outcome = run::run(plan, &options, observer).await;
     finish();
-    let summary = outcome.map_err(|e| Failure::of(&file, e))?;
+    let summary = outcome.map_err(|e| Failure::of(file, e))?;
     match machine.log {
-        LogFormat::Text => print(&summary),
-        LogFormat::Json => eprintln!("{}", as_json(&summary)),
+        LogFormat::Text => print(&summary, &telemetry.read()),
+        LogFormat::Json => eprintln!("{}", as_json(&summary, &telemetry.read())),
     }
     Ok(())
 }
 
-/// Once: running tasks are dropped, committed work stays. Twice: at once.
+/// Once: tasks under way are finished, if they can be soon, and committed work stays. Twice: at once.
 fn watch_signals(stop: CancellationToken) {
     tokio::spawn(async move {
         wait_for_signal().await;
-        eprintln!("stopping; what is finished is kept (once more to stop at once)");
+        eprintln!(
+            "stopping: the tasks under way get {} s, what is finished is kept (once more to stop at once)",
+            RunOptions::GRACE.as_secs()
+        );
         stop.cancel();
         wait_for_signal().await;
         std::process::exit(130);
@@ -60,7 +72,7 @@ async fn wait_for_signal() {
     let _ = tokio::signal::ctrl_c().await;
 }
 
-fn print(summary: &Summary) {
+fn print(summary: &Summary, measured: &Reading) {
     if summary.sinks.iter().all(|s| s.up_to_date) {
         for sink in &summary.sinks {
             eprintln!(
@@ -75,6 +87,7 @@ fn print(summary: &Summary) {
     for sink in &summary.sinks {
         print_sink(sink);
     }
+    print_times(measured);
     let reused = match summary.tasks_reused {
         0 => String::new(),
         n => format!(", {n} task{} reused from an earlier run", if n == 1 { "" } else { "s" }),
@@ -88,7 +101,10 @@ fn print(summary: &Summary) {
     if let Some(sink) = summary.sinks.first() {
         let path = shown(sink);
         eprintln!("Output: {path}");
-        if sink.manifest.files.iter().any(|f| f.path == "report.html") {
+        if sink.url.is_some() {
+            let own = sink.path.display();
+            eprintln!("Next: the card (README.md) and the manifest name its files; a copy of all is in {own}");
+        } else if sink.manifest.files.iter().any(|f| f.path == "report.html") {
             eprintln!(
                 "Next: open {path}/report.html in a browser, or load the rows in Python: datasets.load_dataset(\"{path}\")"
             );
@@ -96,8 +112,33 @@ fn print(summary: &Summary) {
     }
 }
 
+/// Where the time went: stages, then models.
+fn print_times(measured: &Reading) {
+    let worked = |seconds: f64, n: u64| if n > 0 { n as f64 / seconds.max(1e-9) } else { 0.0 };
+    if measured.stages.iter().any(|s| s.rows > 0) {
+        eprintln!("\nTime of the stages (windows side by side are added up)");
+    }
+    for stage in measured.stages.iter().filter(|s| s.rows > 0) {
+        let rate = worked(stage.seconds, stage.rows);
+        eprintln!("  {:>9.1} s  {:>10.0} rows/s  {}", stage.seconds, rate, stage.stage);
+    }
+    for model in measured.models.iter().filter(|m| m.batches > 0) {
+        eprintln!(
+            "  {:>9.1} s  {:>10.0} items/s  model {}: {:.1} items a batch, waited {:.1} s",
+            model.busy_seconds,
+            worked(model.busy_seconds, model.items),
+            model.model,
+            model.items as f64 / model.batches as f64,
+            model.wait_seconds
+        );
+    }
+}
+
 /// The path as a person would type it.
 fn shown(sink: &SinkSummary) -> String {
+    if let Some(url) = &sink.url {
+        return url.clone();
+    }
     let here = std::env::current_dir().ok();
     let relative = here.and_then(|h| sink.path.strip_prefix(h).ok().map(std::path::Path::to_owned));
     relative.unwrap_or_else(|| sink.path.clone()).display().to_string()
@@ -130,11 +171,11 @@ fn print_sink(sink: &SinkSummary) {
     }
 }
 
-fn as_json(summary: &Summary) -> serde_json::Value {
+fn as_json(summary: &Summary, measured: &Reading) -> serde_json::Value {
     let sinks: Vec<_> = summary
         .sinks
         .iter()
-        .map(|s| json!({ "sink": s.manifest.sink, "path": s.path, "rows": s.manifest.rows, "up_to_date": s.up_to_date, "quarantined": s.manifest.quarantined, "funnel": s.manifest.funnel }))
+        .map(|s| json!({ "sink": s.manifest.sink, "path": s.path, "url": s.url, "rows": s.manifest.rows, "up_to_date": s.up_to_date, "quarantined": s.manifest.quarantined, "funnel": s.manifest.funnel }))
         .collect();
     json!({
         "event": "finished",
@@ -143,5 +184,6 @@ fn as_json(summary: &Summary) -> serde_json::Value {
         "tasks_done": summary.tasks_done,
         "tasks_reused": summary.tasks_reused,
         "sinks": sinks,
+        "measured": measured,
     })
 }

@@ -1,0 +1,37 @@
+#![doc = include_str!("../README.md")]
+
+mod beam;
+mod bitmap;
+mod codes;
+mod collected;
+mod error;
+mod evaluation;
+mod graph;
+mod groups;
+mod index;
+mod kernels;
+mod lines;
+pub mod manifest;
+mod metric;
+mod segment;
+mod space;
+mod table;
+mod tuning;
+mod vector_file;
+mod walk;
+mod writer;
+
+pub use bitmap::Bitmap;
+pub use codes::Coding;
+pub use collected::MOST_DIMENSIONS;
+pub use error::IndexError;
+pub use evaluation::{Recall, Retrieval};
+pub use graph::GraphSettings;
+pub use groups::Group;
+pub use index::{Answer, Filter, Hit, Index, MOST_ANSWERS, Position, Predicate, Search};
+pub use manifest::{ColumnSpec, Manifest, ModelIdentity};
+pub use metric::Metric;
+pub use segment::{ColumnSettings, Plan, instruction_set};
+pub use tuning::Tuning;
+pub use vector_file::FileEntry;
+pub use writer::{Changed, Writer};

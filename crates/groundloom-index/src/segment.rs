@@ -1,0 +1,357 @@
+//! One column of a segment: written once, then mapped and searched.
+
+use std::path::Path;
+
+use pulp::Arch;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    IndexError,
+    beam::{Links, NO_NODE, NodeFilter, ScratchPool},
+    bitmap::Bitmap,
+    codes::{Coding, byte_scale, byte_stride, encode_bits, encode_bytes, means, word_stride},
+    collected::Collected,
+    graph::{GraphBuilder, GraphSettings, SplitMix},
+    lines::padded,
+    metric::Metric,
+    tuning::{self, Tuning},
+    vector_file::{self, FileEntry, Header, VectorFile},
+    walk::{Codes, Ranked, Searchable},
+};
+
+/// How the vectors of a column are kept and found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ColumnSettings {
+    /// What the graph is walked with.
+    pub coding: Coding,
+    /// The graph.
+    pub graph: GraphSettings,
+    /// Segments with fewer different vectors have no graph: all of them are looked at.
+    pub graph_from: usize,
+    /// The recall@10 that a search without further settings is tuned to, above 0 and below 1.
+    pub target_recall: f64,
+}
+
+impl Default for ColumnSettings {
+    fn default() -> Self {
+        Self { coding: Coding::F32, graph: GraphSettings::default(), graph_from: 2000, target_recall: 0.95 }
+    }
+}
+
+impl ColumnSettings {
+    /// # Errors
+    /// [`IndexError::BadSetting`] for a value out of its range.
+    pub fn check(&self) -> Result<(), IndexError> {
+        self.graph.check()?;
+        if !(self.target_recall > 0.0 && self.target_recall < 1.0) {
+            return Err(IndexError::BadSetting {
+                setting: "target_recall",
+                expected: "above 0 and below 1",
+                found: self.target_recall.to_string(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Codes in memory, while a segment is built.
+enum OwnedCodes {
+    F32,
+    Int8 { codes: Vec<i8>, scale: f32 },
+    Binary { codes: Vec<u64>, means: Vec<f32> },
+}
+
+impl OwnedCodes {
+    fn of(collected: &Collected, coding: Coding) -> Self {
+        let (dims, rows) = (collected.dims, &collected.rows);
+        match coding {
+            Coding::F32 => Self::F32,
+            Coding::Int8 => {
+                let scale = byte_scale(rows, dims);
+                let mut codes = vec![0; rows.len() * byte_stride(dims)];
+                codes
+                    .par_chunks_mut(byte_stride(dims))
+                    .enumerate()
+                    .for_each(|(node, code)| encode_bytes(&rows.row(node)[..dims], scale, code));
+                Self::Int8 { codes, scale }
+            }
+            Coding::Binary => {
+                let means = means(rows, dims);
+                let mut codes = vec![0; rows.len() * word_stride(dims)];
+                codes
+                    .par_chunks_mut(word_stride(dims))
+                    .enumerate()
+                    .for_each(|(node, code)| encode_bits(&rows.row(node)[..dims], &means, code));
+                Self::Binary { codes, means }
+            }
+        }
+    }
+
+    fn view(&self, dims: usize) -> Codes<'_> {
+        match self {
+            Self::F32 => Codes::F32,
+            Self::Int8 { codes, scale } => Codes::Int8 { codes, stride: byte_stride(dims), scale: *scale },
+            Self::Binary { codes, means } => Codes::Binary { codes, stride: word_stride(dims), means },
+        }
+    }
+}
+
+/// Builds the graph of a column, tunes its search and writes the column's file.
+pub(crate) fn write(
+    path: &Path,
+    collected: Collected,
+    settings: &ColumnSettings,
+) -> Result<(FileEntry, Option<Tuning>), IndexError> {
+    settings.check()?;
+    let nodes = collected.nodes();
+    let order = SplitMix(settings.graph.seed).permutation(nodes);
+    let collected = collected.reordered(&order);
+    let with_graph = nodes >= settings.graph_from.max(2);
+    let codes = if with_graph { OwnedCodes::of(&collected, settings.coding) } else { OwnedCodes::F32 };
+    let mut levels = Vec::new();
+    let mut tuned = None;
+    if with_graph {
+        let l2 = collected.metric == Metric::L2;
+        let mut builder = GraphBuilder::new(&collected.rows, l2, settings.graph);
+        // The last vectors to go in are questions first: the graph has not seen them.
+        let questions = tuning::questions(nodes);
+        builder.insert_until(nodes - questions);
+        let seen = Searchable {
+            vectors: collected.rows.values(),
+            stride: collected.rows.stride(),
+            nodes: nodes - questions,
+            l2,
+            codes: codes.view(collected.dims),
+            levels: builder.view(),
+        };
+        tuned = Some(tuning::tune(
+            &seen,
+            (nodes - questions..nodes).map(|q| collected.rows.row(q)),
+            settings.target_recall,
+        ));
+        builder.insert_until(nodes);
+        levels = builder.finish();
+    }
+    let (starts, rows) = collected.rows_of_nodes();
+    let header = Header {
+        dims: collected.dims,
+        metric: collected.metric,
+        coding: if with_graph { settings.coding } else { Coding::F32 },
+        rows: collected.node_of_row.len(),
+        nodes,
+        m: if with_graph { settings.graph.m } else { 0 },
+        levels: levels.iter().map(|(nodes, _)| *nodes).collect(),
+        scale: if let OwnedCodes::Int8 { scale, .. } = &codes { *scale } else { 0.0 },
+        sections: Vec::new(),
+    };
+    let mut sections: Vec<(String, &[u8])> = vec![
+        ("vectors".into(), bytemuck::cast_slice(collected.rows.values())),
+        ("node_of_row".into(), bytemuck::cast_slice(&collected.node_of_row)),
+        ("row_starts".into(), bytemuck::cast_slice(&starts)),
+        ("rows".into(), bytemuck::cast_slice(&rows)),
+    ];
+    match &codes {
+        OwnedCodes::F32 => {}
+        OwnedCodes::Int8 { codes, .. } => sections.push(("codes".into(), bytemuck::cast_slice(codes))),
+        OwnedCodes::Binary { codes, means } => {
+            sections.push(("codes".into(), bytemuck::cast_slice(codes)));
+            sections.push(("means".into(), bytemuck::cast_slice(means)));
+        }
+    }
+    for (level, (_, ids)) in levels.iter().enumerate() {
+        sections.push((format!("links_{level}"), bytemuck::cast_slice(ids)));
+    }
+    let named: Vec<(&str, &[u8])> = sections.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+    Ok((vector_file::write(path, header, &named)?, tuned))
+}
+
+/// A mapped column of a segment.
+#[derive(Debug)]
+pub(crate) struct Column {
+    file: VectorFile,
+    scratches: ScratchPool,
+}
+
+/// A filter over the rows of a segment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowFilter<'a> {
+    pub(crate) rows: &'a Bitmap,
+    pub(crate) count: usize,
+}
+
+/// Which way a search went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plan {
+    /// Every allowed row was looked at: the answer is exact.
+    Scan,
+    /// The graph was walked.
+    Graph,
+    /// The graph was walked, and only allowed rows counted.
+    FilteredGraph,
+}
+
+/// Rows that a part of a scan looks at.
+const PART: usize = 1 << 14;
+
+impl Column {
+    pub(crate) fn open(folder: &Path, entry: &FileEntry) -> Result<Self, IndexError> {
+        let file = VectorFile::open(folder, entry)?;
+        let column = Self { file, scratches: ScratchPool::default() };
+        let h = &column.file.header;
+        if h.levels.windows(2).any(|w| w[1] > w[0]) || h.levels.first().is_some_and(|n| *n != h.nodes) {
+            return Err(column.file.damaged("the levels of the graph do not fit its nodes"));
+        }
+        column.searchable()?;
+        column.rows()?;
+        column.file.section::<u32>("node_of_row", h.rows)?;
+        Ok(column)
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.file.header
+    }
+
+    pub(crate) fn file(&self) -> &VectorFile {
+        &self.file
+    }
+
+    fn searchable(&self) -> Result<Searchable<'_>, IndexError> {
+        let h = &self.file.header;
+        let codes = match h.coding {
+            Coding::F32 => Codes::F32,
+            Coding::Int8 => {
+                let stride = byte_stride(h.dims);
+                Codes::Int8 { codes: self.file.section("codes", h.nodes * stride)?, stride, scale: h.scale }
+            }
+            Coding::Binary => {
+                let stride = word_stride(h.dims);
+                let codes = self.file.section("codes", h.nodes * stride)?;
+                Codes::Binary { codes, stride, means: self.file.section("means", h.dims)? }
+            }
+        };
+        let mut levels = Vec::with_capacity(h.levels.len());
+        for (level, nodes) in h.levels.iter().enumerate() {
+            let cap = if level == 0 { 2 * h.m } else { h.m };
+            let ids = self.file.section(&format!("links_{level}"), nodes * cap)?;
+            levels.push(Links { ids, cap, nodes: *nodes as u32 });
+        }
+        let stride = padded(h.dims);
+        let vectors = self.file.section("vectors", h.nodes * stride)?;
+        Ok(Searchable { vectors, stride, nodes: h.nodes, l2: h.metric == Metric::L2, codes, levels })
+    }
+
+    fn rows(&self) -> Result<RowsOfNodes<'_>, IndexError> {
+        let starts: &[u32] = self.file.section("row_starts", self.file.header.nodes + 1)?;
+        let rows = self.file.section("rows", starts.last().copied().unwrap_or(0) as usize)?;
+        Ok(RowsOfNodes { starts, rows })
+    }
+
+    /// The vector of a row, as it is stored; `None` when it has none.
+    pub(crate) fn vector(&self, row: usize) -> Result<Option<&[f32]>, IndexError> {
+        let h = &self.file.header;
+        let nodes: &[u32] = self.file.section("node_of_row", h.rows)?;
+        let vectors: &[f32] = self.file.section("vectors", h.nodes * padded(h.dims))?;
+        let start = nodes.get(row).filter(|n| **n != NO_NODE).map(|n| *n as usize * padded(h.dims));
+        Ok(start.and_then(|start| vectors.get(start..start + h.dims)))
+    }
+
+    /// The `k` nearest rows, ascending by distance, then by row. `query` is checked and padded to the stride.
+    /// `cost` is how many distances a walk with `ef` computes, as measured when the segment was tuned.
+    pub(crate) fn search(
+        &self,
+        query: &[f32],
+        k: usize,
+        ef: usize,
+        cost: usize,
+        filter: Option<RowFilter<'_>>,
+        exact: bool,
+    ) -> Result<(Vec<Ranked>, Plan), IndexError> {
+        let searchable = self.searchable()?;
+        let of_nodes = self.rows()?;
+        if k == 0 || searchable.nodes == 0 || filter.is_some_and(|f| f.count == 0) {
+            return Ok((Vec::new(), Plan::Scan));
+        }
+        let matching = filter.map_or(searchable.nodes, |f| f.count);
+        // A walk over a filtered graph has to look at 1/selectivity times as many nodes. It reads them in random order,
+        // which makes each about twice as dear as in a scan.
+        let walk_cost = 2.0 * cost as f64 * (self.file.header.rows as f64 / matching as f64).max(1.0);
+        if exact || searchable.levels.is_empty() || matching <= k || walk_cost >= matching as f64 {
+            return Ok((self.scan(&searchable, of_nodes, query, k, filter)?, Plan::Scan));
+        }
+        let expand = |nodes: Vec<Ranked>| {
+            let mut found: Vec<Ranked> = Vec::with_capacity(nodes.len());
+            for at in nodes {
+                let rows = of_nodes.of(at.node).iter().filter(|r| filter.is_none_or(|f| f.rows.contains(**r as usize)));
+                found.extend(rows.map(|row| Ranked { distance: at.distance, node: *row }));
+            }
+            found.sort_unstable();
+            found.truncate(k);
+            found
+        };
+        let walked = self.scratches.with(|scratch| match filter {
+            None => searchable.walk(query, ef, None, scratch),
+            Some(f) => {
+                let allowed = |node: u32| of_nodes.of(node).iter().any(|r| f.rows.contains(*r as usize));
+                let filter = NodeFilter { allowed: &allowed, limit: matching.max(2 * cost) };
+                // Links lead past what may not be found, so the view has to be wider for the same recall.
+                searchable.walk(query, 2 * ef, Some(filter), scratch)
+            }
+        });
+        if let Some(found) = walked.map(expand)
+            && (found.len() >= k || filter.is_none() && found.len() == self.rows()?.rows.len())
+        {
+            return Ok((found, if filter.is_some() { Plan::FilteredGraph } else { Plan::Graph }));
+        }
+        Ok((self.scan(&searchable, of_nodes, query, k, filter)?, Plan::Scan))
+    }
+
+    fn scan(
+        &self,
+        searchable: &Searchable<'_>,
+        of_nodes: RowsOfNodes<'_>,
+        query: &[f32],
+        k: usize,
+        filter: Option<RowFilter<'_>>,
+    ) -> Result<Vec<Ranked>, IndexError> {
+        let rows = self.file.header.rows;
+        Ok(match filter {
+            None => searchable.scan(query, k, searchable.nodes.div_ceil(PART), |part| {
+                (part * PART..((part + 1) * PART).min(searchable.nodes))
+                    .flat_map(move |node| of_nodes.of(node as u32).iter().map(move |row| (node as u32, *row)))
+            }),
+            Some(filter) => {
+                let nodes: &[u32] = self.file.section("node_of_row", rows)?;
+                searchable.scan(query, k, rows.div_ceil(PART), |part| {
+                    filter.rows.iter_range(part * PART, (part + 1) * PART).filter_map(move |row| {
+                        nodes.get(row).filter(|node| **node != NO_NODE).map(|node| (*node, row as u32))
+                    })
+                })
+            }
+        })
+    }
+}
+
+/// The rows of each node.
+#[derive(Debug, Clone, Copy)]
+struct RowsOfNodes<'a> {
+    starts: &'a [u32],
+    rows: &'a [u32],
+}
+
+impl<'a> RowsOfNodes<'a> {
+    #[inline]
+    fn of(&self, node: u32) -> &'a [u32] {
+        let node = node as usize;
+        match (self.starts.get(node), self.starts.get(node + 1)) {
+            (Some(from), Some(to)) => self.rows.get(*from as usize..*to as usize).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+}
+
+/// Whether this processor has vector instructions; for reports.
+pub fn instruction_set() -> String {
+    format!("{:?}", Arch::new())
+}

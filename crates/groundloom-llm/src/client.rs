@@ -1,0 +1,337 @@
+//! Asking a server: the store first, then within budget and pace, with retries, and the store again.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{
+    answer::{Answer, Usage},
+    budget::{Budget, Limits, Reserved, Spent},
+    error::LlmError,
+    gate::{Admitted, Gate, Pace},
+    money::Money,
+    prices::{Price, PriceTable},
+    request::{Request, RequestHash},
+    spending::{Ledger, Spending},
+    store::{Mark, Marking, Reservation, Store, Stored, budget_number},
+    transport::{Endpoint, Outcome, Transport},
+    wire,
+};
+
+/// How often and how patiently one call is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// Requests per call at most. Pauses that the server asks for, and times when it is down for everybody, do not count.
+    pub attempts: u32,
+    /// The wait before the second request; it doubles, and half of it is random.
+    pub first_wait: Duration,
+    /// The longest wait.
+    pub longest_wait: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: 8, first_wait: Duration::from_millis(500), longest_wait: Duration::from_secs(30) }
+    }
+}
+
+/// All that a client is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// See [`Request::hash`].
+    pub namespace: String,
+    /// How fast it may be asked.
+    pub pace: Pace,
+    /// How patiently.
+    pub retry: Retry,
+    /// What may be spent.
+    pub limits: Limits,
+    /// The name under which it is spent: what earlier processes spent under it counts against the limits.
+    pub budget: String,
+    /// Answer from the store only.
+    pub offline: bool,
+}
+
+/// A client of one server. Share one per server and process: its pace and its budget are for all that use it.
+#[derive(Debug)]
+pub struct Client {
+    transport: Transport,
+    namespace: String,
+    retry: Retry,
+    limits: Limits,
+    offline: bool,
+    gate: Arc<Gate>,
+    budget: Arc<Budget>,
+    budget_number: u64,
+    store: Arc<Store>,
+    prices: PriceTable,
+    ledger: Arc<Ledger>,
+    alone: Mutex<HashMap<RequestHash, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// An answer and where it came from.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The answer.
+    pub answer: Answer,
+    /// The request's identity.
+    pub hash: RequestHash,
+    /// Whether it was in the store already.
+    pub from_store: bool,
+}
+
+/// What a call may and is likely to cost, before it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Estimate {
+    /// Input tokens to expect.
+    pub prompt_tokens: u64,
+    /// The most input tokens.
+    pub most_prompt_tokens: u64,
+    /// The most output tokens.
+    pub most_completion_tokens: u64,
+    /// The cost when the answer is as long as it may be; `None` when the price table does not know the model.
+    pub most_cost: Option<Money>,
+}
+
+impl Client {
+    /// A client that keeps its answers in `store`.
+    ///
+    /// # Errors
+    /// [`LlmError::Setup`] for an address that is none; [`LlmError::Store`] when the budget's lock is held by another process.
+    pub fn new(config: ClientConfig, store: Arc<Store>, prices: PriceTable) -> Result<Arc<Self>, LlmError> {
+        let gate = Gate::new(config.pace, config.endpoint.url.clone());
+        Self::with_gate(config, store, prices, gate)
+    }
+
+    /// As [`Client::new`], at the pace of a gate that other clients go through too.
+    pub(crate) fn with_gate(
+        config: ClientConfig,
+        store: Arc<Store>,
+        prices: PriceTable,
+        gate: Arc<Gate>,
+    ) -> Result<Arc<Self>, LlmError> {
+        let number = budget_number(&config.budget);
+        let limits = if config.offline { Limits::default() } else { config.limits };
+        let budget = Budget::new(limits, store.spent(number), &store.folder().join("budgets"), number)?;
+        let ledger = Arc::new(Ledger::new(store.interrupted()));
+        Ok(Arc::new(Self {
+            transport: Transport::new(config.endpoint)?,
+            namespace: config.namespace,
+            retry: config.retry,
+            limits,
+            offline: config.offline,
+            gate,
+            budget,
+            budget_number: number,
+            store,
+            prices,
+            ledger,
+            alone: Mutex::default(),
+        }))
+    }
+
+    /// What was spent and saved through this client.
+    pub fn spending(&self) -> Spending {
+        self.ledger.total()
+    }
+
+    /// The identity of a request to this client's server.
+    pub fn hash(&self, request: &Request) -> RequestHash {
+        request.hash(&self.namespace)
+    }
+
+    /// What a request may cost.
+    pub fn estimate(&self, request: &Request) -> Estimate {
+        let price = self.prices.price(&request.model);
+        let most_prompt_tokens = request.most_prompt_tokens(price.tokenizer, price.image_tokens);
+        let most = Usage {
+            prompt_tokens: most_prompt_tokens,
+            completion_tokens: request.max_output_tokens,
+            cached_prompt_tokens: 0,
+        };
+        Estimate {
+            prompt_tokens: request.expected_prompt_tokens(price.tokenizer, price.image_tokens),
+            most_prompt_tokens,
+            most_completion_tokens: request.max_output_tokens,
+            most_cost: price.known.then(|| price.cost(&most)),
+        }
+    }
+
+    /// The answer to `request`: from the store if it was ever answered, else from the server.
+    ///
+    /// It may be dropped at any time: a request that is on its way is then still waited for, and its answer kept.
+    ///
+    /// # Errors
+    /// [`LlmError`]; [`LlmError::is_of_one_row`] says whether only this request is lost.
+    pub async fn ask(self: &Arc<Self>, request: &Request) -> Result<Reply, LlmError> {
+        let hash = self.hash(request);
+        let price = self.prices.price(&request.model);
+        if let Some(stored) = self.store.get(&hash)? {
+            return self.reply_from_store(request, hash, &stored);
+        }
+        if self.offline {
+            return Err(LlmError::NotInStore { store: self.store.folder().display().to_string(), hash });
+        }
+        if self.limits.max_cost.is_some() && !price.known {
+            return Err(LlmError::NoPrice { model: request.model.clone() });
+        }
+        // Rows that ask the same wait for the first of them.
+        let alone = self.alone(hash);
+        let _alone = alone.lock().await;
+        let estimate = self.estimate(request);
+        let reservation = Reservation {
+            budget: self.budget_number,
+            cost: estimate.most_cost.unwrap_or_default(),
+            prompt_tokens: estimate.most_prompt_tokens,
+            completion_tokens: estimate.most_completion_tokens,
+        };
+        let tokens = estimate.most_prompt_tokens.saturating_add(estimate.most_completion_tokens);
+        let body = Arc::new(request.body().to_string());
+        let mut attempts = 0;
+        loop {
+            let admitted = self.gate.admit(tokens).await?;
+            let reserved = self.budget.reserve(Spent { calls: 1, tokens, cost: reservation.cost }).await?;
+            let Marking::Set(mark) = self.store.mark(hash, &reservation)? else {
+                drop((admitted, reserved));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                if let Some(stored) = self.store.get(&hash)? {
+                    return self.reply_from_store(request, hash, &stored);
+                }
+                continue;
+            };
+            if let Some(stored) = self.store.get(&hash)? {
+                mark.remove()?;
+                return self.reply_from_store(request, hash, &stored);
+            }
+            let attempt = Attempt { hash, price, reservation, mark, reserved, admitted };
+            // In a task of its own: whoever asked may go away, the money is spent all the same.
+            let (client, request, body) = (Arc::clone(self), request.clone(), Arc::clone(&body));
+            let sent = tokio::spawn(async move { client.send(attempt, &request, &body).await });
+            match sent.await.map_err(|e| LlmError::Setup(format!("a call ended without a result: {e}").into()))?? {
+                Sent::Answered(answer) => return Ok(Reply { answer, hash, from_store: false }),
+                Sent::TryAgain => {}
+                Sent::Failed(last) => {
+                    attempts += 1;
+                    if attempts >= self.retry.attempts {
+                        return Err(LlmError::NoAnswer { attempts, last });
+                    }
+                    tokio::time::sleep(self.wait(hash, attempts)).await;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, attempt: Attempt, request: &Request, body: &str) -> Result<Sent, LlmError> {
+        let Attempt { hash, price, reservation, mark, reserved, admitted } = attempt;
+        let (asked, started) = (SystemTime::now(), Instant::now());
+        let outcome = self.transport.post(request.api.path(), body.as_bytes().to_vec()).await;
+        let outcome = match outcome {
+            Outcome::Answered { body, pause } => match wire::read_answer(request.api, &body) {
+                Ok(answer) => {
+                    let usage = answer.usage;
+                    // A server that does not count is taken at its most where money is at stake.
+                    let cost = usage.map_or(reservation.cost, |usage| price.cost(&usage));
+                    let tokens = usage.map_or(reservation.prompt_tokens + reservation.completion_tokens, |u| u.total());
+                    let stored = Stored {
+                        path: request.api.path().into(),
+                        request: request.digest_body(),
+                        response: body,
+                        usage,
+                        cost,
+                        asked_ms: asked.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
+                        took_ms: started.elapsed().as_millis() as u64,
+                    };
+                    self.store.put_for(hash, &stored, self.budget_number).await?;
+                    mark.remove()?;
+                    reserved.settle(Spent { calls: 1, tokens, cost });
+                    admitted.succeeded(usage.map(|u| u.total()), pause);
+                    self.ledger.answered(usage, cost, price.known);
+                    return Ok(Sent::Answered(answer));
+                }
+                Err(what) => Outcome::Lost { what },
+            },
+            other => other,
+        };
+        self.ledger.failed();
+        match outcome {
+            Outcome::Lost { what } => {
+                self.store.put_loss(hash, &reservation).await?;
+                mark.remove()?;
+                reserved.settle_as_lost();
+                self.ledger.lost(reservation.cost);
+                let down = admitted.failed(None, &what);
+                Ok(if down { Sent::TryAgain } else { Sent::Failed(what) })
+            }
+            Outcome::Failed { what, pause } => {
+                mark.remove()?;
+                let down = admitted.failed(pause, &what);
+                Ok(if down { Sent::TryAgain } else { Sent::Failed(what) })
+            }
+            Outcome::Throttled { what, pause } => {
+                mark.remove()?;
+                admitted.throttled(pause, &what);
+                Ok(Sent::TryAgain)
+            }
+            Outcome::Refused(error) => {
+                mark.remove()?;
+                admitted.refused();
+                Err(error)
+            }
+            Outcome::Answered { .. } => Err(LlmError::Setup("an answer was read twice".into())),
+        }
+    }
+
+    fn reply_from_store(&self, request: &Request, hash: RequestHash, stored: &Stored) -> Result<Reply, LlmError> {
+        let answer = wire::read_answer(request.api, &stored.response).map_err(|message| {
+            LlmError::store(self.store.folder(), format!("the answer to {hash} cannot be read: {message}"))
+        })?;
+        self.ledger.found(stored.cost);
+        Ok(Reply { answer, hash, from_store: true })
+    }
+
+    fn alone(&self, hash: RequestHash) -> Arc<tokio::sync::Mutex<()>> {
+        let mut alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = alone.get(&hash).and_then(Weak::upgrade) {
+            return held;
+        }
+        if alone.len() > 4096 {
+            alone.retain(|_, held| held.strong_count() > 0);
+        }
+        let held = Arc::new(tokio::sync::Mutex::new(()));
+        alone.insert(hash, Arc::downgrade(&held));
+        held
+    }
+
+    /// Doubles with every attempt; half of it is drawn by the request, so that calls that failed together do not come back together.
+    fn wait(&self, hash: RequestHash, attempts: u32) -> Duration {
+        let doubled = self.retry.first_wait.saturating_mul(1 << (attempts - 1).min(20));
+        let longest = doubled.min(self.retry.longest_wait);
+        let mut seed = hash.0.to_vec();
+        seed.extend(attempts.to_le_bytes());
+        seed.extend(std::process::id().to_le_bytes());
+        let share = (xxh3_64(&seed) >> 11) as f64 / (1_u64 << 53) as f64;
+        longest.mul_f64(0.5 + share / 2.0)
+    }
+}
+
+struct Attempt {
+    hash: RequestHash,
+    price: Price,
+    reservation: Reservation,
+    mark: Mark,
+    reserved: Reserved,
+    admitted: Admitted,
+}
+
+enum Sent {
+    Answered(Answer),
+    /// Not this call's fault.
+    TryAgain,
+    Failed(String),
+}

@@ -1,0 +1,81 @@
+//! The clients of a process: one per server and budget, however many stages and tasks ask for it.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{
+    client::{Client, ClientConfig},
+    error::LlmError,
+    gate::{Gate, Pace},
+    prices::PriceTable,
+    spending::Spending,
+    store::Store,
+};
+
+/// Makes and holds clients, so that a server's pace and a budget's limits are those of the process.
+#[derive(Debug, Default)]
+pub struct Clients {
+    offline: bool,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    stores: HashMap<PathBuf, Arc<Store>>,
+    gates: Vec<(String, Pace, Arc<Gate>)>,
+    clients: Vec<(PathBuf, ClientConfig, Arc<Client>)>,
+}
+
+impl Clients {
+    /// No clients yet. With `offline`, all of them answer from their stores only.
+    pub fn new(offline: bool) -> Self {
+        Self { offline, held: Mutex::default() }
+    }
+
+    /// The client of this config, made at the first call. Stages that name one server with the same pace share that pace.
+    ///
+    /// # Errors
+    /// As [`Client::new`] and [`Store::open`].
+    pub fn client(&self, config: ClientConfig, store: &Path, prices: PriceTable) -> Result<Arc<Client>, LlmError> {
+        let config = ClientConfig { offline: config.offline || self.offline, ..config };
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = held.clients.iter().find(|(path, known, _)| path == store && *known == config);
+        if let Some((_, _, client)) = known {
+            return Ok(Arc::clone(client));
+        }
+        let opened = match held.stores.get(store) {
+            Some(opened) => Arc::clone(opened),
+            None => {
+                let opened = if config.offline { Store::open_read_only(store)? } else { Store::open(store)? };
+                held.stores.insert(store.to_owned(), Arc::clone(&opened));
+                opened
+            }
+        };
+        let url = &config.endpoint.url;
+        let known = held.gates.iter().find(|(known, pace, _)| known == url && *pace == config.pace);
+        let gate = match known {
+            Some((_, _, gate)) => Arc::clone(gate),
+            None => {
+                let gate = Gate::new(config.pace, url.clone());
+                held.gates.push((url.clone(), config.pace, Arc::clone(&gate)));
+                gate
+            }
+        };
+        let client = Client::with_gate(config.clone(), opened, prices, gate)?;
+        held.clients.push((store.to_owned(), config, Arc::clone(&client)));
+        Ok(client)
+    }
+
+    /// What all clients of the process did together.
+    pub fn spending(&self) -> Spending {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut total = Spending::default();
+        held.clients.iter().for_each(|(_, _, client)| total.add(&client.spending()));
+        // Counted by the stores, which clients share.
+        total.interrupted = held.stores.values().map(|s| s.interrupted()).sum();
+        total
+    }
+}

@@ -1,0 +1,334 @@
+//! One request over HTTP, and what its outcome means for money and for trying again.
+
+use std::{fmt, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use reqwest::{
+    StatusCode, Url,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use serde_json::Value;
+
+use crate::{error::LlmError, wire::read_failure};
+
+/// An answer larger than this is no answer.
+const MOST_BODY: usize = 64 << 20;
+
+/// A key that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(String);
+
+impl Key {
+    /// Wraps a key; surrounding white space, which files and shells add, is no part of it.
+    pub fn new(key: &str) -> Self {
+        Self(key.trim().to_owned())
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+/// How the key is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeyHeader {
+    /// `Authorization: Bearer KEY`, as most servers have it.
+    #[default]
+    Bearer,
+    /// `api-key: KEY`, as Azure has it.
+    ApiKey,
+}
+
+/// Where a server is and how it is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The base URL, with its version: `https://api.openai.com/v1`.
+    pub url: String,
+    /// The key, if the server wants one.
+    pub key: Option<Key>,
+    /// How it is sent.
+    pub key_header: KeyHeader,
+    /// Query parameters of every request, such as Azure's `api-version`.
+    pub query: Vec<(String, String)>,
+    /// How long one request may take, from sending to the last byte of the answer.
+    pub timeout: Duration,
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The server answered: 2xx and a JSON body.
+    Answered {
+        body: Value,
+        /// Nothing is left of a limit until then, the server says.
+        pause: Option<Duration>,
+    },
+    /// It never reached the server, or the server says that it did not do it: nothing was paid.
+    Failed { what: String, pause: Option<Duration> },
+    /// 429: too much at once.
+    Throttled { what: String, pause: Option<Duration> },
+    /// The connection broke or timed out behind the request, or the body was cut or no JSON: it may have been paid.
+    Lost { what: String },
+    /// The server turns it down for good.
+    Refused(LlmError),
+}
+
+#[derive(Debug)]
+pub(crate) struct Transport {
+    http: reqwest::Client,
+    endpoint: Endpoint,
+    base: Url,
+}
+
+impl Transport {
+    pub fn new(endpoint: Endpoint) -> Result<Self, LlmError> {
+        let setup = |message: String| LlmError::Setup(message.into());
+        let base = Url::parse(&endpoint.url)
+            .ok()
+            .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host())
+            .ok_or_else(|| {
+                setup(format!("expected a URL such as https://api.openai.com/v1, found `{}`", endpoint.url))
+            })?;
+        let mut headers = HeaderMap::new();
+        headers.insert("accept", HeaderValue::from_static("application/json"));
+        headers.insert("content-type", HeaderValue::from_static("application/json"));
+        if let Some(Key(key)) = &endpoint.key {
+            let (name, value) = match endpoint.key_header {
+                KeyHeader::Bearer => ("authorization", format!("Bearer {key}")),
+                KeyHeader::ApiKey => ("api-key", key.clone()),
+            };
+            let mut value = HeaderValue::from_str(&value)
+                .map_err(|_| setup("the key holds characters that no HTTP header can".into()))?;
+            value.set_sensitive(true);
+            headers.insert(HeaderName::from_static(name), value);
+        }
+        let http = reqwest::Client::builder()
+            .default_headers(headers)
+            .user_agent(concat!("groundloom/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_secs(10).min(endpoint.timeout))
+            .timeout(endpoint.timeout)
+            // A redirect would carry the key somewhere else.
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_max_idle_per_host(usize::MAX)
+            .tcp_nodelay(true)
+            .build()
+            .map_err(|e| setup(format!("cannot set up HTTP: {e}")))?;
+        Ok(Self { http, endpoint, base })
+    }
+
+    /// The address of `path`, with the query parameters.
+    pub fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        let joined = format!("{}{path}", url.path().trim_end_matches('/'));
+        url.set_path(&joined);
+        if !self.endpoint.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&self.endpoint.query);
+        }
+        url
+    }
+
+    /// Posts a JSON body.
+    pub async fn post(&self, path: &str, body: Vec<u8>) -> Outcome {
+        let url = self.url(path);
+        let response = match self.http.post(url.clone()).body(body).send().await {
+            Ok(response) => response,
+            Err(e) if e.is_connect() => return Outcome::Failed { what: causes(&e), pause: None },
+            Err(e) => return Outcome::Lost { what: causes(&e) },
+        };
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = match read_body(response).await {
+            Ok(body) => body,
+            Err(what) if status.is_success() => return Outcome::Lost { what },
+            Err(_) => Bytes::new(),
+        };
+        if status.is_success() {
+            return match serde_json::from_slice(&body) {
+                Ok(body) => Outcome::Answered { body, pause: exhausted_until(&headers) },
+                Err(e) => Outcome::Lost { what: format!("{status} with a body that is no JSON: {e}") },
+            };
+        }
+        judge(url.as_str(), status, &headers, &body)
+    }
+}
+
+/// What a status other than success means.
+fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
+    let (message, code) = read_failure(body);
+    let what = if message.is_empty() { status.to_string() } else { format!("{status}: {message}") };
+    let pause = retry_after(headers);
+    let number = status.as_u16();
+    let url = url.to_owned();
+    match number {
+        429 if code.as_deref() == Some("insufficient_quota") => Outcome::Refused(LlmError::Quota { message }),
+        429 => Outcome::Throttled { what, pause: pause.or_else(|| exhausted_until(headers)) },
+        408 | 409 | 500.. => Outcome::Failed { what, pause },
+        401 | 403 => Outcome::Refused(LlmError::Key { url, status: number, message }),
+        404 => Outcome::Refused(LlmError::NotFound { url, status: number, message }),
+        300..=399 => {
+            let place = headers.get("location").and_then(|v| v.to_str().ok()).unwrap_or("elsewhere");
+            let message = format!("the server sends us to {place}, and redirects are not followed; name that address");
+            Outcome::Refused(LlmError::NotFound { url, status: number, message })
+        }
+        _ => Outcome::Refused(LlmError::Refused { status: number, message }),
+    }
+}
+
+async fn read_body(mut response: reqwest::Response) -> Result<Bytes, String> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|e| causes(&e))? {
+        body.extend_from_slice(&chunk);
+        if body.len() > MOST_BODY {
+            return Err(format!("a body of more than {MOST_BODY} bytes"));
+        }
+    }
+    Ok(body.freeze())
+}
+
+/// An error with what lies behind it, which is where the useful words are, and without the address, which may hold secrets.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = if error.is_timeout() { "timed out".to_owned() } else { "the connection failed".to_owned() };
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// `Retry-After` in seconds, or `retry-after-ms`.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after"))?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// When the headers say that no request or token is left: how long until there is.
+fn exhausted_until(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: String| headers.get(name)?.to_str().ok().map(str::to_owned);
+    ["requests", "tokens"]
+        .into_iter()
+        .filter(|what| text(format!("x-ratelimit-remaining-{what}")).as_deref() == Some("0"))
+        .filter_map(|what| parse_span(&text(format!("x-ratelimit-reset-{what}"))?))
+        .max()
+}
+
+/// A span of time as OpenAI writes it: `1s`, `6m0s`, `20ms`, `1h2m3.5s`; a bare number is seconds.
+fn parse_span(text: &str) -> Option<Duration> {
+    let mut rest = text.trim();
+    if let Ok(seconds) = rest.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        total += number
+            * match &rest[..unit] {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    Duration::try_from_secs_f64(total).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn spans_and_pauses_are_read() {
+        for (text, millis) in [
+            ("1s", Some(1000)),
+            ("6m0s", Some(360_000)),
+            ("20ms", Some(20)),
+            ("1h2m3.5s", Some(3_723_500)),
+            ("2", Some(2000)),
+            ("soon", None),
+            ("1y", None),
+            ("-1", None),
+        ] {
+            assert_eq!(parse_span(text).map(|d| d.as_millis()), millis, "{text}");
+        }
+        let headers = |pairs: &[(&'static str, &'static str)]| {
+            pairs.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect::<HeaderMap>()
+        };
+        assert_eq!(retry_after(&headers(&[("retry-after", "1.5")])), Some(Duration::from_millis(1500)));
+        assert_eq!(
+            retry_after(&headers(&[("retry-after-ms", "40"), ("retry-after", "1")])),
+            Some(Duration::from_millis(40))
+        );
+        assert_eq!(retry_after(&headers(&[("retry-after", "never")])), None);
+        let none_left = headers(&[
+            ("x-ratelimit-remaining-requests", "0"),
+            ("x-ratelimit-reset-requests", "12ms"),
+            ("x-ratelimit-remaining-tokens", "5"),
+            ("x-ratelimit-reset-tokens", "1h"),
+        ]);
+        assert_eq!(exhausted_until(&none_left), Some(Duration::from_millis(12)));
+    }
+
+    #[test]
+    fn addresses_keep_their_prefix_and_query() {
+        let endpoint = |url: &str, query: Vec<(String, String)>| Endpoint {
+            url: url.into(),
+            key: Some(Key::new(" secret\n")),
+            key_header: KeyHeader::ApiKey,
+            query,
+            timeout: Duration::from_secs(1),
+        };
+        let url =
+            |url: &str, query| Transport::new(endpoint(url, query)).map(|t| t.url("/chat/completions").to_string());
+        assert_eq!(url("https://api.openai.com/v1/", vec![]).unwrap(), "https://api.openai.com/v1/chat/completions");
+        let azure = vec![("api-version".to_owned(), "2024-10-21".to_owned())];
+        assert_eq!(
+            url("https://x.openai.azure.com/openai/deployments/d", azure).unwrap(),
+            "https://x.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024-10-21"
+        );
+        for wrong in ["", "localhost:8000", "ftp://x/v1", "/v1"] {
+            assert!(url(wrong, vec![]).is_err(), "{wrong}");
+        }
+        assert!(!format!("{:?}", endpoint("http://h", vec![])).contains("secret"));
+    }
+
+    #[test]
+    fn every_status_has_its_meaning() {
+        let quota = br#"{"error": {"message": "m", "code": "insufficient_quota"}}"#;
+        let kind =
+            |status: u16, body: &[u8]| match judge("u", StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body)
+            {
+                Outcome::Failed { .. } => "failed",
+                Outcome::Throttled { .. } => "throttled",
+                Outcome::Refused(error) if error.is_of_one_row() => "row",
+                Outcome::Refused(_) => "run",
+                Outcome::Lost { .. } | Outcome::Answered { .. } => "other",
+            };
+        for (status, meaning) in [
+            (400, "row"),
+            (401, "run"),
+            (403, "run"),
+            (404, "run"),
+            (408, "failed"),
+            (409, "failed"),
+            (413, "row"),
+            (422, "row"),
+            (429, "throttled"),
+            (500, "failed"),
+            (502, "failed"),
+            (503, "failed"),
+            (529, "failed"),
+            (301, "run"),
+        ] {
+            assert_eq!(kind(status, b""), meaning, "{status}");
+        }
+        assert_eq!(kind(429, quota), "run");
+    }
+}

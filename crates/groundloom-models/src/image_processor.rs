@@ -1,0 +1,313 @@
+//! From an image to a network's pixels, as `preprocessor_config.json` says: Pillow's resampling to the byte, then the
+//! reference's arithmetic in its order.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use groundloom_data::{Filter, resize};
+use image::{Rgb, RgbImage};
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::{ModelError, config::Config, folder::ModelFolder};
+
+/// The file of a model folder.
+const FILE: &str = "preprocessor_config.json";
+
+/// The steps of transformers' PIL processors (`CLIPImageProcessor`, `SiglipImageProcessor`, `ViTImageProcessor`,
+/// `BitImageProcessor`, `BeitImageProcessor`, `OwlViTImageProcessor`, `GroundingDinoImageProcessor`): resize, centre
+/// crop, rescale, normalise. All of them differ in their defaults only, and the file says what it does.
+#[derive(Debug, Clone)]
+pub(crate) struct ImageProcessor {
+    size: Option<Size>,
+    filter: Filter,
+    /// Width and height.
+    crop: Option<(u32, u32)>,
+    /// What a value of each channel becomes.
+    values: Arc<[[f32; 256]; 3]>,
+}
+
+/// What an image is resized to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    /// Squeezed or stretched, in pixels.
+    Exact { width: u32, height: u32 },
+    /// The shorter side gets this length; the other keeps the aspect ratio, rounded down.
+    Shortest(u32),
+    /// The shorter side gets the first length, unless the longer one would pass the second: then that gets it.
+    ShortestWithin(u32, u32),
+}
+
+/// What a processor does where its file is silent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageDefaults {
+    pub(crate) filter: Filter,
+    pub(crate) mean: [f64; 3],
+    pub(crate) std: [f64; 3],
+    /// Whether a centre crop follows the resize.
+    pub(crate) crop: bool,
+}
+
+/// Mean and deviation of OpenAI's CLIP, by channel.
+pub(crate) const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub(crate) const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+/// Mean and deviation of ImageNet.
+pub(crate) const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+pub(crate) const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+/// −1 to 1.
+pub(crate) const HALF: [f64; 3] = [0.5; 3];
+
+impl ImageProcessor {
+    /// Reads `preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadConfig`] where it asks for something that this processor does not do.
+    pub(crate) fn open(folder: &ModelFolder, defaults: ImageDefaults) -> Result<Self, ModelError> {
+        let file = Config::read(folder, FILE)?;
+        let processor = Self::read(&file, defaults)?;
+        file.finish()?;
+        Ok(processor)
+    }
+
+    /// Reads the options of an opened file, for families that read more of it themselves; they call
+    /// [`Config::finish`].
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::open`].
+    pub(crate) fn read(file: &Config, defaults: ImageDefaults) -> Result<Self, ModelError> {
+        // Names, and what any RGB image has been through already.
+        for inert in ["image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb"] {
+            file.value(inert);
+        }
+        for inert in ["return_tensors", "input_data_format", "data_format", "device", "disable_grouping"] {
+            file.value(inert);
+        }
+        file.only("do_reduce_labels", false)?;
+        file.only("reduce_labels", false)?;
+        let size = match file.flag_or("do_resize", true)? {
+            true => Some(size(file)?),
+            false => {
+                file.value("size");
+                None
+            }
+        };
+        let filter = match file.value("resample").map(Value::as_u64) {
+            None => defaults.filter,
+            Some(Some(1)) => Filter::Lanczos,
+            Some(Some(2)) => Filter::Bilinear,
+            Some(Some(3)) => Filter::Bicubic,
+            Some(Some(4)) => Filter::Box,
+            Some(found) => {
+                let found = found.map_or("something else".to_owned(), |n| n.to_string());
+                return Err(file.bad("resample", "1 (Lanczos), 2 (bilinear), 3 (bicubic) or 4 (box)", found));
+            }
+        };
+        let crop = match file.flag_or("do_center_crop", defaults.crop)? {
+            true => Some(crop(file)?),
+            false => {
+                file.value("crop_size");
+                None
+            }
+        };
+        let factor = file.number_or("rescale_factor", 1.0 / 255.0)?;
+        let factor = if file.flag_or("do_rescale", true)? { Some(factor) } else { None };
+        let (mean, std) = (channels(file, "image_mean", defaults.mean)?, channels(file, "image_std", defaults.std)?);
+        let normalise = file.flag_or("do_normalize", true)?;
+        if normalise && std.contains(&0.0) {
+            return Err(file.bad("image_std", "other than 0", 0));
+        }
+        let mut values = [[0.0; 256]; 3];
+        for (channel, table) in values.iter_mut().enumerate() {
+            for (byte, value) in table.iter_mut().enumerate() {
+                // The reference rescales in f64 and rounds, then normalises in f32.
+                let rescaled = factor.map_or(byte as f32, |factor| (byte as f64 * factor) as f32);
+                let (mean, std) = (mean[channel] as f32, std[channel] as f32);
+                *value = if normalise { (rescaled - mean) / std } else { rescaled };
+            }
+        }
+        Ok(Self { size, filter, crop, values: Arc::new(values) })
+    }
+
+    /// Width and height of every image after [`ImageProcessor::place`]; `None` where it depends on the image.
+    pub(crate) fn fixed_size(&self) -> Option<(u32, u32)> {
+        self.crop.or(match self.size {
+            Some(Size::Exact { width, height }) => Some((width, height)),
+            _ => None,
+        })
+    }
+
+    /// `image` resized and cropped.
+    ///
+    /// # Errors
+    /// [`ModelError::EmptyImage`].
+    pub(crate) fn place(&self, image: &RgbImage) -> Result<RgbImage, ModelError> {
+        let (width, height) = image.dimensions();
+        if width == 0 || height == 0 {
+            return Err(ModelError::EmptyImage { width, height });
+        }
+        let resized = match self.size {
+            Some(size) => {
+                let (to_width, to_height) = size.of(width, height);
+                // A sliver of an image must not become a canvas of gigabytes.
+                if u64::from(to_width) * u64::from(to_height) > MAX_PIXELS {
+                    return Err(ModelError::ImageTooLong { width, height, to_width, to_height });
+                }
+                resize(image, to_width, to_height, self.filter)
+            }
+            None => image.clone(),
+        };
+        Ok(match self.crop {
+            Some((width, height)) => centre_crop(&resized, width, height),
+            None => resized,
+        })
+    }
+
+    /// Writes the pixels of a placed image as `[3, height, width]`, channel by channel.
+    pub(crate) fn write(&self, placed: &RgbImage, planes: &mut [f32]) {
+        let plane = planes.len() / 3;
+        for (i, Rgb([r, g, b])) in placed.pixels().enumerate().take(plane) {
+            planes[i] = self.values[0][usize::from(*r)];
+            planes[plane + i] = self.values[1][usize::from(*g)];
+            planes[2 * plane + i] = self.values[2][usize::from(*b)];
+        }
+    }
+
+    /// Images as one `[n, 3, height, width]`, for processors of one size; the caller sees to that.
+    ///
+    /// # Errors
+    /// [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`], [`ModelError::Compute`] where the sizes differ.
+    pub(crate) fn batch(&self, images: &[&RgbImage]) -> Result<Tensor, ModelError> {
+        let placed = images.par_iter().map(|image| self.place(image)).collect::<Result<Vec<_>, _>>()?;
+        self.stack(&placed)
+    }
+
+    /// As [`ImageProcessor::batch`], of images that have been placed.
+    ///
+    /// # Errors
+    /// [`ModelError::Compute`] where the sizes differ.
+    pub(crate) fn stack(&self, placed: &[RgbImage]) -> Result<Tensor, ModelError> {
+        let failed = |reason: String| ModelError::Compute { operation: "the pixels of a batch", reason };
+        let (width, height) = placed.first().map_or((1, 1), RgbImage::dimensions);
+        if let Some(other) = placed.iter().find(|image| image.dimensions() != (width, height)) {
+            return Err(failed(format!("sizes {:?} and {:?} in one batch", (width, height), other.dimensions())));
+        }
+        let (width, height) = (width as usize, height as usize);
+        let mut pixels = vec![0.0; placed.len() * 3 * width * height];
+        for (image, planes) in placed.iter().zip(pixels.chunks_mut(3 * width * height)) {
+            self.write(image, planes);
+        }
+        Tensor::from_vec(pixels, (placed.len(), 3, height, width), &Device::Cpu).map_err(|e| failed(e.to_string()))
+    }
+}
+
+/// Most pixels that an image may have after the resize.
+const MAX_PIXELS: u64 = 1 << 26;
+
+impl Size {
+    /// Width and height of an image of `width` × `height` pixels after the resize.
+    fn of(self, width: u32, height: u32) -> (u32, u32) {
+        let (short, long) = (u64::from(width.min(height)), u64::from(width.max(height)));
+        let oriented = |short: u64, long: u64| {
+            let [short, long] = [short, long].map(|side| side.clamp(1, u64::from(u32::MAX)) as u32);
+            if width <= height { (short, long) } else { (long, short) }
+        };
+        match self {
+            Self::Exact { width, height } => (width, height),
+            Self::Shortest(side) => oriented(u64::from(side), u64::from(side) * long / short),
+            Self::ShortestWithin(side, most) => within(width, height, side, most),
+        }
+    }
+}
+
+/// DETR's rule (transformers' `get_size_with_aspect_ratio`): where the longer side would pass `most`, the shorter is cut
+/// to what fits, in floating point, and rounded.
+fn within(width: u32, height: u32, side: u32, most: u32) -> (u32, u32) {
+    let (short, long) = (f64::from(width.min(height)), f64::from(width.max(height)));
+    let (mut size, mut raw) = (side, None);
+    if long / short * f64::from(side) > f64::from(most) {
+        let exact = f64::from(most) * short / long;
+        raw = Some(exact);
+        size = exact.round_ties_even() as u32;
+    }
+    let other = |other: u32, this: u32| match raw {
+        Some(exact) => (exact * f64::from(other) / f64::from(this)) as u32,
+        None => (u64::from(size) * u64::from(other) / u64::from(this)) as u32,
+    };
+    let (w, h) = if (width <= height && width == size) || (height <= width && height == size) {
+        (width, height)
+    } else if width < height {
+        (size, other(height, width))
+    } else {
+        (other(width, height), size)
+    };
+    (w.max(1), h.max(1))
+}
+
+/// `width` × `height` pixels around the centre; black where the image is smaller. The offsets are the reference's:
+/// rounded down, and where the image is smaller, rounded up for the padding before it.
+fn centre_crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let offset = |from: u32, to: u32| -> i64 {
+        let (from, to) = (i64::from(from), i64::from(to));
+        if from >= to { (from - to) / 2 } else { -((to - from + 1) / 2) }
+    };
+    let (left, top) = (offset(image.width(), width), offset(image.height(), height));
+    RgbImage::from_fn(width, height, |x, y| {
+        let (x, y) = (i64::from(x) + left, i64::from(y) + top);
+        match (u32::try_from(x), u32::try_from(y)) {
+            (Ok(x), Ok(y)) if x < image.width() && y < image.height() => *image.get_pixel(x, y),
+            _ => Rgb([0; 3]),
+        }
+    })
+}
+
+const SIZE_FORMS: &str = "a number of pixels, {height, width}, {shortest_edge} or {shortest_edge, longest_edge}";
+
+/// `size`: `224`, `{"height": 224, "width": 224}`, `{"shortest_edge": 224}` or with a `longest_edge`.
+fn size(file: &Config) -> Result<Size, ModelError> {
+    let Some(found) = file.value("size") else { return Err(file.bad("size", SIZE_FORMS, "nothing")) };
+    let square = file.value("image_processor_type").or(file.value("feature_extractor_type")).and_then(Value::as_str);
+    if found.is_number() {
+        let side = pixels(file, "size", found)?;
+        // The number is CLIP's and BiT's shorter side, and everybody else's square.
+        let shortest = square.is_some_and(|name| name.starts_with("CLIP") || name.starts_with("Bit"));
+        return Ok(if shortest { Size::Shortest(side) } else { Size::Exact { width: side, height: side } });
+    }
+    let (edges, side) = (found.as_object(), |key: &str| found.get(key).filter(|value| !value.is_null()));
+    let known = ["height", "width", "shortest_edge", "longest_edge"];
+    if edges.is_none_or(|edges| edges.keys().any(|key| !known.contains(&key.as_str()))) {
+        return Err(file.bad("size", SIZE_FORMS, found));
+    }
+    let of = |value: &Value| pixels(file, "size", value);
+    match [side("height"), side("width"), side("shortest_edge"), side("longest_edge")] {
+        [Some(height), Some(width), None, None] => Ok(Size::Exact { width: of(width)?, height: of(height)? }),
+        [None, None, Some(shortest), None] => Ok(Size::Shortest(of(shortest)?)),
+        [None, None, Some(shortest), Some(longest)] => Ok(Size::ShortestWithin(of(shortest)?, of(longest)?)),
+        _ => Err(file.bad("size", SIZE_FORMS, found)),
+    }
+}
+
+/// `crop_size`: `224` or `{"height": 224, "width": 224}`.
+fn crop(file: &Config) -> Result<(u32, u32), ModelError> {
+    const FORMS: &str = "a number of pixels or {height, width}";
+    let found = file.value("crop_size").ok_or_else(|| file.bad("crop_size", FORMS, "nothing"))?;
+    if found.is_number() {
+        let side = pixels(file, "crop_size", found)?;
+        return Ok((side, side));
+    }
+    match (found.get("width"), found.get("height")) {
+        (Some(width), Some(height)) => Ok((pixels(file, "crop_size", width)?, pixels(file, "crop_size", height)?)),
+        _ => Err(file.bad("crop_size", FORMS, found)),
+    }
+}
+
+fn pixels(file: &Config, key: &str, found: &Value) -> Result<u32, ModelError> {
+    let side = found.as_u64().filter(|side| (1..=8192).contains(side));
+    side.map(|side| side as u32).ok_or_else(|| file.bad(key, "1 to 8192 pixels a side", found))
+}
+
+/// A number per channel.
+fn channels(file: &Config, key: &str, default: [f64; 3]) -> Result<[f64; 3], ModelError> {
+    let Some(found) = file.value(key) else { return Ok(default) };
+    let numbers = found.as_array().map(|list| list.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
+    numbers.and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| file.bad(key, "three numbers", found))
+}

@@ -1,0 +1,308 @@
+//! The layers that transformers are made of, on candle tensors (f32, CPU), computed by this crate's kernels.
+//!
+//! A row of a result depends on that row of the input alone (attention: on its sequence), not on what else is in the
+//! batch nor on the number of threads; the tests compare each with candle's own operations.
+
+use candle_core::{Device, Result, Storage, Tensor, bail};
+
+use crate::{
+    ModelError,
+    config::Config,
+    kernels::{self, Attention, Bias, Dense, Epilogue, Isa, Rows},
+    weights::Weights,
+};
+
+pub(crate) use crate::kernels::Activation;
+
+/// Runs `f` on the values of a tensor in row-major order, without a copy where they lie so already.
+pub(crate) fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("expected a tensor on the CPU") };
+    let values = storage.as_slice::<f32>()?;
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("expected a contiguous tensor") };
+    f(&values[start..end])
+}
+
+/// A candle error as one of this crate, with where it happened.
+pub(crate) fn compute(operation: &'static str) -> impl Fn(candle_core::Error) -> ModelError {
+    move |e| ModelError::Compute { operation, reason: e.to_string() }
+}
+
+/// The activation function that the option `key` names.
+pub(crate) fn activation(
+    config: &Config,
+    key: &str,
+    default: Activation,
+) -> std::result::Result<Activation, ModelError> {
+    let Some(name) = config.text(key)? else { return Ok(default) };
+    name.parse().map_err(|()| config.bad(key, format!("one of {}", Activation::NAMES), name))
+}
+
+/// y = x·Wᵀ + b.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    dense: Dense,
+}
+
+impl Linear {
+    /// Reads `weight` (`[outputs, inputs]`) and, with `bias`, `bias` (`[outputs]`) at the place of `weights`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> std::result::Result<Self, ModelError> {
+        let weight = weights.values("weight", &[outputs, inputs])?;
+        let bias = if bias { weights.values("bias", &[outputs])? } else { vec![0.0; outputs] };
+        Ok(Self::new(&weight, &bias))
+    }
+
+    /// Several layers of one input as one: their outputs lie side by side in the order given. A part that has no bias
+    /// of its own (`false`) gets zeros.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load_fused(
+        parts: &[(Weights, bool)],
+        inputs: usize,
+        outputs: usize,
+    ) -> std::result::Result<Self, ModelError> {
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        for (part, with_bias) in parts {
+            weight.extend(part.values("weight", &[outputs, inputs])?);
+            bias.extend(if *with_bias { part.values("bias", &[outputs])? } else { vec![0.0; outputs] });
+        }
+        Ok(Self::new(&weight, &bias))
+    }
+
+    /// From values: `weight` is `[outputs, inputs]`, `bias` is `[outputs]`.
+    pub(crate) fn new(weight: &[f32], bias: &[f32]) -> Self {
+        let inputs = weight.len() / bias.len();
+        Self { dense: Dense::pack_transposed(weight, inputs, inputs, bias) }
+    }
+
+    /// Length of the result's last axis.
+    pub(crate) fn outputs(&self) -> usize {
+        self.dense.outputs()
+    }
+
+    /// `[…, inputs]` → `[…, outputs]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, Epilogue::Linear)
+    }
+
+    /// As [`Linear::forward`], with an activation function behind it.
+    pub(crate) fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.run(x, Epilogue::Activate(activation))
+    }
+
+    /// As [`Linear::forward`], added to `residual` (`[…, outputs]`).
+    pub(crate) fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        with_values(residual, |residual| self.run(x, Epilogue::Add(residual)))
+    }
+
+    fn run(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        let Some(last) = shape.last_mut().filter(|last| **last == self.dense.inputs()) else {
+            bail!("a layer of {} inputs was given {:?}", self.dense.inputs(), x.dims())
+        };
+        *last = self.dense.outputs();
+        let mut out = vec![0.0; shape.iter().product()];
+        if let Epilogue::Add(residual) = epilogue
+            && residual.len() != out.len()
+        {
+            bail!("a residual of {} values was given to {shape:?}", residual.len())
+        }
+        with_values(x, |x| {
+            kernels::product(&self.dense, Isa::detect(), x, &mut out, epilogue);
+            Ok(())
+        })?;
+        Tensor::from_vec(out, shape, &Device::Cpu)
+    }
+}
+
+/// Layer normalisation over the last axis.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerNorm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias` (older files: `gamma` and `beta`), `[width]` each.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(weights: &Weights, width: usize, eps: f64) -> std::result::Result<Self, ModelError> {
+        let old = !weights.has("weight") && weights.has("gamma");
+        let [weight, bias] = if old { ["gamma", "beta"] } else { ["weight", "bias"] };
+        let (weight, bias) = (weights.values(weight, &[width])?, weights.values(bias, &[width])?);
+        Ok(Self { weight, bias, eps: eps as f32 })
+    }
+
+    /// `[…, width]` → the same.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if x.dims().last() != Some(&self.weight.len()) {
+            bail!("a norm of {} values was given {:?}", self.weight.len(), x.dims())
+        }
+        let mut values = with_values(x, |x| Ok(x.to_vec()))?;
+        kernels::layer_norm(Isa::detect(), &mut values, &self.weight, &self.bias, self.eps);
+        Tensor::from_vec(values, x.dims(), &Device::Cpu)
+    }
+}
+
+/// A table of vectors looked up by number.
+#[derive(Debug, Clone)]
+pub(crate) struct Embedding {
+    table: Tensor,
+}
+
+impl Embedding {
+    /// Reads `weight`, `[count, width]`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(weights: &Weights, count: usize, width: usize) -> std::result::Result<Self, ModelError> {
+        Ok(Self { table: weights.tensor("weight", &[count, width])? })
+    }
+
+    /// The whole table, `[count, width]`.
+    pub(crate) fn table(&self) -> &Tensor {
+        &self.table
+    }
+
+    /// `[…]` of u32 → `[…, width]`.
+    pub(crate) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let mut shape = ids.dims().to_vec();
+        shape.push(self.table.dim(1)?);
+        self.table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)
+    }
+}
+
+/// Applies an activation function.
+pub(crate) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    let mut values = with_values(x, |x| Ok(x.to_vec()))?;
+    activation.apply(Isa::detect(), &mut values);
+    Tensor::from_vec(values, x.dims(), &Device::Cpu)
+}
+
+/// Attention of each sequence to itself: `qkv` is `[batch, length, 3 · width]`, the queries of all heads, then the keys,
+/// then the values. `bias` is added to the scores (scaled by 1/√(head width)): `[batch or 1, heads or 1, length or 1,
+/// length]`. Gives `[batch, length, width]`.
+pub(crate) fn self_attention(qkv: &Tensor, heads: usize, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (batch, length, triple) = qkv.dims3()?;
+    let width = triple / 3;
+    with_values(qkv, |values| {
+        let rows = |start| Rows { values, start, stride: triple, length, width: width / heads };
+        run(batch, heads, [0, width, 2 * width].map(rows), bias)
+    })
+}
+
+/// Attention of `queries` (`[batch, m, width]`) to `keys` and `values` (`[batch, n, width]`); `bias` as in
+/// [`self_attention`], `[batch or 1, heads or 1, m or 1, n]`. Gives `[batch, m, width]`.
+pub(crate) fn attention(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    heads: usize,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (batch, m, width) = queries.dims3()?;
+    let (n, out) = (keys.dim(1)?, values.dim(2)?);
+    if keys.dims() != [batch, n, width] || values.dims() != [batch, n, out] {
+        bail!("attention of {:?} to {:?} and {:?}", queries.dims(), keys.dims(), values.dims())
+    }
+    with_values(queries, |q| {
+        with_values(keys, |k| {
+            with_values(values, |v| {
+                let parts = [(q, m, width), (k, n, width), (v, n, out)];
+                let rows = |(values, length, stride)| Rows { values, start: 0, stride, length, width: stride / heads };
+                run(batch, heads, parts.map(rows), bias)
+            })
+        })
+    })
+}
+
+fn run(batch: usize, heads: usize, [queries, keys, values]: [Rows<'_>; 3], bias: Option<&Tensor>) -> Result<Tensor> {
+    let scale = 1.0 / (queries.width as f32).sqrt();
+    let (length, width) = (queries.length, heads * values.width);
+    let whole = Attention { batch, heads, scale, queries, keys, values, bias: None };
+    let out = match bias {
+        None => whole.run(Isa::detect()),
+        Some(bias) => {
+            let dims = bias.dims4()?;
+            let fits = |have: usize, want: usize| have == want || have == 1;
+            if !(fits(dims.0, batch) && fits(dims.1, heads) && fits(dims.2, length) && dims.3 == keys.length) {
+                bail!("a bias of {dims:?} for {batch} sequences, {heads} heads, {length} queries, {} keys", keys.length)
+            }
+            let stride = |have: usize, each: usize| if have == 1 { 0 } else { each };
+            let query = stride(dims.2, dims.3);
+            // One query of one: its row is the only one.
+            let query = if length == 1 { dims.3 } else { query };
+            let (head, sequence) = (stride(dims.1, dims.2 * dims.3), stride(dims.0, dims.1 * dims.2 * dims.3));
+            with_values(bias, |values| {
+                let bias = Some(Bias { values, sequence, head, query });
+                Ok(Attention { bias, ..whole }.run(Isa::detect()))
+            })?
+        }
+    };
+    Tensor::from_vec(out, (batch, length, width), &Device::Cpu)
+}
+
+/// The bias that keeps padding from being attended to: 0 where `mask` (`[batch, keys]` of u32) is 1, the least f32
+/// where it is 0. `[batch, 1, 1, keys]`.
+pub(crate) fn padding_bias(mask: &Tensor) -> Result<Tensor> {
+    let (batch, keys) = mask.dims2()?;
+    let mask = mask.flatten_all()?.to_vec1::<u32>()?;
+    let bias = mask.into_iter().map(|real| if real == 0 { f32::MIN } else { 0.0 }).collect::<Vec<_>>();
+    Tensor::from_vec(bias, (batch, 1, 1, keys), &Device::Cpu)
+}
+
+/// The bias that keeps a token from attending to later ones, `[1, 1, length, length]`.
+pub(crate) fn causal_bias(length: usize) -> Result<Tensor> {
+    let row = |query: usize| (0..length).map(move |key| if key > query { f32::MIN } else { 0.0 });
+    Tensor::from_vec((0..length).flat_map(row).collect::<Vec<_>>(), (1, 1, length, length), &Device::Cpu)
+}
+
+/// Cuts images into squares: `[n, channels, height, width]` → `[n, squares, channels · patch · patch]`, in reading
+/// order; what does not fill a square is left out. A convolution with stride and kernel `patch` is a [`Linear`] of it.
+pub(crate) fn patches(pixels: &Tensor, patch: usize) -> Result<Tensor> {
+    let (n, channels, height, width) = pixels.dims4()?;
+    let (down, across) = (height / patch, width / patch);
+    let length = channels * patch * patch;
+    let mut out = vec![0.0; n * down * across * length];
+    with_values(pixels, |pixels| {
+        for (image, out) in pixels.chunks_exact(channels * height * width).zip(out.chunks_mut(down * across * length)) {
+            for (i, out) in out.chunks_exact_mut(length).enumerate() {
+                let (top, left) = (i / across * patch, i % across * patch);
+                for (line, out) in out.chunks_exact_mut(patch).enumerate() {
+                    let (channel, y) = (line / patch, top + line % patch);
+                    out.copy_from_slice(&image[(channel * height + y) * width + left..][..patch]);
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Tensor::from_vec(out, (n, down * across, length), &Device::Cpu)
+}
+
+/// Divides each row by its Euclidean length: `[…, width]` → the same. A row of zeros stays zeros.
+pub(crate) fn normalise(x: &Tensor) -> Result<Tensor> {
+    let width = x.dims().last().copied().unwrap_or(1).max(1);
+    let mut values = with_values(x, |x| Ok(x.to_vec()))?;
+    for row in values.chunks_mut(width) {
+        let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        if length > 0.0 {
+            row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        }
+    }
+    Tensor::from_vec(values, x.dims(), &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,322 @@
+//! Named tensors of a model: one safetensors file or several, mapped into memory, read once by name.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{DType, Device, Tensor, safetensors::Load};
+use memmap2::Mmap;
+use safetensors::{
+    Dtype,
+    tensor::{SafeTensors, TensorInfo, TensorView},
+};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    ModelError,
+    folder::{ModelFolder, hexadecimal},
+};
+
+/// The weights of a model without shards.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// Which shard holds which tensor, for a model with shards.
+const INDEX: &str = "model.safetensors.index.json";
+/// Behind the name of a tensor of 8-bit integers, that of its scales: `[rows]` or `[rows, blocks]`.
+const SCALES: &str = "scales";
+
+/// A place among the tensors of a model: names are looked up behind its prefix.
+///
+/// Tensors come out as f32 on the CPU whatever they are stored as: f32, f16, bf16, f64, or 8-bit integers with a
+/// tensor `NAME.scales` beside them (row-major; each row of `[rows, columns]` in equal blocks with one scale each).
+#[derive(Clone)]
+pub(crate) struct Weights {
+    files: Arc<Files>,
+    prefix: String,
+}
+
+struct Files {
+    origin: String,
+    files: Vec<Mapped>,
+    tensors: BTreeMap<String, Place>,
+    read: Mutex<HashSet<String>>,
+    sha256: String,
+}
+
+struct Mapped {
+    bytes: Bytes,
+    /// Where the values begin.
+    data: usize,
+}
+
+enum Bytes {
+    Mapped(Mmap),
+    Read(Cow<'static, [u8]>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
+struct Place {
+    file: usize,
+    info: TensorInfo,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// [`ModelError::Unreadable`], [`ModelError::BadConfig`] for the index, [`ModelError::BadWeights`].
+    pub(crate) fn open(folder: &ModelFolder) -> Result<Self, ModelError> {
+        let single = folder.has(SINGLE);
+        let Some(index) = folder.read_if_there(INDEX)?.filter(|_| !single) else {
+            return Self::from_files(
+                folder.file_name(SINGLE),
+                vec![(folder.file_name(SINGLE), bytes(folder, SINGLE)?)],
+            );
+        };
+        let bad = |problem: String| ModelError::BadConfig { origin: folder.file_name(INDEX), problem };
+        let index: Index = serde_json::from_slice(&index)
+            .map_err(|e| bad(format!("expected JSON with a `weight_map`, found: {e}")))?;
+        let shards: std::collections::BTreeSet<&String> = index.weight_map.values().collect();
+        if let Some(path) = shards.iter().find(|name| name.contains(['/', '\\'])) {
+            return Err(bad(format!("expected `weight_map` to name files of the folder, found the path {path:?}")));
+        }
+        let mut files = Vec::with_capacity(shards.len());
+        for name in shards {
+            files.push((folder.file_name(name), bytes(folder, name)?));
+        }
+        let weights = Self::from_files(folder.file_name(INDEX), files)?;
+        if let Some(name) = index.weight_map.keys().find(|name| !weights.files.tensors.contains_key(*name)) {
+            return Err(weights.bad(format!("expected the tensor {name} in {}, found none", index.weight_map[name])));
+        }
+        Ok(weights)
+    }
+
+    /// Reads one safetensors buffer; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`] where the buffer is no safetensors file.
+    pub(crate) fn read(origin: &str, buffer: Cow<'static, [u8]>) -> Result<Self, ModelError> {
+        Self::from_files(origin.to_owned(), vec![(origin.to_owned(), Bytes::Read(buffer))])
+    }
+
+    fn from_files(origin: String, sources: Vec<(String, Bytes)>) -> Result<Self, ModelError> {
+        let (mut files, mut tensors, mut digests) = (Vec::new(), BTreeMap::new(), Vec::new());
+        for (name, bytes) in sources {
+            let bad = |problem: String| ModelError::BadWeights { origin: name.clone(), problem };
+            let (header, metadata) = SafeTensors::read_metadata(&bytes)
+                .map_err(|e| bad(format!("expected a safetensors file, found bytes that do not parse as one ({e})")))?;
+            let data = header + size_of::<u64>();
+            if bytes.len() - data < metadata.data_len() {
+                return Err(bad(format!(
+                    "expected {} bytes of values, found {}; the file is cut short",
+                    metadata.data_len(),
+                    bytes.len() - data
+                )));
+            }
+            digests.push(Sha256::digest(&*bytes));
+            for (tensor, info) in metadata.tensors() {
+                let place = Place {
+                    file: files.len(),
+                    info: TensorInfo { dtype: info.dtype, shape: info.shape.clone(), data_offsets: info.data_offsets },
+                };
+                if tensors.insert(tensor.clone(), place).is_some() {
+                    return Err(bad(format!("expected each tensor once, found {tensor} in two files")));
+                }
+            }
+            files.push(Mapped { bytes, data });
+        }
+        let sha256 = match digests.as_slice() {
+            [one] => hexadecimal(one),
+            several => hexadecimal(&Sha256::digest(several.concat())),
+        };
+        let files = Files { origin, files, tensors, read: Mutex::default(), sha256 };
+        Ok(Self { files: Arc::new(files), prefix: String::new() })
+    }
+
+    /// Sha256 of the file in hexadecimal; for shards, of their digests one after the other in the order of their names.
+    pub(crate) fn sha256(&self) -> &str {
+        &self.files.sha256
+    }
+
+    /// The tensors behind `PREFIX.name.`
+    pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
+        Self { files: self.files.clone(), prefix: self.full(&name.to_string()) + "." }
+    }
+
+    /// The first of `names` behind which there are tensors, or else the first: checkpoints of other ages and heads
+    /// name the same part differently. The empty name is this place itself.
+    pub(crate) fn at_first(&self, names: &[&str]) -> Self {
+        let place = |name: &&str| if name.is_empty() { self.clone() } else { self.at(name) };
+        let places: Vec<Self> = names.iter().map(place).collect();
+        let found = places.iter().find(|place| !place.is_empty()).or(places.first());
+        found.cloned().unwrap_or_else(|| self.clone())
+    }
+
+    /// Whether there is no tensor at this place.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.files.tensors.range(self.prefix.clone()..).next().is_none_or(|(name, _)| !name.starts_with(&self.prefix))
+    }
+
+    /// Whether there is a tensor `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.files.tensors.contains_key(&self.full(name))
+    }
+
+    /// The shape of the tensor `name`, if there is one.
+    pub(crate) fn shape_of(&self, name: &str) -> Option<&[usize]> {
+        self.files.tensors.get(&self.full(name)).map(|place| place.info.shape.as_slice())
+    }
+
+    /// The tensor `name`, which must have the shape `shape`, as f32.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`] where it is missing, has another shape, or does not hold floats.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        let name = self.full(name);
+        let Some(place) = self.files.tensors.get(&name) else {
+            return Err(self.bad(format!("expected a tensor {name} of shape {shape:?}, found none of that name")));
+        };
+        if place.info.shape != shape {
+            return Err(self
+                .bad(format!("expected the tensor {name} to have the shape {shape:?}, found {:?}", place.info.shape)));
+        }
+        self.mark_read(&name);
+        if place.info.dtype == Dtype::I8 {
+            return self.scaled(&name, place, shape);
+        }
+        self.view(place)
+            .and_then(|view| view.load(&Device::Cpu))
+            .and_then(|tensor| tensor.to_dtype(DType::F32))
+            .map_err(|e| self.bad(format!("expected the tensor {name} to hold floats ({e})")))
+    }
+
+    /// The values of the tensor `name` of shape `shape`, in row-major order.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`], and where a value is not finite.
+    pub(crate) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.tensor(name, shape)?;
+        let name = self.full(name);
+        let values = tensor
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .map_err(|e| self.bad(format!("cannot read the tensor {name}: {e}")))?;
+        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+            return Err(
+                self.bad(format!("expected finite values in the tensor {name}, found {value}; the file is damaged"))
+            );
+        }
+        Ok(values)
+    }
+
+    /// Refuses tensors that nobody read: a part of the network that this crate does not have. `known` are prefixes of
+    /// tensors that an answer does not need (another head, the other tower).
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`] names up to five of them.
+    pub(crate) fn finish(&self, known: &[&str]) -> Result<(), ModelError> {
+        let read = self.files.read.lock().unwrap_or_else(PoisonError::into_inner);
+        // Buffers that older files carry: 0, 1, 2, … as a tensor.
+        let buffer = |name: &str| name.ends_with("position_ids");
+        let unread: Vec<&str> = self
+            .files
+            .tensors
+            .keys()
+            .map(String::as_str)
+            .filter(|name| !read.contains(*name) && !buffer(name))
+            .filter(|name| !known.iter().any(|prefix| name.starts_with(prefix)))
+            .collect();
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let (some, more) = (unread.len().min(5), unread.len().saturating_sub(5));
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        Err(self.bad(format!(
+            "expected only tensors of the architecture that config.json names, found also {}{more}",
+            unread[..some].join(", ")
+        )))
+    }
+
+    /// 8-bit integers times the scale of their block.
+    fn scaled(&self, name: &str, place: &Place, shape: &[usize]) -> Result<Tensor, ModelError> {
+        let scales = format!("{name}.{SCALES}");
+        let Some(at) = self.files.tensors.get(&scales) else {
+            return Err(self.bad(format!("expected the scales {scales} of the 8-bit tensor {name}, found none")));
+        };
+        self.mark_read(&scales);
+        let scale: Vec<f32> = self
+            .view(at)
+            .and_then(|view| view.load(&Device::Cpu))
+            .and_then(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1())
+            .map_err(|e| self.bad(format!("expected {scales} to hold floats ({e})")))?;
+        let bytes = self.bytes(place);
+        let (rows, columns) = (shape[0], bytes.len() / shape[0].max(1));
+        if scale.is_empty() || !scale.len().is_multiple_of(rows) || !bytes.len().is_multiple_of(scale.len()) {
+            return Err(self.bad(format!(
+                "expected {scales} to cut the {rows} rows of {columns} values into equal blocks, found {} scales",
+                scale.len()
+            )));
+        }
+        let block = bytes.len() / scale.len();
+        let values: Vec<f32> = bytes
+            .chunks(block)
+            .zip(&scale)
+            .flat_map(|(block, scale)| block.iter().map(move |&byte| f32::from(byte.cast_signed()) * scale))
+            .collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).map_err(|e| self.bad(format!("cannot read {name}: {e}")))
+    }
+
+    fn bytes(&self, place: &Place) -> &[u8] {
+        let file = &self.files.files[place.file];
+        let (start, end) = place.info.data_offsets;
+        &file.bytes[file.data + start..file.data + end]
+    }
+
+    fn view(&self, place: &Place) -> candle_core::Result<TensorView<'_>> {
+        TensorView::new(place.info.dtype, place.info.shape.clone(), self.bytes(place))
+            .map_err(|e| candle_core::Error::Msg(e.to_string()))
+    }
+
+    fn mark_read(&self, name: &str) {
+        self.files.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    pub(crate) fn bad(&self, problem: String) -> ModelError {
+        ModelError::BadWeights { origin: self.files.origin.clone(), problem }
+    }
+}
+
+fn bytes(folder: &ModelFolder, name: &str) -> Result<Bytes, ModelError> {
+    let ModelFolder::OnDisk(path) = folder else { return Ok(Bytes::Read(folder.read(name)?)) };
+    let path = path.join(name);
+    // SAFETY: the map is only read, as bytes, which any content is valid for. A file that another process cuts short
+    // while it is mapped ends this process by a signal, as for every program that maps files; replacing the file by
+    // renaming another over it, as downloads do, is safe.
+    let map = File::open(&path).and_then(|file| unsafe { Mmap::map(&file) });
+    map.map(Bytes::Mapped).map_err(|e| ModelError::Unreadable { path, reason: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+"""Runs pipelines from and to an S3-compatible server, with faults on the way, and reads the bucket with boto3 and pyarrow.
+
+Usage: object_stores.py GROUNDLOOM_BINARY
+
+The server is moto's; a proxy in front of it answers a part of the requests with 503, cuts some answers in the middle and drops some connections.
+Needs moto[s3,server] and boto3. Prints each failed check and, last, `N passed, N failed`.
+"""
+import http.client
+import http.server
+import json
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import boto3
+import pyarrow.parquet as pq
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+from tally import Tally
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
+HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host"}
+
+
+class Faults:
+    """What the proxy does to requests: a share of them fails, by a seeded draw."""
+
+    def __init__(self):
+        self.share, self.draw, self.seen, self.failed, self.delay = 0.0, random.Random(11), 0, 0, 0.0
+        self.lock = threading.Lock()
+
+    def next(self):
+        with self.lock:
+            self.seen += 1
+            if self.draw.random() >= self.share:
+                return None
+            self.failed += 1
+            return self.draw.choice(["busy", "cut", "drop"])
+
+
+def proxy(port, faults):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def relay(self):
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            time.sleep(faults.delay)
+            fault = faults.next()
+            if fault == "drop":
+                self.close_connection = True
+                return
+            if fault == "busy":
+                answer = b"<Error><Code>SlowDown</Code></Error>"
+                self.send_response(503)
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+                return
+            upstream = http.client.HTTPConnection("127.0.0.1", port)
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
+            upstream.request(self.command, self.path, body=body, headers={**headers, "Host": f"127.0.0.1:{port}"})
+            answer = upstream.getresponse()
+            data = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in HOP | {"content-length"}:
+                    self.send_header(name, value)
+            length = answer.getheader("content-length") if self.command == "HEAD" else str(len(data))
+            self.send_header("content-length", length or "0")
+            self.end_headers()
+            cut = fault == "cut" and len(data) > 1
+            try:
+                self.wfile.write(data[: len(data) // 2] if cut else data)
+            except BrokenPipeError:
+                pass  # a client that was killed
+            self.close_connection = cut
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.server_address[1]
+
+
+class World:
+    def __init__(self, binary, folder):
+        self.binary, self.folder, self.tally, self.faults = binary, Path(folder), Tally(), Faults()
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        self.direct = server.get_host_and_port()[1]
+        self.endpoint = f"http://127.0.0.1:{proxy(self.direct, self.faults)}"
+        self.s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.direct}", region_name="us-east-1",
+                               aws_access_key_id="test", aws_secret_access_key="test")
+        for bucket in ("pictures", "datasets"):
+            self.s3.create_bucket(Bucket=bucket)
+
+    def start(self, *arguments):
+        environment = {**os.environ, **KEY, "AWS_ENDPOINT": self.endpoint}
+        return subprocess.Popen([self.binary, *arguments], cwd=self.folder, env=environment,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self, *arguments, expect=0):
+        process = self.start(*arguments)
+        _, said = process.communicate()
+        self.tally.check(process.returncode == expect, f"{arguments}: exit {process.returncode}, expected {expect}\n{said}")
+        return said
+
+    def upload(self, local, prefix):
+        for path in sorted(Path(local).rglob("*")):
+            if path.is_file():
+                self.s3.upload_file(str(path), "pictures", f"{prefix}/{path.relative_to(local)}")
+
+    def objects(self, prefix):
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket="datasets", Prefix=prefix + "/")
+        return {o["Key"][len(prefix) + 1:]: o["Size"] for page in pages for o in page.get("Contents", [])}
+
+    def content(self, key):
+        return self.s3.get_object(Bucket="datasets", Key=key)["Body"].read()
+
+
+def data_bytes(folder):
+    return [path.read_bytes() for path in sorted(Path(folder, "data").rglob("*.parquet"))]
+
+
+def remote_bytes(world, prefix):
+    return [world.content(f"{prefix}/{key}") for key in sorted(world.objects(prefix)) if key.startswith("data/")]
+
+
+def pictures(world):
+    """The main job with photographs in a bucket and the data set in another."""
+    pipeline = str(ROOT / "pipelines" / "grit.yaml")
+    world.run("run", pipeline, "--set", f"input={ROOT}/examples/photos", "--set", "output=local")
+    world.upload(ROOT / "examples" / "photos", "photos")
+    arguments = ["run", pipeline, "--set", "input=s3://pictures/photos", "--set", "output=s3://datasets/grit"]
+    world.faults.share = 0.1
+    world.run(*arguments)
+    world.faults.share = 0.0
+    world.tally.check(world.faults.failed > 0, "the proxy failed some requests")
+    world.tally.check(remote_bytes(world, "grit") == data_bytes(world.folder / "local"), "a bucket in and out gives the same data bytes as local disks")
+    manifest = json.loads(world.content("grit/_manifest/manifest.json"))
+    there = world.objects("grit")
+    world.tally.check(all(there.get(f["path"]) == f["bytes"] for f in manifest["files"]), "every file of the manifest is there, in its size")
+    world.tally.check(set(there) == {f["path"] for f in manifest["files"]} | {"_manifest/manifest.json"}, f"and nothing else: {sorted(there)}")
+    card = world.content("grit/README.md").decode()
+    data = [f["path"] for f in manifest["files"] if f["path"].startswith("data/")]
+    world.tally.check(all(os.path.dirname(path) + "/" in card for path in data), "the card names the generation's folder")
+    bucket = fs.S3FileSystem(endpoint_override=f"127.0.0.1:{world.direct}", scheme="http", access_key="test", secret_key="test", region="us-east-1")
+    rows = pq.ParquetDataset([f"datasets/grit/{p}" for p in data], filesystem=bucket).read()
+    world.tally.check(rows.num_rows == manifest["rows"] > 0, "pyarrow reads the rows from the bucket")
+    said = world.run(*arguments)
+    world.tally.check("s3://datasets/grit is up to date" in said, f"a second run does nothing: {said}")
+    world.run(*arguments, "--set", "min_score=0.6")
+    again = world.objects("grit")
+    world.tally.check(not set(data) & set(again), "the old generation's files are gone")
+    world.tally.check(json.loads(world.content("grit/_manifest/manifest.json"))["fingerprint"] != manifest["fingerprint"], "a threshold makes a new generation")
+
+
+def tables(world):
+    """Parquet in a bucket: row groups, filters that skip some of them, a join with a local file."""
+    lines = "".join(json.dumps({"id": i, "text": f"caption number {i}", "score": (i * 37 % 100) / 100}) + "\n" for i in range(200_000))
+    (world.folder / "rows.jsonl").write_text(lines)
+    (world.folder / "make.yaml").write_text(
+        "sources: { rows: { type: jsonl, path: rows.jsonl } }\nsinks: { out: { type: parquet, path: \"${to}\" } }\nparams: { to: table }\nsettings: { shard_mib: 1 }\n")
+    world.run("run", "make.yaml")
+    world.run("run", "make.yaml", "--set", "to=s3://datasets/table")
+    world.tally.check(remote_bytes(world, "table") == data_bytes(world.folder / "table"), "Parquet in a bucket is the local one")
+    world.upload(world.folder / "table" / "data", "table")
+    (world.folder / "read.yaml").write_text(
+        "params: { from: table/data, to: kept }\nsources: { rows: { type: parquet, path: \"${from}\" } }\n"
+        "stages:\n  some: { type: filter, where: id between 150000 and 160000 and score > 0.5 }\n"
+        "  most: { type: sql, query: \"select score, count(*) n, min(text) first from some group by score order by score\" }\n"
+        "sinks:\n  good: { type: parquet, input: some, path: \"${to}\" }\n  counts: { type: jsonl, path: \"${to}-counts\" }\n")
+    world.run("run", "read.yaml")
+    world.faults.share = 0.1
+    world.run("run", "read.yaml", "--set", "from=s3://pictures/table", "--set", "to=s3://datasets/kept")
+    world.faults.share = 0.0
+    # Row ids hold the file's path below the pattern's root, which is the same in both.
+    world.tally.check(remote_bytes(world, "kept") == data_bytes(world.folder / "kept"), "the same rows from a bucket as from a disk")
+    counts = [world.content(f"kept-counts/{k}") for k in world.objects("kept-counts") if k.endswith(".jsonl")]
+    local = [p.read_bytes() for p in (world.folder / "kept-counts").rglob("*.jsonl")]
+    world.tally.check(counts == local and len(local) == 1, "the same counts")
+
+
+def kills(world):
+    """Killed while it uploads, again and again: whoever reads the manifest or the card finds one generation whole at every moment."""
+    world.run("run", "make.yaml", "--set", "to=s3://datasets/killed")
+    first = json.loads(world.content("killed/_manifest/manifest.json"))
+    before = remote_bytes(world, "killed")
+    (world.folder / "rows.jsonl").open("a").write('{"id": 200000, "text": "one more", "score": 0.1}\n')
+    world.faults.delay = 0.02
+    torn = killed = 0
+    for attempt in range(12):
+        process = world.start("run", "make.yaml", "--set", "to=s3://datasets/killed")
+        time.sleep(0.15 + 0.1 * attempt)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.communicate()
+        manifest = json.loads(world.content("killed/_manifest/manifest.json"))
+        there = world.objects("killed")
+        torn += any(there.get(f["path"]) != f["bytes"] for f in manifest["files"] if "/" in f["path"])
+        named = re.search(r"data/[0-9a-f]{16}/", world.content("killed/README.md").decode())
+        torn += not (named and any(path.startswith(named.group()) for path in there))
+    world.faults.delay = 0.0
+    world.tally.check(killed >= 3 and torn == 0, f"{killed} kills, {torn} torn generations")
+    world.run("run", "make.yaml", "--set", "to=s3://datasets/killed")
+    world.run("run", "make.yaml", "--set", "to=undisturbed")
+    world.tally.check(remote_bytes(world, "killed") == data_bytes(world.folder / "undisturbed") != before, "after all kills the bytes of an undisturbed run")
+    last = json.loads(world.content("killed/_manifest/manifest.json"))
+    world.tally.check(last["rows"] == first["rows"] + 1, "one row more")
+    names = {f["path"] for f in last["files"]} | {"_manifest/manifest.json"}
+    world.tally.check(set(world.objects("killed")) == names, "no remains of the killed attempts")
+
+
+def refusals(world):
+    world.s3.put_object(Bucket="datasets", Key="thesis/chapter1.tex", Body=b"x")
+    said = world.run("run", "make.yaml", "--set", "to=s3://datasets/thesis", expect=2)
+    world.tally.check("holds no Groundloom data set" in said, f"a foreign place is refused: {said}")
+    said = world.run("check", "make.yaml", "--set", "to=https://example.org/out", expect=2)
+    world.tally.check("cannot be written to" in said, f"a web server is no target: {said}")
+    said = world.run("run", "read.yaml", "--set", "from=s3://pictures/nowhere/*.parquet", "--set", "to=x", expect=2)
+    world.tally.check("nothing matches" in said, f"a pattern without files: {said}")
+    said = world.run("run", "make.yaml", "--set", "to=s3://missing-bucket/x", expect=1)
+    world.tally.check("missing-bucket" in said, f"a bucket that is not there is named: {said}")
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(os.path.abspath(sys.argv[1]), folder)
+        for part in (pictures, tables, kills, refusals):
+            world.tally.attempt(part.__name__, lambda: part(world) or True)
+        return world.tally.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
