@@ -912,7 +912,7 @@ impl<'a> Runner<'a> {
             let files: HashSet<&str> = only.iter().filter_map(|id| id.get(..16)).collect();
             let wanted = |f: &ShardFile| files.contains(format!("{:016x}", file_hash(&f.path)).as_str());
             if shard.files.iter().any(wanted) {
-                shard.files.retain(wanted);
+                shard.files = shard.files.iter().filter(|f| wanted(f)).cloned().collect();
             }
         }
         let bytes = shard.files.iter().map(|f| f.size).sum();
