@@ -2,11 +2,14 @@
 
 pub mod check;
 pub mod detect;
+pub mod diff;
 pub mod parse;
 pub mod plan;
+pub mod quarantine;
 pub mod run;
 pub mod schema;
 pub mod stages;
+pub mod why;
 
 use std::sync::Arc;
 

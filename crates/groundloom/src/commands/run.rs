@@ -7,6 +7,7 @@ use groundloom_engine::{
     run::{self, Plan, RunOptions, SinkSummary, Summary},
     telemetry::{Reading, Telemetry},
 };
+use groundloom_spec::SourceFile;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,11 @@ use crate::{
 pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
     let (file, graph) = checked(&command).await?;
     let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    work(&file, &plan, machine).await
+}
+
+/// Runs a plan and says what came of it.
+pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     watch_signals(stop.clone());
     let telemetry = Arc::new(Telemetry::default());
@@ -33,9 +39,9 @@ pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure>
         metrics::serve(address, Arc::clone(&telemetry)).await?;
     }
     let (observer, finish) = progress::observer(machine.log, Arc::clone(&telemetry));
-    let outcome = run::run(&plan, &options, observer).await;
+    let outcome = run::run(plan, &options, observer).await;
     finish();
-    let summary = outcome.map_err(|e| Failure::of(&file, e))?;
+    let summary = outcome.map_err(|e| Failure::of(file, e))?;
     match machine.log {
         LogFormat::Text => print(&summary, &telemetry.read()),
         LogFormat::Json => eprintln!("{}", as_json(&summary, &telemetry.read())),
