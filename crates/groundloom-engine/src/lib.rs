@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod mirror;
 pub mod nodes;
 pub mod plan;
+pub mod predicate;
 pub mod relation;
 pub mod row_ids;
 pub mod run;

@@ -171,6 +171,21 @@ impl TableWriter {
     }
 }
 
+/// The rows as JSON objects; null values are left out.
+///
+/// # Errors
+/// [`IndexError::BadRows`] for a type that JSON cannot express.
+pub fn as_json(rows: &RecordBatch) -> Result<Vec<serde_json::Map<String, serde_json::Value>>, IndexError> {
+    let bad = |problem: String| IndexError::BadRows { origin: "rows".into(), problem };
+    let mut writer = arrow::json::ArrayWriter::new(Vec::new());
+    writer.write(rows).and_then(|()| writer.finish()).map_err(|e| bad(e.to_string()))?;
+    let text = writer.into_inner();
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))
+}
+
 /// Size and checksum of a whole file.
 pub(crate) fn entry(path: &Path) -> Result<FileEntry, IndexError> {
     let mut file = File::open(path).map_err(|e| IndexError::io(path, e))?;

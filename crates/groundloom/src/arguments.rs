@@ -4,6 +4,8 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::index::arguments::IndexCommand;
+
 /// Makes multimodal data sets from declarative pipeline files.
 #[derive(Debug, Parser)]
 #[command(name = "groundloom", version, about, propagate_version = true)]
@@ -83,6 +85,9 @@ pub enum Command {
     Parse(Parse),
     /// Detect objects in pictures and print them as JSON lines.
     Detect(Detect),
+    /// Build, search and change vector indices.
+    #[command(subcommand)]
+    Index(IndexCommand),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
 }

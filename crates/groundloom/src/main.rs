@@ -52,6 +52,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Stages(command) => commands::stages::run(&command),
         Command::Parse(command) => commands::parse::run(&command),
         Command::Detect(command) => commands::detect::run(&command),
+        Command::Index(command) => commands::index::run(command, machine).await,
         Command::Schema => commands::schema::run(),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod detect;
+pub mod index;
 pub mod parse;
 pub mod plan;
 pub mod run;

@@ -41,7 +41,7 @@ pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure>
 }
 
 /// Once: tasks under way are finished, if they can be soon, and committed work stays. Twice: at once.
-fn watch_signals(stop: CancellationToken) {
+pub fn watch_signals(stop: CancellationToken) {
     tokio::spawn(async move {
         wait_for_signal().await;
         eprintln!(
