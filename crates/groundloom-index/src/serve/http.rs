@@ -280,11 +280,8 @@ fn parse(buffer: &[u8]) -> Result<Option<Head>, Refusal> {
                 let close = text(value)?.split(',').any(|t| t.trim().eq_ignore_ascii_case("close"));
                 keep_alive &= !close;
             }
-            "host" => {
-                if host.replace(text(value)?).is_some() {
-                    return Err(bad("two hosts"));
-                }
-            }
+            "host" if host.is_some() => return Err(bad("two hosts")),
+            "host" => host = Some(text(value)?),
             "authorization" => authorization = Some(text(value)?),
             _ => {}
         }
