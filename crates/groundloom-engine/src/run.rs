@@ -565,14 +565,14 @@ impl<'a> Runner<'a> {
         let location = self.ledgers[segment].part_path(part);
         Some(Shard {
             id: entry.task.to_string(),
-            files: vec![ShardFile {
+            files: Arc::new([ShardFile {
                 location: location.to_string_lossy().into_owned(),
                 path: entry.task.to_string(),
                 size: part.bytes,
                 range: None,
                 version: entry.task.to_string(),
                 metadata: None,
-            }],
+            }]),
             rows: Some(part.rows),
             bytes: part.bytes,
         })

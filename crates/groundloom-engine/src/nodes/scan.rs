@@ -138,7 +138,7 @@ impl TableProvider for ShardTable {
 
 /// The store that holds the shards of a table: all files of a source stand in one.
 fn store_url(shards: &[Shard]) -> Result<ObjectStoreUrl> {
-    match shards.iter().flat_map(|s| &s.files).next() {
+    match shards.iter().flat_map(|s| s.files.iter()).next() {
         Some(file) if Stores::is_remote(&file.location).map_err(plain)? => {
             ObjectStoreUrl::parse(Stores::object_url(&file.location).map_err(plain)?.0)
         }
@@ -156,7 +156,7 @@ fn plain(error: FormatError) -> DataFusionError {
 /// A location of an unknown kind, or credentials that are missing.
 pub fn register_stores(context: &SessionContext, stores: &Stores, shards: &[Shard]) -> Result<()> {
     let url = store_url(shards)?;
-    if let Some(file) = shards.iter().flat_map(|s| &s.files).next()
+    if let Some(file) = shards.iter().flat_map(|s| s.files.iter()).next()
         && url != ObjectStoreUrl::local_filesystem()
     {
         let (store, _) = stores.object(&file.location).map_err(plain)?;
@@ -166,7 +166,7 @@ pub fn register_stores(context: &SessionContext, stores: &Stores, shards: &[Shar
 }
 
 fn file_group(shards: &[Shard], ids: Ids) -> Result<FileGroup> {
-    let files = shards.iter().flat_map(|s| &s.files).map(|file| {
+    let files = shards.iter().flat_map(|s| s.files.iter()).map(|file| {
         let path = if Stores::is_remote(&file.location).map_err(plain)? {
             Stores::object_url(&file.location).map_err(plain)?.1
         } else {
