@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod plan;
 pub mod provenance;
 pub mod quarantine;
+pub mod predicate;
 pub mod relation;
 pub mod retries;
 pub mod row_ids;

@@ -75,6 +75,29 @@ impl ImageProcessor {
     /// # Errors
     /// As [`ImageProcessor::open`].
     pub(crate) fn read(file: &Config, defaults: ImageDefaults) -> Result<Self, ModelError> {
+        let size = match file.flag_or("do_resize", true)? {
+            true => Some(size(file)?),
+            false => {
+                file.value("size");
+                None
+            }
+        };
+        let crop = match file.flag_or("do_center_crop", defaults.crop)? {
+            true => Some(crop(file)?),
+            false => {
+                file.value("crop_size");
+                None
+            }
+        };
+        let (filter, values) = Self::read_values(file, defaults)?;
+        Ok(Self { size, filter, crop, ..values })
+    }
+
+    /// Reads the resampling filter, and what becomes of pixel values: a processor that neither resizes nor crops.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::open`].
+    pub(crate) fn read_values(file: &Config, defaults: ImageDefaults) -> Result<(Filter, Self), ModelError> {
         // Names, and what any RGB image has been through already.
         for inert in ["image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb"] {
             file.value(inert);
@@ -84,13 +107,6 @@ impl ImageProcessor {
         }
         file.only("do_reduce_labels", false)?;
         file.only("reduce_labels", false)?;
-        let size = match file.flag_or("do_resize", true)? {
-            true => Some(size(file)?),
-            false => {
-                file.value("size");
-                None
-            }
-        };
         let filter = match file.value("resample").map(Value::as_u64) {
             None => defaults.filter,
             Some(Some(1)) => Filter::Lanczos,
@@ -100,13 +116,6 @@ impl ImageProcessor {
             Some(found) => {
                 let found = found.map_or("something else".to_owned(), |n| n.to_string());
                 return Err(file.bad("resample", "1 (Lanczos), 2 (bilinear), 3 (bicubic) or 4 (box)", found));
-            }
-        };
-        let crop = match file.flag_or("do_center_crop", defaults.crop)? {
-            true => Some(crop(file)?),
-            false => {
-                file.value("crop_size");
-                None
             }
         };
         let factor = file.number_or("rescale_factor", 1.0 / 255.0)?;
@@ -125,7 +134,7 @@ impl ImageProcessor {
                 *value = if normalise { (rescaled - mean) / std } else { rescaled };
             }
         }
-        Ok(Self { size, filter, crop, values: Arc::new(values) })
+        Ok((filter, Self { size: None, filter, crop: None, values: Arc::new(values) }))
     }
 
     /// Width and height of every image after [`ImageProcessor::place`]; `None` where it depends on the image.
@@ -170,6 +179,11 @@ impl ImageProcessor {
             planes[plane + i] = self.values[1][usize::from(*g)];
             planes[2 * plane + i] = self.values[2][usize::from(*b)];
         }
+    }
+
+    /// What a pixel of these bytes becomes.
+    pub(crate) fn pixel(&self, bytes: [u8; 3]) -> [f32; 3] {
+        [0, 1, 2].map(|channel| self.values[channel][usize::from(bytes[channel])])
     }
 
     /// Images as one `[n, 3, height, width]`, for processors of one size; the caller sees to that.

@@ -9,16 +9,18 @@ use crate::{
     ModelError,
     clip::{self, Clip},
     config::Config,
-    detector::{Detector, ModelInfo},
-    dual::{DualEmbedder, SentenceEmbedder, SsdEmbedder},
+    detector::Detector,
     embedder::{Embedder, EmbedderInfo},
+    embedders::{DualEmbedder, PatchEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
     image_processor::{ImageDefaults, ImageProcessor},
-    sentence::SentenceEncoder,
+    naflex::{PatchProcessor, Siglip2},
+    sentence::{self, SentenceEncoder},
     siglip::{self, Siglip},
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
     text_tokenizer::{Padding, TextTokenizer},
+    vit::{self, VisionTransformer},
     weights::Weights,
 };
 
@@ -31,10 +33,24 @@ macro_rules! embedded_files {
     };
 }
 
-static EMBEDDED: [EmbeddedModel; 1] = [EmbeddedModel {
-    name: DEFAULT_DETECTOR,
-    files: embedded_files!("ssd-mobilenet-v2-oidv4": "config.json", "labels.txt", "model.safetensors", "vocabulary.tsv"),
-}];
+/// The embedded sentence encoder's name.
+pub const DEFAULT_SENTENCE_ENCODER: &str = "all-minilm-l6-v2";
+
+static EMBEDDED: [EmbeddedModel; 2] = [
+    EmbeddedModel {
+        name: DEFAULT_DETECTOR,
+        files: embedded_files!(
+            "ssd-mobilenet-v2-oidv4": "config.json", "labels.txt", "model.safetensors", "vocabulary.tsv"
+        ),
+    },
+    EmbeddedModel {
+        name: DEFAULT_SENTENCE_ENCODER,
+        files: embedded_files!(
+            "all-minilm-l6-v2": "1_Pooling/config.json", "README.md", "config.json", "model.safetensors", "modules.json",
+            "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"
+        ),
+    },
+];
 
 /// Names of the models that are part of the binary.
 pub fn embedded_names() -> impl Iterator<Item = &'static str> {
@@ -99,46 +115,68 @@ pub fn resolve_plain_ssd(name: &str, device: &Device) -> Result<PlainNetwork, Mo
     SsdMobileNetV2::load_plain(&folder, device)
 }
 
+/// A model folder, read as far as to know what it is.
+struct Described {
+    folder: ModelFolder,
+    family: Family,
+    config: Config,
+    weights: Weights,
+    info: EmbedderInfo,
+}
+
+fn described(name: &str) -> Result<Described, ModelError> {
+    let folder = find(name)?;
+    let family = Family::of(name, &folder)?;
+    let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
+    let (dims, normalised, [texts, images]) = match family {
+        Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
+        Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
+        Family::TextEncoder(_) => {
+            let width = config.size_or("hidden_size", 768)?;
+            (width, sentence::modules(&folder, width)?.1, [true, false])
+        }
+        Family::VisionTransformer(_) => (config.size_or("hidden_size", 768)?, false, [false, true]),
+        Family::Ssd => (ssd::FEATURES, false, [false, true]),
+    };
+    let licence = match family {
+        Family::Ssd => config.text("license")?.unwrap_or("unknown").to_owned(),
+        _ => folder.licence(),
+    };
+    let info = EmbedderInfo {
+        name: name.to_owned(),
+        architecture: family.name().to_owned(),
+        weights_sha256: weights.sha256().to_owned(),
+        licence,
+        dims,
+        normalised,
+        texts,
+        images,
+    };
+    Ok(Described { folder, family, config, weights, info })
+}
+
+/// What the embedder that `name` stands for is, without building its network. Whether it loads, [`resolve_embedder`]
+/// says.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn describe_embedder(name: &str) -> Result<EmbedderInfo, ModelError> {
+    described(name).map(|described| described.info)
+}
+
 /// Loads the embedder that `name` stands for: an embedded model ([`embedded_names`]) or the path of a folder in Hugging
 /// Face layout, whose `config.json` decides the architecture.
 ///
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
-    let folder = find(name)?;
-    let family = Family::of(name, &folder)?;
-    if family == Family::Ssd {
-        let network = SsdMobileNetV2::load(&folder)?;
-        let ModelInfo { weights_sha256, licence, .. } = network.info().clone();
-        let info = EmbedderInfo {
-            name: name.to_owned(),
-            architecture: ssd::ARCHITECTURE.to_owned(),
-            weights_sha256,
-            licence,
-            dims: ssd::FEATURES,
-            normalised: false,
-            texts: false,
-            images: true,
-        };
-        return Ok(Arc::new(SsdEmbedder { info, network }));
-    }
-    let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
-    let info = |dims: usize, normalised: bool, [texts, images]: [bool; 2]| EmbedderInfo {
-        name: name.to_owned(),
-        architecture: family.name().to_owned(),
-        weights_sha256: weights.sha256().to_owned(),
-        licence: folder.licence(),
-        dims,
-        normalised,
-        texts,
-        images,
-    };
+    let Described { folder, family, config, weights, info } = described(name)?;
     Ok(match family {
         Family::Clip => {
             let network = Clip::load(&config, &weights)?;
             let length = network.text.config.positions;
             Arc::new(DualEmbedder {
-                info: info(network.width, true, [true, true]),
+                info,
                 processor: sized(&folder, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
                 tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::Longest(pad.unwrap_or(0)))?,
                 network,
@@ -148,17 +186,36 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
             let network = Siglip::load(&config, &weights)?;
             let length = network.text.positions;
             Arc::new(DualEmbedder {
-                info: info(network.width, true, [true, true]),
+                info,
                 processor: sized(&folder, siglip::IMAGE_DEFAULTS, network.vision.image_size)?,
+                tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
+                network,
+            })
+        }
+        Family::Siglip2 => {
+            let network = Siglip2::load(&config, &weights)?;
+            let length = network.text.positions;
+            Arc::new(PatchEmbedder {
+                info,
+                processor: PatchProcessor::open(&folder)?,
                 tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
                 network,
             })
         }
         Family::TextEncoder(kind) => {
             let encoder = SentenceEncoder::load(&folder, &config, kind, &weights)?;
-            Arc::new(SentenceEmbedder { info: info(encoder.width(), encoder.normalised, [true, false]), encoder })
+            Arc::new(SentenceEmbedder { info, encoder })
         }
-        Family::Ssd => unreachable!("loaded above"),
+        Family::VisionTransformer(kind) => {
+            let network = VisionTransformer::load(&config, kind, &weights)?;
+            let processor = match kind {
+                // DINOv2's positions stretch to any grid.
+                vit::Kind::Dinov2 => ImageProcessor::open(&folder, kind.image_defaults())?,
+                vit::Kind::Vit | vit::Kind::Beit => sized(&folder, kind.image_defaults(), network.image_size)?,
+            };
+            Arc::new(VisionEmbedder { info, network, processor })
+        }
+        Family::Ssd => Arc::new(SsdEmbedder { info, network: SsdMobileNetV2::load(&folder)? }),
     })
 }
 

@@ -144,7 +144,10 @@ pub(crate) fn pool(hidden: &Tensor, mask: &Tensor, pooling: Pooling) -> candle_c
 }
 
 /// Pooling and normalisation as `modules.json` says.
-fn modules(folder: &ModelFolder, width: usize) -> Result<(Pooling, bool), ModelError> {
+///
+/// # Errors
+/// [`ModelError::BadConfig`] names a module that is not supported.
+pub(crate) fn modules(folder: &ModelFolder, width: usize) -> Result<(Pooling, bool), ModelError> {
     const FILE: &str = "modules.json";
     let bad = |problem: String| ModelError::BadConfig { origin: folder.file_name(FILE), problem };
     let Some(modules) = folder.json_if_there::<Vec<Module>>(FILE)? else { return Ok((Pooling::Mean, false)) };

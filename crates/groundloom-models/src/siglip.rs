@@ -33,6 +33,15 @@ pub(crate) struct Siglip {
     pub(crate) width: usize,
 }
 
+/// Length of an embedding.
+///
+/// # Errors
+/// [`ModelError::BadConfig`].
+pub(crate) fn width(config: &Config) -> Result<usize, ModelError> {
+    let text = sub_config(config, "text_config")?;
+    text.size_or("projection_size", text.size_or("hidden_size", 768)?)
+}
+
 impl Siglip {
     /// Reads the network of a `config.json` with `model_type` `siglip`.
     ///
@@ -50,7 +59,8 @@ impl Siglip {
         vision.only("vision_use_head", true)?;
         let (vocabulary, positions) =
             (text.size_or("vocab_size", 32_000)?, text.size_or("max_position_embeddings", 64)?);
-        let width = text.size_or("projection_size", text_shape.width)?;
+        let width = width(config)?;
+        text.value("projection_size");
         if width != vision_shape.width {
             return Err(text.bad(
                 "projection_size",
@@ -134,7 +144,11 @@ pub(crate) struct PoolingHead {
 }
 
 impl PoolingHead {
-    fn load(weights: &Weights, shape: StackShape) -> Result<Self, ModelError> {
+    /// Reads the head at `weights`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(weights: &Weights, shape: StackShape) -> Result<Self, ModelError> {
         let StackShape { width, heads, inner, activation, eps, .. } = shape;
         let attention = weights.at("attention");
         let (weight, bias) =
@@ -156,9 +170,14 @@ impl PoolingHead {
 
     /// `[n, patches, width]` → `[n, width]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        self.forward_masked(x, None)
+    }
+
+    /// As [`PoolingHead::forward`], with a bias on the scores, `[n, 1, 1, patches]`.
+    pub(crate) fn forward_masked(&self, x: &Tensor, bias: Option<&Tensor>) -> Candle<Tensor> {
         let (n, _, width) = x.dims3()?;
         let query = self.query.broadcast_as((n, 1, width))?;
-        let gathered = attention(&query, &self.keys.forward(x)?, &self.values.forward(x)?, self.heads, None)?;
+        let gathered = attention(&query, &self.keys.forward(x)?, &self.values.forward(x)?, self.heads, bias)?;
         let x = self.output.forward(&gathered)?;
         let inner = self.up.forward_activated(&self.norm.forward(&x)?, self.activation)?;
         self.down.forward_onto(&inner, &x)?.i((.., 0))?.contiguous()
@@ -177,7 +196,11 @@ pub(crate) struct TextTower {
 }
 
 impl TextTower {
-    fn load(
+    /// Reads the tower at `weights`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(
         weights: &Weights,
         shape: StackShape,
         vocabulary: usize,

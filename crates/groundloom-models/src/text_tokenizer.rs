@@ -130,6 +130,17 @@ impl TextTokenizer {
         Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
     }
 
+    /// As [`TextTokenizer::encode`], not cut.
+    ///
+    /// # Errors
+    /// [`ModelError::Untokenized`].
+    pub(crate) fn encode_whole(&self, text: &str) -> Result<Tokens, ModelError> {
+        let mut tokenizer = (*self.tokenizer).clone();
+        let whole = tokenizer.with_truncation(None).and_then(|tokenizer| tokenizer.encode_fast(text, true));
+        let encoding = whole.map_err(|e| ModelError::Untokenized { reason: e.to_string() })?;
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
+    }
+
     /// Texts as one rectangle.
     ///
     /// # Errors

@@ -235,7 +235,7 @@ impl Weights {
     pub(crate) fn finish(&self, known: &[&str]) -> Result<(), ModelError> {
         let read = self.files.read.lock().unwrap_or_else(PoisonError::into_inner);
         // Buffers that older files carry: 0, 1, 2, … as a tensor.
-        let buffer = |name: &str| name.ends_with("position_ids");
+        let buffer = |name: &str| name.ends_with("position_ids") || name.ends_with("relative_position_index");
         let unread: Vec<&str> = self
             .files
             .tensors

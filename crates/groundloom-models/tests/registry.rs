@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use groundloom_models::{Classes, DEFAULT_DETECTOR, DetectOptions, embedded_names, resolve};
+use groundloom_models::{Classes, DEFAULT_DETECTOR, DEFAULT_SENTENCE_ENCODER, DetectOptions, embedded_names, resolve};
 use image::RgbImage;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/ssd-mobilenet-v2-oidv4");
@@ -26,7 +26,7 @@ fn replace(file: &Path, from: &str, to: &str) {
 
 #[test]
 fn the_embedded_model_says_who_it_is() {
-    assert_eq!(embedded_names().collect::<Vec<_>>(), [DEFAULT_DETECTOR]);
+    assert_eq!(embedded_names().collect::<Vec<_>>(), [DEFAULT_DETECTOR, DEFAULT_SENTENCE_ENCODER]);
     let model = resolve(DEFAULT_DETECTOR).unwrap();
     let info = model.info();
     assert_eq!(

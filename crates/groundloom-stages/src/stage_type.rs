@@ -5,7 +5,8 @@ use std::sync::Arc;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
-    DropAbstractChunks, DropContained, ExpandExpressions, FilterBoxes, Ground, ImageProperties, NounChunks, Parse,
+    DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Ground, ImageProperties, NounChunks,
+    Parse, Similarity,
     stage::{Stage, StageError},
 };
 
@@ -69,6 +70,8 @@ pub fn stage_types() -> Vec<StageType> {
         StageType::of::<FilterBoxes>(),
         StageType::of::<ExpandExpressions>(),
         StageType::of::<DropContained>(),
+        StageType::of::<Embed>(),
+        StageType::of::<Similarity>(),
     ]
 }
 

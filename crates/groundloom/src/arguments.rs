@@ -4,6 +4,8 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::index::arguments::IndexCommand;
+
 /// Makes multimodal data sets from declarative pipeline files.
 #[derive(Debug, Parser)]
 #[command(name = "groundloom", version, about, propagate_version = true)]
@@ -96,6 +98,14 @@ pub enum Command {
     Parse(Parse),
     /// Detect objects in pictures and print them as JSON lines.
     Detect(Detect),
+    /// Build, search and change vector indices.
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Turn texts and pictures into vectors and print them as JSON lines.
+    Embed(Embed),
+    /// List the models, or compare one with its reference.
+    #[command(subcommand)]
+    Models(Models),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
 }
@@ -205,6 +215,30 @@ pub struct Detect {
     /// The smallest score that is printed, from 0 to 1.
     #[arg(long, default_value_t = groundloom_models::DetectOptions::default().min_score)]
     pub min_score: f32,
+}
+
+#[derive(Debug, Args)]
+pub struct Embed {
+    /// A text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub text: Vec<String>,
+    /// A picture; may be given several times, and names several files.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub image: Vec<PathBuf>,
+    /// An embedded model's name or a local model folder.
+    #[arg(long, default_value = groundloom_models::DEFAULT_SENTENCE_ENCODER)]
+    pub model: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// List the models that are part of this program, and the architectures that it loads from folders.
+    List,
+    /// Compare a model with its reference: every output of a fixture folder (a model folder with expected.safetensors).
+    Verify {
+        /// The folder.
+        folder: PathBuf,
+    },
 }
 
 #[cfg(test)]

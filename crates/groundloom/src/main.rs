@@ -56,6 +56,9 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Quarantine { command } => commands::quarantine::run(command, machine).await,
         Command::Parse(command) => commands::parse::run(&command),
         Command::Detect(command) => commands::detect::run(&command),
+        Command::Index(command) => commands::index::run(command, machine).await,
+        Command::Embed(command) => commands::embed::run(&command),
+        Command::Models(command) => commands::models::run(&command),
         Command::Schema => commands::schema::run(),
     }
 }

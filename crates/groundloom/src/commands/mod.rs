@@ -3,6 +3,9 @@
 pub mod check;
 pub mod detect;
 pub mod diff;
+pub mod embed;
+pub mod index;
+pub mod models;
 pub mod parse;
 pub mod plan;
 pub mod quarantine;

@@ -50,7 +50,7 @@ pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine) 
 }
 
 /// Once: tasks under way are finished, if they can be soon, and committed work stays. Twice: at once.
-fn watch_signals(stop: CancellationToken) {
+pub fn watch_signals(stop: CancellationToken) {
     tokio::spawn(async move {
         wait_for_signal().await;
         eprintln!(
