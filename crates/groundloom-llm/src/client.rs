@@ -2,9 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use tokio::sync::Notify;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -73,6 +78,7 @@ pub struct Client {
     prices: PriceTable,
     ledger: Arc<Ledger>,
     alone: Mutex<HashMap<RequestHash, Weak<tokio::sync::Mutex<()>>>>,
+    on_their_way: Arc<OnTheirWay>,
 }
 
 /// An answer and where it came from.
@@ -97,6 +103,49 @@ pub struct Estimate {
     pub most_completion_tokens: u64,
     /// The cost when the answer is as long as it may be; `None` when the price table does not know the model.
     pub most_cost: Option<Money>,
+}
+
+impl Estimate {
+    /// What a request may cost by a price table.
+    pub fn of(request: &Request, prices: &PriceTable) -> Self {
+        let price = prices.price(&request.model);
+        let most_prompt_tokens = request.most_prompt_tokens(price.tokenizer, price.image_tokens);
+        let most = Usage {
+            prompt_tokens: most_prompt_tokens,
+            completion_tokens: request.max_output_tokens,
+            cached_prompt_tokens: 0,
+        };
+        Self {
+            prompt_tokens: request.expected_prompt_tokens(price.tokenizer, price.image_tokens),
+            most_prompt_tokens,
+            most_completion_tokens: request.max_output_tokens,
+            most_cost: price.known.then(|| price.cost(&most)),
+        }
+    }
+}
+
+/// Requests that have been sent and not ended.
+#[derive(Debug, Default)]
+struct OnTheirWay {
+    count: AtomicUsize,
+    changed: Notify,
+}
+
+/// One of them; counts until dropped, however its task ends.
+struct Underway(Arc<OnTheirWay>);
+
+impl Underway {
+    fn begin(all: &Arc<OnTheirWay>) -> Self {
+        all.count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(all))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+    }
 }
 
 impl Client {
@@ -133,6 +182,7 @@ impl Client {
             prices,
             ledger,
             alone: Mutex::default(),
+            on_their_way: Arc::default(),
         }))
     }
 
@@ -148,18 +198,19 @@ impl Client {
 
     /// What a request may cost.
     pub fn estimate(&self, request: &Request) -> Estimate {
-        let price = self.prices.price(&request.model);
-        let most_prompt_tokens = request.most_prompt_tokens(price.tokenizer, price.image_tokens);
-        let most = Usage {
-            prompt_tokens: most_prompt_tokens,
-            completion_tokens: request.max_output_tokens,
-            cached_prompt_tokens: 0,
-        };
-        Estimate {
-            prompt_tokens: request.expected_prompt_tokens(price.tokenizer, price.image_tokens),
-            most_prompt_tokens,
-            most_completion_tokens: request.max_output_tokens,
-            most_cost: price.known.then(|| price.cost(&most)),
+        Estimate::of(request, &self.prices)
+    }
+
+    /// Waits until the requests that are on their way have ended, so that their answers are kept.
+    pub async fn settled(&self) {
+        loop {
+            let changed = self.on_their_way.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.on_their_way.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -212,7 +263,11 @@ impl Client {
             let attempt = Attempt { hash, price, reservation, mark, reserved, admitted };
             // In a task of its own: whoever asked may go away, the money is spent all the same.
             let (client, request, body) = (Arc::clone(self), request.clone(), Arc::clone(&body));
-            let sent = tokio::spawn(async move { client.send(attempt, &request, &body).await });
+            let underway = Underway::begin(&self.on_their_way);
+            let sent = tokio::spawn(async move {
+                let _underway = underway;
+                client.send(attempt, &request, &body).await
+            });
             match sent.await.map_err(|e| LlmError::Setup(format!("a call ended without a result: {e}").into()))?? {
                 Sent::Answered(answer) => return Ok(Reply { answer, hash, from_store: false }),
                 Sent::TryAgain => {}

@@ -7,6 +7,7 @@ use groundloom_engine::{
     run::{self, Plan, RunOptions, SinkSummary, Summary},
     telemetry::{Reading, Telemetry},
 };
+use groundloom_spec::SourceFile;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -14,12 +15,17 @@ use crate::{
     arguments::{LogFormat, Machine, PipelineFile},
     commands::checked,
     failure::Failure,
-    progress,
+    metrics, progress,
 };
 
 pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
     let (file, graph) = checked(&command).await?;
     let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    work(&file, &plan, machine).await
+}
+
+/// Runs a plan and says what came of it.
+pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     watch_signals(stop.clone());
     let telemetry = Arc::new(Telemetry::default());
@@ -29,10 +35,13 @@ pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure>
         stop,
         telemetry: Arc::clone(&telemetry),
     };
+    if let Some(address) = machine.metrics {
+        metrics::serve(address, Arc::clone(&telemetry)).await?;
+    }
     let (observer, finish) = progress::observer(machine.log, Arc::clone(&telemetry));
-    let outcome = run::run(&plan, &options, observer).await;
+    let outcome = run::run(plan, &options, observer).await;
     finish();
-    let summary = outcome.map_err(|e| Failure::of(&file, e))?;
+    let summary = outcome.map_err(|e| Failure::of(file, e))?;
     match machine.log {
         LogFormat::Text => print(&summary, &telemetry.read()),
         LogFormat::Json => eprintln!("{}", as_json(&summary, &telemetry.read())),
@@ -41,7 +50,7 @@ pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure>
 }
 
 /// Once: tasks under way are finished, if they can be soon, and committed work stays. Twice: at once.
-fn watch_signals(stop: CancellationToken) {
+pub fn watch_signals(stop: CancellationToken) {
     tokio::spawn(async move {
         wait_for_signal().await;
         eprintln!(
