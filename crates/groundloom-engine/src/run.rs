@@ -1,5 +1,7 @@
 //! Running a pipeline: tasks that are not committed yet, segment by segment, then one publication per sink.
 
+mod preview;
+
 use std::{
     collections::{BTreeMap, HashSet},
     num::NonZeroUsize,
@@ -18,6 +20,7 @@ use datafusion::{
 use futures::stream::{FuturesUnordered, StreamExt};
 use groundloom_data::{columns::ROW_ID, funnel::StageCounts, row_id::file_hash};
 use groundloom_formats::{Discovery, Reader, Shard, ShardFile, Sink};
+use groundloom_llm::Clients;
 use groundloom_models::ModelPool;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +59,8 @@ pub struct RunOptions {
     pub stop: CancellationToken,
     /// Is told what the run measures about itself.
     pub telemetry: Arc<Telemetry>,
+    /// The clients that stages ask language models through.
+    pub clients: Arc<Clients>,
 }
 
 impl RunOptions {
@@ -431,6 +436,7 @@ impl<'a> Runner<'a> {
         std::fs::create_dir_all(&spill).map_err(|e| EngineError::io(&spill, e))?;
         let resources = Arc::new(Resources {
             models: Arc::new(ModelPool::new(options.threads)),
+            clients: Arc::clone(&options.clients),
             windows_in_flight: options.threads.get(),
             telemetry: Arc::clone(&options.telemetry),
         });

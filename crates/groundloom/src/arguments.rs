@@ -78,7 +78,7 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a pipeline file, going on where an earlier run stopped.
-    Run(PipelineFile),
+    Run(RunFile),
     /// Check a pipeline file: names, types, columns. Nothing is written.
     Check(PipelineFile),
     /// Show what a run would do: columns after every stage, segments, shards, what is reused.
@@ -106,6 +106,9 @@ pub enum Command {
     /// List the models, or compare one with its reference.
     #[command(subcommand)]
     Models(Models),
+    /// Look at what language models are asked, and at the store of their answers.
+    #[command(subcommand)]
+    Prompt(Prompt),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
 }
@@ -118,6 +121,52 @@ pub struct PipelineFile {
     /// Set a param of the file, such as --set min_score=0.5.
     #[arg(long = "set", value_name = "PARAM=VALUE", value_parser = assignment)]
     pub params: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunFile {
+    #[command(flatten)]
+    pub pipeline: PipelineFile,
+    /// Ask no language model: answers come from the store, and one that is not there ends the run.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// What language models are asked.
+#[derive(Debug, Subcommand)]
+pub enum Prompt {
+    /// Show the exact requests for the first rows, with their tokens and cost. Nothing is asked.
+    Preview(Preview),
+    /// Print the price table that is built in, to copy and correct.
+    Prices,
+    /// Write the answers of a store to a Parquet file.
+    Export(Archive),
+    /// Take the answers of a Parquet file into a store.
+    Import(Archive),
+}
+
+#[derive(Debug, Args)]
+pub struct Preview {
+    #[command(flatten)]
+    pub pipeline: PipelineFile,
+    /// The `generate` stage. Default: the first.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// How many rows.
+    #[arg(long, default_value_t = 1)]
+    pub rows: usize,
+    /// Print images in full instead of their hash.
+    #[arg(long)]
+    pub full: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Archive {
+    /// The Parquet file.
+    pub file: PathBuf,
+    /// The store's folder.
+    #[arg(long, default_value = ".groundloom/answers")]
+    pub store: PathBuf,
 }
 
 fn assignment(text: &str) -> Result<(String, String), String> {

@@ -59,6 +59,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Index(command) => commands::index::run(command, machine).await,
         Command::Embed(command) => commands::embed::run(&command),
         Command::Models(command) => commands::models::run(&command),
+        Command::Prompt(command) => commands::prompt::run(command).await,
         Command::Schema => commands::schema::run(),
     }
 }
