@@ -258,9 +258,13 @@ pub struct Detect {
     /// An embedded detector's name or a local model folder.
     #[arg(long, default_value = groundloom_models::DEFAULT_DETECTOR)]
     pub model: String,
-    /// Find only these phrases, each ending in a full stop: "a cat . a dog ."
+    /// Find only these phrases, each ending in a full stop: "a cat . a dog ." A model of open vocabulary (Grounding
+    /// DINO, OWL-ViT, OWLv2) looks for them as they are, and needs them; one of fixed classes for the class that each names.
     #[arg(long)]
     pub phrases: Option<String>,
+    /// Find what this picture shows, instead of phrases (OWL-ViT and OWLv2).
+    #[arg(long, value_name = "PICTURE", conflicts_with = "phrases")]
+    pub like: Option<PathBuf>,
     /// The smallest score that is printed, from 0 to 1.
     #[arg(long, default_value_t = groundloom_models::DetectOptions::default().min_score)]
     pub min_score: f32,
