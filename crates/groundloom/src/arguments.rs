@@ -217,7 +217,7 @@ pub enum Quarantine {
     /// Print the rows that failed as JSON lines, and how many failed where and why.
     Show(QuarantineShow),
     /// Try the rows that failed again, and publish the data set with those that succeed now. Nothing else is done again.
-    Retry(PipelineFile),
+    Retry(RunFile),
 }
 
 #[derive(Debug, Args)]

@@ -22,11 +22,11 @@ use crate::{
 pub async fn run(command: RunFile, machine: Machine) -> Result<(), Failure> {
     let (file, graph) = checked(&command.pipeline).await?;
     let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
-    work(&file, &plan, machine).await
+    work(&file, &plan, machine, command.offline).await
 }
 
-/// Runs a plan and says what came of it.
-pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine) -> Result<(), Failure> {
+/// Runs a plan and says what came of it; `offline` asks no language model.
+pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine, offline: bool) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     watch_signals(stop.clone());
     let telemetry = Arc::new(Telemetry::default());
@@ -35,7 +35,7 @@ pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine) 
         memory_bytes: machine.memory.map(|m| usize::try_from(m).unwrap_or(usize::MAX)),
         stop,
         telemetry: Arc::clone(&telemetry),
-        clients: Arc::new(Clients::new(command.offline)),
+        clients: Arc::new(Clients::new(offline)),
     };
     if let Some(address) = machine.metrics {
         metrics::serve(address, Arc::clone(&telemetry)).await?;
