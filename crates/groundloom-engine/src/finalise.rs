@@ -19,6 +19,7 @@ use groundloom_formats::{
 };
 
 use crate::{
+    contract,
     error::EngineError,
     generation::{MANIFEST, Manifest, PublishedFile, Target},
     graph::{Node, NodeId, Work},
@@ -107,6 +108,8 @@ pub fn publish(
         sink: node.name.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         fingerprint: finished.fingerprint.clone(),
+        declared: Some(finished.plan.declared(sink_node)),
+        columns: contract::columns(&node.schema),
         rows,
         quarantined,
         rejected,

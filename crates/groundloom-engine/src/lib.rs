@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod catalogue;
+pub mod contract;
 pub mod counters;
 pub mod diff;
 pub mod drops;

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    contract,
     error::EngineError,
     finalise,
     generation::{Manifest, Target},
@@ -250,6 +251,20 @@ impl Plan {
         }))
     }
 
+    /// What a person declared behind a node: names, types and configs, without what the inputs hold.
+    pub fn declared(&self, node: NodeId) -> Fingerprint {
+        let nodes = &self.graph.nodes;
+        let mut wanted = vec![false; nodes.len()];
+        wanted[node] = true;
+        for id in (0..=node).rev() {
+            if wanted[id] {
+                nodes[id].inputs.iter().for_each(|input| wanted[*input] = true);
+            }
+        }
+        let behind = nodes.iter().zip(wanted).filter(|(_, wanted)| *wanted);
+        Fingerprint::of(&behind.map(|(n, _)| json!([n.name, n.kind, n.config])).collect())
+    }
+
     /// The folder in which the work of this pipeline stands: beside the target of its first sink.
     ///
     /// # Errors
@@ -319,15 +334,20 @@ pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Resul
     let started = Instant::now();
     let targets = plan.targets()?;
     let mut up_to_date = Vec::new();
-    for ((segment, _, _), target) in plan.sinks().zip(&targets) {
+    for ((segment, node, _), target) in plan.sinks().zip(&targets) {
         let generation = plan.generation(segment);
         let mut current = target.is_current(&generation)?;
+        let mut published = target.published()?;
         if let Some(url) = target.url() {
             let mirror = Mirror::new(&plan.graph.stores, url);
             mirror.check().await?;
+            published = mirror.published().await?;
             if current.is_some() && !mirror.is_current(&generation).await? {
                 current = None;
             }
+        }
+        if let Some(published) = &published {
+            contract::check(published, &plan.declared(node), &plan.graph.nodes[node].schema, &target.shown())?;
         }
         up_to_date.push(current);
     }

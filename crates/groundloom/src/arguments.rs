@@ -109,8 +109,8 @@ pub enum Command {
     /// Look at what language models are asked, and at the store of their answers.
     #[command(subcommand)]
     Prompt(Prompt),
-    /// Print the JSON Schema of pipeline files, for editors.
-    Schema,
+    /// Print the JSON Schema of pipeline files, for editors; or, of one pipeline file, the columns that its sinks write.
+    Schema(SchemaOf),
 }
 
 /// A pipeline file and its params.
@@ -173,6 +173,21 @@ fn assignment(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .map(|(name, value)| (name.trim().to_owned(), value.to_owned()))
         .ok_or_else(|| "expected PARAM=VALUE".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub struct SchemaOf {
+    /// The pipeline file whose rows are described.
+    pub file: Option<PathBuf>,
+    /// Set a param of the file.
+    #[arg(long = "set", value_name = "PARAM=VALUE", value_parser = assignment, requires = "file")]
+    pub params: Vec<(String, String)>,
+}
+
+impl SchemaOf {
+    pub fn pipeline(self) -> Option<PipelineFile> {
+        Some(PipelineFile { file: self.file?, params: self.params })
+    }
 }
 
 #[derive(Debug, Args)]

@@ -60,7 +60,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Embed(command) => commands::embed::run(&command),
         Command::Models(command) => commands::models::run(&command),
         Command::Prompt(command) => commands::prompt::run(command).await,
-        Command::Schema => commands::schema::run(),
+        Command::Schema(command) => commands::schema::run(command).await,
     }
 }
 

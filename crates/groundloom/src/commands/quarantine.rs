@@ -6,7 +6,7 @@ use groundloom_engine::{provenance::Kind, quarantine, retries, run::Plan};
 use serde_json::Value;
 
 use crate::{
-    arguments::{Machine, RunFile, Quarantine, QuarantineShow},
+    arguments::{Machine, Quarantine, QuarantineShow, RunFile},
     commands::checked,
     failure::Failure,
 };
