@@ -59,6 +59,9 @@ pub enum EngineError {
         /// Where to look.
         message: String,
     },
+    /// What was asked for cannot be done here.
+    #[error("{0}")]
+    Unsupported(String),
     /// The user stopped the run.
     #[error("stopped; run the same command to go on from here")]
     Stopped,

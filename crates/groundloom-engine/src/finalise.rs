@@ -23,10 +23,19 @@ use crate::{
     error::EngineError,
     generation::{MANIFEST, Manifest, PublishedFile, Target},
     graph::{Node, NodeId, Work},
-    ledger::{Entry, Ledger, PartKind},
+    ledger::{Entry, Ledger, PartKind, is_superseded},
     mirror::generation_folder,
     run::{Finished, added},
 };
+
+/// Folder of a generation with the rows that failed.
+pub const QUARANTINE: &str = "_quarantine";
+/// Folder with the rows that filters with `keep_rejected` dropped.
+pub const REJECTED: &str = "_rejected";
+/// Folder with the ids of the rows that stages dropped, and why.
+pub const DROPPED: &str = "_manifest/dropped";
+/// Folder with the ids of the rows in the data, where its format cannot be searched for them.
+pub const KEPT: &str = "_manifest/kept";
 
 /// Version of the layout of a published generation.
 const LAYOUT: u32 = 1;
@@ -69,7 +78,12 @@ pub fn publish(
     }
     let rows = files.iter().map(|f| f.rows).sum();
     let kept = kept_sink();
-    for (kind, folder) in [(PartKind::Quarantine, "_quarantine"), (PartKind::Rejected, "_rejected")] {
+    for (kind, folder) in [
+        (PartKind::Quarantine, QUARANTINE),
+        (PartKind::Rejected, REJECTED),
+        (PartKind::Dropped, DROPPED),
+        (PartKind::Kept, KEPT),
+    ] {
         for (segment, ledger, entries) in &finished.segments {
             files.extend(join_parts(&kept, entries, ledger, kind, &next, &within(folder), |i, _| {
                 format!("{}-{i:05}.parquet", segment.name)
@@ -146,7 +160,9 @@ fn join_parts(
     folder: &str,
     name: impl Fn(usize, usize) -> String,
 ) -> Result<Vec<PublishedFile>, EngineError> {
-    let parts: Vec<_> = entries.iter().filter_map(|e| e.part(kind)).collect();
+    // What was tried again has left the quarantine, or stands there once more by its retry.
+    let stands = |e: &&Entry| kind != PartKind::Quarantine || !is_superseded(e, entries);
+    let parts: Vec<_> = entries.iter().filter(stands).filter_map(|e| e.part(kind)).collect();
     let mut groups: Vec<(Vec<PathBuf>, u64)> = Vec::new();
     // Parts of a quarter of the size are good enough as they are: linking them costs nothing.
     let (good, most) = (sink.file_bytes() / 4, sink.file_bytes());

@@ -2,6 +2,8 @@
 
 pub mod catalogue;
 pub mod counters;
+pub mod diff;
+pub mod drops;
 pub mod error;
 pub mod finalise;
 pub mod generation;
@@ -12,7 +14,10 @@ pub mod mirror;
 pub mod nodes;
 pub mod plan;
 pub mod predicate;
+pub mod provenance;
+pub mod quarantine;
 pub mod relation;
+pub mod retries;
 pub mod row_ids;
 pub mod run;
 pub mod run_record;

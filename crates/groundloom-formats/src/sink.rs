@@ -14,7 +14,7 @@ use arrow::{
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
-    FormatError, grit_tsv::GritTsvSink, jsonl_sink::JsonlSink, parquet_sink::ParquetSink,
+    FormatError, grit_tsv::GritTsvSink, jsonl_sink::JsonlSink, llava::LlavaSink, parquet_sink::ParquetSink,
     webdataset_sink::WebdatasetSink,
 };
 
@@ -135,5 +135,6 @@ pub fn sink_types() -> Vec<SinkType> {
         SinkType::of::<JsonlSink>(),
         SinkType::of::<WebdatasetSink>(),
         SinkType::of::<GritTsvSink>(),
+        SinkType::of::<LlavaSink>(),
     ]
 }
