@@ -9,6 +9,7 @@ pub mod error;
 pub mod finalise;
 pub mod generation;
 pub mod graph;
+pub mod index_sink;
 pub mod ledger;
 pub mod mirror;
 pub mod nodes;
