@@ -64,6 +64,16 @@ pub fn chunks_type() -> DataType {
     ])
 }
 
+/// The values of a vector column: `float32`, none of them null.
+pub fn vector_item() -> Field {
+    Field::new("item", DataType::Float32, false)
+}
+
+/// A vector of `dims` values, `fixed_size_list<float32>`, as `embed` writes it.
+pub fn vector_type(dims: usize) -> DataType {
+    DataType::FixedSizeList(Arc::new(vector_item()), i32::try_from(dims).unwrap_or(i32::MAX))
+}
+
 /// `boxes`, written by `ground` or brought by the source: one entry per box.
 ///
 /// `chunk` is the index into `chunks` of the phrase it answers; `label` the detector's own class or phrase;

@@ -12,7 +12,7 @@ pub mod grit_tsv;
 pub mod hugging_face;
 pub mod image_folder;
 mod json_decoder;
-mod json_rows;
+pub mod json_rows;
 mod json_types;
 pub mod jsonl;
 pub mod jsonl_sink;

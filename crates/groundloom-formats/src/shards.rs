@@ -22,7 +22,7 @@ pub(crate) fn shard(files: Vec<ShardFile>, rows: Option<u64>) -> Shard {
         }
     }
     let bytes = files.iter().map(|f| f.range.as_ref().map_or(f.size, |r| r.end - r.start)).sum();
-    Shard { id: format!("{:016x}", hash.digest()), files, rows, bytes }
+    Shard { id: format!("{:016x}", hash.digest()), files: files.into(), rows, bytes }
 }
 
 /// A whole file.

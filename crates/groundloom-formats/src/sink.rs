@@ -66,6 +66,20 @@ pub trait Sink: Debug + Send + Sync {
     fn file_bytes(&self) -> u64 {
         256 << 20
     }
+
+    /// Makes what is published out of the joined files (absolute paths, in order), in `folder`, and removes them. `None`, the default, where the files are what is published.
+    fn complete(&self, _folder: &Path, _files: &[PathBuf]) -> Option<Result<Vec<Published>, FormatError>> {
+        None
+    }
+}
+
+/// A file that [`Sink::complete`] made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Its name in the folder.
+    pub name: String,
+    /// Its rows; 0 for what holds none.
+    pub rows: u64,
 }
 
 /// Writes the part file of one task.

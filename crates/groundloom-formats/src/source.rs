@@ -6,7 +6,6 @@ use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
-use serde::{Deserialize, Serialize};
 
 use crate::{
     FormatError, csv_source::CsvSource, image_folder::ImageFolder, jsonl::JsonlSource, parquet_source::ParquetSource,
@@ -64,12 +63,12 @@ pub enum Reader {
 }
 
 /// A unit of work, commit and resume: a file, a byte range of one, or a run of files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
     /// Short hexadecimal hash of the files' paths and ranges (not of sizes or versions): names the shard in manifests.
     pub id: String,
-    /// In reading order.
-    pub files: Vec<ShardFile>,
+    /// In reading order; shared, since a source may hold millions of them.
+    pub files: Arc<[ShardFile]>,
     /// Rows, where known without reading (Parquet footers).
     pub rows: Option<u64>,
     /// Input bytes, for progress.
@@ -77,7 +76,7 @@ pub struct Shard {
 }
 
 /// One file, or a part of one, in a shard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardFile {
     /// Absolute local path or URL.
     pub location: String,

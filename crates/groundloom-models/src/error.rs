@@ -67,6 +67,26 @@ pub enum ModelError {
         /// The value given.
         found: f32,
     },
+    /// A model of open vocabulary was asked for everything that it knows.
+    #[error("{model} looks for phrases and has no classes of its own: name the phrases to look for")]
+    NeedsPhrases {
+        /// The model's name.
+        model: String,
+    },
+    /// A model of fixed classes was given phrases.
+    #[error(
+        "{model} knows fixed classes and takes no phrases: look for its classes, or use a model of open vocabulary"
+    )]
+    TakesNoPhrases {
+        /// The model's name.
+        model: String,
+    },
+    /// A model that compares no images was given one to look for.
+    #[error("{model} cannot look for what an example image shows: use an OWL-ViT or OWLv2 model")]
+    TakesNoExample {
+        /// The model's name.
+        model: String,
+    },
     /// An image without pixels.
     #[error("expected an image of at least 1×1 pixels, found {width}×{height}")]
     EmptyImage {
@@ -113,6 +133,17 @@ pub enum ModelError {
         model: String,
         /// `texts` or `images`.
         what: &'static str,
+    },
+    /// A model without classes was asked for some.
+    #[error(
+        "the model {model} ({architecture}) has no classes; expected a folder with a ViT, DINOv2 or BEiT for image \
+         classification"
+    )]
+    NoClasses {
+        /// The model's name.
+        model: String,
+        /// What `config.json` says.
+        architecture: String,
     },
     /// Candle refused an operation. The shapes of a loaded model fit, so this is a defect.
     #[error("candle could not compute {operation}: {reason}")]

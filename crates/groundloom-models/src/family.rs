@@ -2,14 +2,23 @@
 
 use serde::Deserialize;
 
-use crate::{ModelError, bert, folder::ModelFolder, ssd};
+use crate::{ModelError, bert, folder::ModelFolder, owl, ssd, vit};
+
+/// What `config.json` may name as `model_type`, or first in `architectures`.
+pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
+     SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     Clip,
     Siglip,
+    /// SigLIP 2 with images of any aspect ratio; with square ones it is [`Family::Siglip`].
+    Siglip2,
     TextEncoder(bert::Kind),
+    VisionTransformer(vit::Kind),
+    GroundingDino,
+    Owl(owl::Generation),
     Ssd,
 }
 
@@ -27,20 +36,35 @@ impl Family {
     /// # Errors
     /// [`ModelError::UnsupportedArchitecture`], [`ModelError::BadConfig`], [`ModelError::Unreadable`].
     pub(crate) fn of(name: &str, folder: &ModelFolder) -> Result<Self, ModelError> {
-        const SUPPORTED: &str = "clip, siglip, bert, roberta, xlm-roberta, mpnet, SsdMobileNetV2";
         let Architecture { architectures, model_type } = folder.json("config.json")?;
         let found = model_type.as_ref().or(architectures.first()).cloned().unwrap_or_default();
         let family = match found.as_str() {
             "clip" => Some(Self::Clip),
             "siglip" => Some(Self::Siglip),
+            "siglip2" => Some(Self::Siglip2),
+            "grounding-dino" => Some(Self::GroundingDino),
+            "owlvit" => Some(Self::Owl(owl::Generation::First)),
+            "owlv2" => Some(Self::Owl(owl::Generation::Second)),
             ssd::ARCHITECTURE => Some(Self::Ssd),
-            other => bert::Kind::of(other).map(Self::TextEncoder),
+            other => {
+                let text = bert::Kind::of(other).map(Self::TextEncoder);
+                text.or_else(|| vit::Kind::of(other).map(Self::VisionTransformer))
+            }
         };
         family.ok_or_else(|| ModelError::UnsupportedArchitecture {
             origin: name.to_owned(),
             found,
-            supported: SUPPORTED.to_owned(),
+            supported: ARCHITECTURES.to_owned(),
         })
+    }
+
+    /// The error for a family that does not do what was asked for; `supported` are those that do.
+    pub(crate) fn unsuited(self, name: &str, supported: &str) -> ModelError {
+        ModelError::UnsupportedArchitecture {
+            origin: name.to_owned(),
+            found: self.name().to_owned(),
+            supported: supported.to_owned(),
+        }
     }
 
     /// The `model_type`.
@@ -48,7 +72,12 @@ impl Family {
         match self {
             Self::Clip => "clip",
             Self::Siglip => "siglip",
+            Self::Siglip2 => "siglip2",
             Self::TextEncoder(kind) => kind.name(),
+            Self::VisionTransformer(kind) => kind.name(),
+            Self::GroundingDino => "grounding-dino",
+            Self::Owl(owl::Generation::First) => "owlvit",
+            Self::Owl(owl::Generation::Second) => "owlv2",
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

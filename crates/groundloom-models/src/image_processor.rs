@@ -23,6 +23,10 @@ pub(crate) struct ImageProcessor {
     filter: Filter,
     /// Width and height.
     crop: Option<(u32, u32)>,
+    /// What a byte is multiplied by.
+    factor: f64,
+    /// Mean and deviation of each channel, where values are normalised.
+    moments: Option<[(f32, f32); 3]>,
     /// What a value of each channel becomes.
     values: Arc<[[f32; 256]; 3]>,
 }
@@ -69,12 +73,52 @@ impl ImageProcessor {
         Ok(processor)
     }
 
+    /// As [`ImageProcessor::open`], for processors that pad a batch to its largest image: here each image is a batch by
+    /// itself and is not padded.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::open`].
+    pub(crate) fn open_padding(folder: &ModelFolder, defaults: ImageDefaults) -> Result<Self, ModelError> {
+        let file = Config::read(folder, FILE)?;
+        // Annotations are no business of inference.
+        for inert in ["do_pad", "format", "do_convert_annotations", "pad_and_return_pixel_mask"] {
+            file.value(inert);
+        }
+        file.only("pad_size", serde_json::Value::Null)?;
+        let processor = Self::read(&file, defaults)?;
+        file.finish()?;
+        Ok(processor)
+    }
+
     /// Reads the options of an opened file, for families that read more of it themselves; they call
     /// [`Config::finish`].
     ///
     /// # Errors
     /// As [`ImageProcessor::open`].
     pub(crate) fn read(file: &Config, defaults: ImageDefaults) -> Result<Self, ModelError> {
+        let size = match file.flag_or("do_resize", true)? {
+            true => Some(size(file)?),
+            false => {
+                file.value("size");
+                None
+            }
+        };
+        let crop = match file.flag_or("do_center_crop", defaults.crop)? {
+            true => Some(crop(file)?),
+            false => {
+                file.value("crop_size");
+                None
+            }
+        };
+        let (filter, values) = Self::read_values(file, defaults)?;
+        Ok(Self { size, filter, crop, ..values })
+    }
+
+    /// Reads the resampling filter, and what becomes of pixel values: a processor that neither resizes nor crops.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::open`].
+    pub(crate) fn read_values(file: &Config, defaults: ImageDefaults) -> Result<(Filter, Self), ModelError> {
         // Names, and what any RGB image has been through already.
         for inert in ["image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb"] {
             file.value(inert);
@@ -84,13 +128,6 @@ impl ImageProcessor {
         }
         file.only("do_reduce_labels", false)?;
         file.only("reduce_labels", false)?;
-        let size = match file.flag_or("do_resize", true)? {
-            true => Some(size(file)?),
-            false => {
-                file.value("size");
-                None
-            }
-        };
         let filter = match file.value("resample").map(Value::as_u64) {
             None => defaults.filter,
             Some(Some(1)) => Filter::Lanczos,
@@ -100,13 +137,6 @@ impl ImageProcessor {
             Some(found) => {
                 let found = found.map_or("something else".to_owned(), |n| n.to_string());
                 return Err(file.bad("resample", "1 (Lanczos), 2 (bilinear), 3 (bicubic) or 4 (box)", found));
-            }
-        };
-        let crop = match file.flag_or("do_center_crop", defaults.crop)? {
-            true => Some(crop(file)?),
-            false => {
-                file.value("crop_size");
-                None
             }
         };
         let factor = file.number_or("rescale_factor", 1.0 / 255.0)?;
@@ -125,7 +155,19 @@ impl ImageProcessor {
                 *value = if normalise { (rescaled - mean) / std } else { rescaled };
             }
         }
-        Ok(Self { size, filter, crop, values: Arc::new(values) })
+        let moments = normalise.then(|| std::array::from_fn(|channel| (mean[channel] as f32, std[channel] as f32)));
+        let factor = factor.unwrap_or(1.0);
+        Ok((filter, Self { size: None, filter, crop: None, factor, moments, values: Arc::new(values) }))
+    }
+
+    /// A byte before it is normalised, for processors that resize between the two.
+    pub(crate) fn rescaled(&self, byte: u8) -> f32 {
+        (f64::from(byte) * self.factor) as f32
+    }
+
+    /// A rescaled value of `channel`, normalised.
+    pub(crate) fn normalised(&self, channel: usize, value: f32) -> f32 {
+        self.moments.map_or(value, |moments| (value - moments[channel].0) / moments[channel].1)
     }
 
     /// Width and height of every image after [`ImageProcessor::place`]; `None` where it depends on the image.
@@ -170,6 +212,11 @@ impl ImageProcessor {
             planes[plane + i] = self.values[1][usize::from(*g)];
             planes[2 * plane + i] = self.values[2][usize::from(*b)];
         }
+    }
+
+    /// What a pixel of these bytes becomes.
+    pub(crate) fn pixel(&self, bytes: [u8; 3]) -> [f32; 3] {
+        [0, 1, 2].map(|channel| self.values[channel][usize::from(bytes[channel])])
     }
 
     /// Images as one `[n, 3, height, width]`, for processors of one size; the caller sees to that.
@@ -310,4 +357,71 @@ fn channels(file: &Config, key: &str, default: [f64; 3]) -> Result<[f64; 3], Mod
     let Some(found) = file.value(key) else { return Ok(default) };
     let numbers = found.as_array().map(|list| list.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
     numbers.and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| file.bad(key, "three numbers", found))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    const DEFAULTS: ImageDefaults = ImageDefaults { filter: Filter::Bicubic, mean: HALF, std: HALF, crop: false };
+
+    fn processor(value: Value) -> Result<ImageProcessor, ModelError> {
+        let Value::Object(values) = value else { panic!("{value}") };
+        let file = Config::new(FILE.to_owned(), values);
+        let processor = ImageProcessor::read(&file, DEFAULTS)?;
+        file.finish()?;
+        Ok(processor)
+    }
+
+    #[test]
+    fn sizes_are_the_references() {
+        // Width and height before; then after, by transformers' functions.
+        let cases = [
+            (json!({ "height": 20, "width": 10 }), (100, 50), (10, 20)),
+            (json!({ "shortest_edge": 36 }), (53, 41), (46, 36)),
+            (json!({ "shortest_edge": 36 }), (30, 71), (36, 85)),
+            (json!({ "shortest_edge": 3 }), (1000, 1), (3000, 3)),
+            (json!({ "shortest_edge": 800, "longest_edge": 1333 }), (640, 480), (1066, 800)),
+            (json!({ "shortest_edge": 800, "longest_edge": 1333 }), (2000, 500), (1333, 333)),
+            (json!({ "shortest_edge": 800, "longest_edge": 1333 }), (800, 800), (800, 800)),
+            (json!(24), (5, 6), (24, 24)),
+        ];
+        for (size, (width, height), expected) in cases {
+            let processor = processor(json!({ "size": size })).unwrap();
+            assert_eq!(processor.place(&RgbImage::new(width, height)).unwrap().dimensions(), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn crops_are_centred_and_padded_with_black() {
+        let image = RgbImage::from_fn(5, 4, |x, y| Rgb([10 + x as u8, 10 + y as u8, 1]));
+        let pixel = |image: &RgbImage, x, y| image.get_pixel(x, y).0;
+        let cut = centre_crop(&image, 2, 2);
+        assert_eq!([pixel(&cut, 0, 0), pixel(&cut, 1, 1)], [[11, 11, 1], [12, 12, 1]]);
+        // Numpy's new_shape: (7 − 4 + 1) / 2 = 2 lines above.
+        let padded = centre_crop(&image, 5, 7);
+        assert_eq!([pixel(&padded, 0, 1), pixel(&padded, 0, 2), pixel(&padded, 0, 6)], [[0; 3], [10, 10, 1], [0; 3]]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases = [
+            (json!({}), "size to be a number of pixels"),
+            (json!({ "size": { "height": 3 } }), "size to be a number of pixels"),
+            (json!({ "size": { "height": 3, "width": 0 } }), "size to be 1 to 8192 pixels a side, found 0"),
+            (json!({ "size": 8, "do_center_crop": true }), "crop_size to be a number of pixels or {height, width}"),
+            (json!({ "size": 8, "image_mean": [0.5] }), "image_mean to be three numbers"),
+            (json!({ "size": 8, "image_std": [1, 0, 1] }), "image_std to be other than 0"),
+            (json!({ "size": 8, "crop_pct": 0.9 }), "crop_pct is not supported"),
+            (json!({ "size": 8, "resample": "bicubic" }), "resample to be 1 (Lanczos)"),
+        ];
+        for (file, message) in cases {
+            let error = processor(file).err().unwrap().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
 }

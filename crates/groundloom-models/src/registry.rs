@@ -3,22 +3,26 @@
 use std::{path::Path, sync::Arc};
 
 use candle_core::Device;
-use serde::Deserialize;
 
 use crate::{
     ModelError,
+    classifier::{Classifier, VisionClassifier},
     clip::{self, Clip},
     config::Config,
-    detector::{Detector, ModelInfo},
-    dual::{DualEmbedder, SentenceEmbedder, SsdEmbedder},
+    detector::{Classes, Detector, ModelInfo},
     embedder::{Embedder, EmbedderInfo},
+    embedders::{DualEmbedder, PatchEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
+    grounding_dino::GroundingDinoDetector,
     image_processor::{ImageDefaults, ImageProcessor},
-    sentence::SentenceEncoder,
+    naflex::{PatchProcessor, Siglip2},
+    owl::OwlDetector,
+    sentence::{self, SentenceEncoder},
     siglip::{self, Siglip},
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
     text_tokenizer::{Padding, TextTokenizer},
+    vit::{self, VisionTransformer},
     weights::Weights,
 };
 
@@ -31,22 +35,28 @@ macro_rules! embedded_files {
     };
 }
 
-static EMBEDDED: [EmbeddedModel; 1] = [EmbeddedModel {
-    name: DEFAULT_DETECTOR,
-    files: embedded_files!("ssd-mobilenet-v2-oidv4": "config.json", "labels.txt", "model.safetensors", "vocabulary.tsv"),
-}];
+/// The embedded sentence encoder's name.
+pub const DEFAULT_SENTENCE_ENCODER: &str = "all-minilm-l6-v2";
+
+static EMBEDDED: [EmbeddedModel; 2] = [
+    EmbeddedModel {
+        name: DEFAULT_DETECTOR,
+        files: embedded_files!(
+            "ssd-mobilenet-v2-oidv4": "config.json", "labels.txt", "model.safetensors", "vocabulary.tsv"
+        ),
+    },
+    EmbeddedModel {
+        name: DEFAULT_SENTENCE_ENCODER,
+        files: embedded_files!(
+            "all-minilm-l6-v2": "1_Pooling/config.json", "README.md", "config.json", "model.safetensors", "modules.json",
+            "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"
+        ),
+    },
+];
 
 /// Names of the models that are part of the binary.
 pub fn embedded_names() -> impl Iterator<Item = &'static str> {
     EMBEDDED.iter().map(|model| model.name)
-}
-
-/// The part of any `config.json` that says what the model is.
-#[derive(Deserialize)]
-struct Architecture {
-    #[serde(default)]
-    architectures: Vec<String>,
-    model_type: Option<String>,
 }
 
 fn find(name: &str) -> Result<ModelFolder, ModelError> {
@@ -63,19 +73,16 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
     Err(ModelError::UnknownModel { name: name.to_owned(), embedded })
 }
 
-fn check_architecture(name: &str, folder: &ModelFolder) -> Result<(), ModelError> {
-    let config = folder.read("config.json")?;
-    let config: Architecture = serde_json::from_slice(&config).map_err(|e| ModelError::BadConfig {
-        origin: folder.file_name("config.json"),
-        problem: format!("expected JSON with an `architectures` list, found: {e}"),
-    })?;
-    match config.architectures.first().or(config.model_type.as_ref()) {
-        Some(found) if found == ssd::ARCHITECTURE => Ok(()),
-        found => Err(ModelError::UnsupportedArchitecture {
-            origin: name.to_owned(),
-            found: found.cloned().unwrap_or_default(),
-            supported: ssd::ARCHITECTURE.to_owned(),
-        }),
+/// Architectures that find boxes.
+const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
+/// Architectures that make vectors.
+const EMBEDDERS: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+
+fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
+    let folder = find(name)?;
+    match Family::of(name, &folder)? {
+        Family::Ssd => Ok(folder),
+        other => Err(other.unsuited(name, ssd::ARCHITECTURE)),
     }
 }
 
@@ -84,9 +91,7 @@ fn check_architecture(name: &str, folder: &ModelFolder) -> Result<(), ModelError
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_ssd(name: &str) -> Result<SsdMobileNetV2, ModelError> {
-    let folder = find(name)?;
-    check_architecture(name, &folder)?;
-    SsdMobileNetV2::load(&folder)
+    SsdMobileNetV2::load(&find_ssd(name)?)
 }
 
 /// As [`resolve_ssd`], in candle's own operations on `device`: the oracle of the CPU kernels.
@@ -94,9 +99,57 @@ pub fn resolve_ssd(name: &str) -> Result<SsdMobileNetV2, ModelError> {
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_plain_ssd(name: &str, device: &Device) -> Result<PlainNetwork, ModelError> {
+    SsdMobileNetV2::load_plain(&find_ssd(name)?, device)
+}
+
+/// A model folder, read as far as to know what it is.
+struct Described {
+    folder: ModelFolder,
+    family: Family,
+    config: Config,
+    weights: Weights,
+    info: EmbedderInfo,
+}
+
+fn described(name: &str) -> Result<Described, ModelError> {
     let folder = find(name)?;
-    check_architecture(name, &folder)?;
-    SsdMobileNetV2::load_plain(&folder, device)
+    let family = Family::of(name, &folder)?;
+    let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
+    let (dims, normalised, [texts, images]) = match family {
+        Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
+        Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
+        Family::TextEncoder(_) => {
+            let width = config.size_or("hidden_size", 768)?;
+            (width, sentence::modules(&folder, width)?.1, [true, false])
+        }
+        Family::VisionTransformer(_) => (config.size_or("hidden_size", 768)?, false, [false, true]),
+        Family::Ssd => (ssd::FEATURES, false, [false, true]),
+        Family::GroundingDino | Family::Owl(_) => return Err(family.unsuited(name, EMBEDDERS)),
+    };
+    let licence = match family {
+        Family::Ssd => config.text("license")?.unwrap_or("unknown").to_owned(),
+        _ => folder.licence(),
+    };
+    let info = EmbedderInfo {
+        name: name.to_owned(),
+        architecture: family.name().to_owned(),
+        weights_sha256: weights.sha256().to_owned(),
+        licence,
+        dims,
+        normalised,
+        texts,
+        images,
+    };
+    Ok(Described { folder, family, config, weights, info })
+}
+
+/// What the embedder that `name` stands for is, without building its network. Whether it loads, [`resolve_embedder`]
+/// says.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn describe_embedder(name: &str) -> Result<EmbedderInfo, ModelError> {
+    described(name).map(|described| described.info)
 }
 
 /// Loads the embedder that `name` stands for: an embedded model ([`embedded_names`]) or the path of a folder in Hugging
@@ -105,40 +158,13 @@ pub fn resolve_plain_ssd(name: &str, device: &Device) -> Result<PlainNetwork, Mo
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
-    let folder = find(name)?;
-    let family = Family::of(name, &folder)?;
-    if family == Family::Ssd {
-        let network = SsdMobileNetV2::load(&folder)?;
-        let ModelInfo { weights_sha256, licence, .. } = network.info().clone();
-        let info = EmbedderInfo {
-            name: name.to_owned(),
-            architecture: ssd::ARCHITECTURE.to_owned(),
-            weights_sha256,
-            licence,
-            dims: ssd::FEATURES,
-            normalised: false,
-            texts: false,
-            images: true,
-        };
-        return Ok(Arc::new(SsdEmbedder { info, network }));
-    }
-    let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
-    let info = |dims: usize, normalised: bool, [texts, images]: [bool; 2]| EmbedderInfo {
-        name: name.to_owned(),
-        architecture: family.name().to_owned(),
-        weights_sha256: weights.sha256().to_owned(),
-        licence: folder.licence(),
-        dims,
-        normalised,
-        texts,
-        images,
-    };
+    let Described { folder, family, config, weights, info } = described(name)?;
     Ok(match family {
         Family::Clip => {
             let network = Clip::load(&config, &weights)?;
             let length = network.text.config.positions;
             Arc::new(DualEmbedder {
-                info: info(network.width, true, [true, true]),
+                info,
                 processor: sized(&folder, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
                 tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::Longest(pad.unwrap_or(0)))?,
                 network,
@@ -148,18 +174,64 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
             let network = Siglip::load(&config, &weights)?;
             let length = network.text.positions;
             Arc::new(DualEmbedder {
-                info: info(network.width, true, [true, true]),
+                info,
                 processor: sized(&folder, siglip::IMAGE_DEFAULTS, network.vision.image_size)?,
+                tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
+                network,
+            })
+        }
+        Family::Siglip2 => {
+            let network = Siglip2::load(&config, &weights)?;
+            let length = network.text.positions;
+            Arc::new(PatchEmbedder {
+                info,
+                processor: PatchProcessor::open(&folder)?,
                 tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
                 network,
             })
         }
         Family::TextEncoder(kind) => {
             let encoder = SentenceEncoder::load(&folder, &config, kind, &weights)?;
-            Arc::new(SentenceEmbedder { info: info(encoder.width(), encoder.normalised, [true, false]), encoder })
+            Arc::new(SentenceEmbedder { info, encoder })
         }
-        Family::Ssd => unreachable!("loaded above"),
+        Family::VisionTransformer(kind) => {
+            let network = VisionTransformer::load(&config, kind, &weights)?;
+            let processor = vision_processor(&folder, kind, &network)?;
+            Arc::new(VisionEmbedder { info, network, processor })
+        }
+        Family::Ssd => Arc::new(SsdEmbedder { info, network: SsdMobileNetV2::load(&folder)? }),
+        Family::GroundingDino | Family::Owl(_) => return Err(family.unsuited(name, EMBEDDERS)),
     })
+}
+
+/// Loads the classifier that `name` stands for: the path of a folder in Hugging Face layout that holds a ViT, DINOv2 or
+/// BEiT with a layer of classes.
+///
+/// # Errors
+/// As [`resolve`]; [`ModelError::NoClasses`] for any other model.
+pub fn resolve_classifier(name: &str) -> Result<Arc<dyn Classifier>, ModelError> {
+    let Described { folder, family, config, weights, info } = described(name)?;
+    let Family::VisionTransformer(kind) = family else {
+        return Err(ModelError::NoClasses { model: name.to_owned(), architecture: info.architecture });
+    };
+    let network = VisionTransformer::load(&config, kind, &weights)?;
+    if network.labels().is_empty() {
+        return Err(ModelError::NoClasses { model: name.to_owned(), architecture: info.architecture });
+    }
+    let processor = vision_processor(&folder, kind, &network)?;
+    Ok(Arc::new(VisionClassifier { info, network, processor }))
+}
+
+fn vision_processor(
+    folder: &ModelFolder,
+    kind: vit::Kind,
+    network: &VisionTransformer,
+) -> Result<ImageProcessor, ModelError> {
+    match kind {
+        // DINOv2's positions stretch to any grid.
+        vit::Kind::Dinov2 => ImageProcessor::open(folder, kind.image_defaults()),
+        vit::Kind::Vit | vit::Kind::Beit => sized(folder, kind.image_defaults(), network.image_size),
+    }
 }
 
 /// The image processor of a network that takes images of `size` × `size` pixels only.
@@ -184,5 +256,30 @@ fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<I
 /// [`ModelError::UnknownModel`], [`ModelError::NotFetched`] for `hf://` names,
 /// [`ModelError::UnsupportedArchitecture`], and what is missing or wrong in the folder.
 pub fn resolve(name: &str) -> Result<Arc<dyn Detector>, ModelError> {
-    resolve_ssd(name).map(|model| Arc::new(model) as Arc<dyn Detector>)
+    let folder = find(name)?;
+    Ok(match Family::of(name, &folder)? {
+        Family::GroundingDino => Arc::new(GroundingDinoDetector::load(name, &folder)?),
+        Family::Owl(generation) => Arc::new(OwlDetector::load(name, &folder, generation)?),
+        Family::Ssd => Arc::new(SsdMobileNetV2::load(&folder)?),
+        other => return Err(other.unsuited(name, DETECTORS)),
+    })
+}
+
+/// What the detector that `name` stands for is, without building a large network. Whether it loads, [`resolve`] says.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn describe_detector(name: &str) -> Result<ModelInfo, ModelError> {
+    let folder = find(name)?;
+    let family = Family::of(name, &folder)?;
+    match family {
+        Family::GroundingDino | Family::Owl(_) => Ok(ModelInfo {
+            name: name.to_owned(),
+            architecture: family.name(),
+            weights_sha256: Weights::open(&folder)?.sha256().to_owned(),
+            licence: folder.licence(),
+            classes: Classes::Open,
+        }),
+        _ => resolve(name).map(|detector| detector.info().clone()),
+    }
 }

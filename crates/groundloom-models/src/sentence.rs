@@ -84,11 +84,6 @@ impl SentenceEncoder {
         Ok(Self { encoder, tokenizer, pooling, normalised, lower_case: settings.do_lower_case, prompt })
     }
 
-    /// Length of an embedding.
-    pub(crate) fn width(&self) -> usize {
-        self.encoder.config.stack.width
-    }
-
     /// The tokens of a text.
     ///
     /// # Errors
@@ -144,7 +139,10 @@ pub(crate) fn pool(hidden: &Tensor, mask: &Tensor, pooling: Pooling) -> candle_c
 }
 
 /// Pooling and normalisation as `modules.json` says.
-fn modules(folder: &ModelFolder, width: usize) -> Result<(Pooling, bool), ModelError> {
+///
+/// # Errors
+/// [`ModelError::BadConfig`] names a module that is not supported.
+pub(crate) fn modules(folder: &ModelFolder, width: usize) -> Result<(Pooling, bool), ModelError> {
     const FILE: &str = "modules.json";
     let bad = |problem: String| ModelError::BadConfig { origin: folder.file_name(FILE), problem };
     let Some(modules) = folder.json_if_there::<Vec<Module>>(FILE)? else { return Ok((Pooling::Mean, false)) };

@@ -29,8 +29,15 @@ pub(crate) struct Siglip {
     /// Natural logarithm of the factor on the cosine.
     pub(crate) logit_scale: f64,
     pub(crate) logit_bias: f64,
-    /// Length of an embedding.
-    pub(crate) width: usize,
+}
+
+/// Length of an embedding.
+///
+/// # Errors
+/// [`ModelError::BadConfig`].
+pub(crate) fn width(config: &Config) -> Result<usize, ModelError> {
+    let text = sub_config(config, "text_config")?;
+    text.size_or("projection_size", text.size_or("hidden_size", 768)?)
 }
 
 impl Siglip {
@@ -50,7 +57,8 @@ impl Siglip {
         vision.only("vision_use_head", true)?;
         let (vocabulary, positions) =
             (text.size_or("vocab_size", 32_000)?, text.size_or("max_position_embeddings", 64)?);
-        let width = text.size_or("projection_size", text_shape.width)?;
+        let width = width(config)?;
+        text.value("projection_size");
         if width != vision_shape.width {
             return Err(text.bad(
                 "projection_size",
@@ -64,7 +72,6 @@ impl Siglip {
             text: TextTower::load(&weights.at("text_model"), text_shape, vocabulary, positions, width)?,
             logit_scale: scalar(weights, "logit_scale")?,
             logit_bias: scalar(weights, "logit_bias")?,
-            width,
         };
         weights.finish(&[])?;
         Ok(this)
@@ -134,7 +141,11 @@ pub(crate) struct PoolingHead {
 }
 
 impl PoolingHead {
-    fn load(weights: &Weights, shape: StackShape) -> Result<Self, ModelError> {
+    /// Reads the head at `weights`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(weights: &Weights, shape: StackShape) -> Result<Self, ModelError> {
         let StackShape { width, heads, inner, activation, eps, .. } = shape;
         let attention = weights.at("attention");
         let (weight, bias) =
@@ -156,9 +167,14 @@ impl PoolingHead {
 
     /// `[n, patches, width]` → `[n, width]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        self.forward_masked(x, None)
+    }
+
+    /// As [`PoolingHead::forward`], with a bias on the scores, `[n, 1, 1, patches]`.
+    pub(crate) fn forward_masked(&self, x: &Tensor, bias: Option<&Tensor>) -> Candle<Tensor> {
         let (n, _, width) = x.dims3()?;
         let query = self.query.broadcast_as((n, 1, width))?;
-        let gathered = attention(&query, &self.keys.forward(x)?, &self.values.forward(x)?, self.heads, None)?;
+        let gathered = attention(&query, &self.keys.forward(x)?, &self.values.forward(x)?, self.heads, bias)?;
         let x = self.output.forward(&gathered)?;
         let inner = self.up.forward_activated(&self.norm.forward(&x)?, self.activation)?;
         self.down.forward_onto(&inner, &x)?.i((.., 0))?.contiguous()
@@ -177,7 +193,11 @@ pub(crate) struct TextTower {
 }
 
 impl TextTower {
-    fn load(
+    /// Reads the tower at `weights`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(
         weights: &Weights,
         shape: StackShape,
         vocabulary: usize,

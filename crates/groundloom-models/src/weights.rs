@@ -113,6 +113,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`ModelError::BadWeights`] where the buffer is no safetensors file.
+    #[cfg(test)]
     pub(crate) fn read(origin: &str, buffer: Cow<'static, [u8]>) -> Result<Self, ModelError> {
         Self::from_files(origin.to_owned(), vec![(origin.to_owned(), Bytes::Read(buffer))])
     }
@@ -234,8 +235,8 @@ impl Weights {
     /// [`ModelError::BadWeights`] names up to five of them.
     pub(crate) fn finish(&self, known: &[&str]) -> Result<(), ModelError> {
         let read = self.files.read.lock().unwrap_or_else(PoisonError::into_inner);
-        // Buffers that older files carry: 0, 1, 2, … as a tensor.
-        let buffer = |name: &str| name.ends_with("position_ids");
+        // Buffers that older files carry: 0, 1, 2, … as a tensor, and the table of which tokens lie how far apart.
+        let buffer = |name: &str| name.ends_with("position_ids") || name.ends_with("relative_position_index");
         let unread: Vec<&str> = self
             .files
             .tensors

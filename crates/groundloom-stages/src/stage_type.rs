@@ -5,8 +5,8 @@ use std::sync::Arc;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
-    Dialogue, DropAbstractChunks, DropContained, ExpandExpressions, FilterBoxes, Generate, Ground, ImageProperties,
-    Instruct, NounChunks, Parse,
+    Classify, Dialogue, DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Generate, Ground,
+    ImageProperties, Instruct, NounChunks, Parse, Similarity,
     stage::{Stage, StageError},
 };
 
@@ -70,6 +70,9 @@ pub fn stage_types() -> Vec<StageType> {
         StageType::of::<FilterBoxes>(),
         StageType::of::<ExpandExpressions>(),
         StageType::of::<DropContained>(),
+        StageType::of::<Embed>(),
+        StageType::of::<Similarity>(),
+        StageType::of::<Classify>(),
         StageType::of::<Generate>(),
         StageType::of::<Dialogue>(),
         StageType::of::<Instruct>(),

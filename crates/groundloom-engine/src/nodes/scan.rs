@@ -46,6 +46,8 @@ use crate::counters::Counters;
 
 /// The hash of a row's file, a column of Parquet scans that only the row id's expression sees.
 pub const FILE_COLUMN: &str = "_file";
+/// The kind of a source in the counts.
+pub const SOURCE: &str = "source";
 /// The row's number in its file, likewise.
 pub const ROW_COLUMN: &str = "_row";
 
@@ -138,7 +140,7 @@ impl TableProvider for ShardTable {
 
 /// The store that holds the shards of a table: all files of a source stand in one.
 fn store_url(shards: &[Shard]) -> Result<ObjectStoreUrl> {
-    match shards.iter().flat_map(|s| &s.files).next() {
+    match shards.iter().flat_map(|s| s.files.iter()).next() {
         Some(file) if Stores::is_remote(&file.location).map_err(plain)? => {
             ObjectStoreUrl::parse(Stores::object_url(&file.location).map_err(plain)?.0)
         }
@@ -156,7 +158,7 @@ fn plain(error: FormatError) -> DataFusionError {
 /// A location of an unknown kind, or credentials that are missing.
 pub fn register_stores(context: &SessionContext, stores: &Stores, shards: &[Shard]) -> Result<()> {
     let url = store_url(shards)?;
-    if let Some(file) = shards.iter().flat_map(|s| &s.files).next()
+    if let Some(file) = shards.iter().flat_map(|s| s.files.iter()).next()
         && url != ObjectStoreUrl::local_filesystem()
     {
         let (store, _) = stores.object(&file.location).map_err(plain)?;
@@ -166,7 +168,7 @@ pub fn register_stores(context: &SessionContext, stores: &Stores, shards: &[Shar
 }
 
 fn file_group(shards: &[Shard], ids: Ids) -> Result<FileGroup> {
-    let files = shards.iter().flat_map(|s| &s.files).map(|file| {
+    let files = shards.iter().flat_map(|s| s.files.iter()).map(|file| {
         let path = if Stores::is_remote(&file.location).map_err(plain)? {
             Stores::object_url(&file.location).map_err(plain)?.1
         } else {
@@ -224,7 +226,7 @@ impl ShardScanExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        let counters = Arc::new(Counters::new(&name, "source"));
+        let counters = Arc::new(Counters::new(&name, SOURCE));
         Ok(Self { name, reader, full: Arc::clone(full), projection, shards, properties, counters })
     }
 

@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, sync::Arc};
 
 use arrow::{compute::concat_batches, record_batch::RecordBatch};
-use datafusion::{common::DataFusionError, physical_plan::ExecutionPlan};
+use datafusion::common::DataFusionError;
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
@@ -89,7 +89,7 @@ impl Plan {
         };
         let runner = Runner::new(self, &options, Arc::new(|_| {}), folder.path().to_owned())?;
         for shard in discovery.shards.iter() {
-            let plan = runner.rows_plan(Base::Source(source), chain, vec![shard.clone()]).await?;
+            let plan = runner.rows_plan(Base::Source(source), chain, vec![shard.clone()], None).await?;
             let physical = runner.context.state().create_physical_plan(&plan).await?;
             let mut stream = physical.execute(0, runner.context.task_ctx())?;
             while let Some(batch) = stream.next().await.transpose()? {

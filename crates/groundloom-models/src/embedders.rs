@@ -10,10 +10,12 @@ use crate::{
     embedder::{Embedder, EmbedderInfo},
     image_processor::ImageProcessor,
     layers::{compute, normalise},
+    naflex::{PatchProcessor, Siglip2},
     sentence::SentenceEncoder,
     siglip::Siglip,
     ssd::SsdMobileNetV2,
     text_tokenizer::{TextTokenizer, Tokens},
+    vit::VisionTransformer,
 };
 
 /// Tokens of one pass, padding among them: enough to fill the cores, few enough that the activations stay small.
@@ -76,6 +78,43 @@ impl<N: Towers> Embedder for DualEmbedder<N> {
     }
 }
 
+/// Images of any aspect ratio and texts in one space; the vectors have length 1.
+pub(crate) struct PatchEmbedder {
+    pub(crate) info: EmbedderInfo,
+    pub(crate) network: Siglip2,
+    pub(crate) processor: PatchProcessor,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+impl Embedder for PatchEmbedder {
+    fn info(&self) -> &EmbedderInfo {
+        &self.info
+    }
+
+    fn embed_texts(&self, texts: &[&str]) -> Vec<Result<Vec<f32>, ModelError>> {
+        let read = |text: &str| self.tokenizer.encode(text);
+        in_text_batches(texts, read, |tokens| {
+            let ids = self.tokenizer.pad(tokens)?.ids;
+            self.network.texts(&ids).and_then(|x| normalise(&x)?.to_vec2()).map_err(compute("the text tower"))
+        })
+    }
+
+    fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
+        let empty = |image: &RgbImage| ModelError::EmptyImage { width: image.width(), height: image.height() };
+        let mut answers: Vec<_> = images.iter().map(|image| Err(empty(image))).collect();
+        let good: Vec<usize> = (0..images.len()).filter(|&i| images[i].width() > 0 && images[i].height() > 0).collect();
+        for places in good.chunks(IMAGES) {
+            let batch: Vec<&RgbImage> = places.iter().map(|&i| images[i]).collect();
+            let vectors = self.processor.batch(&batch).and_then(|batch| {
+                let vectors = self.network.images(&batch).and_then(|x| normalise(&x)?.to_vec2());
+                vectors.map_err(compute("the vision tower"))
+            });
+            settle(places, vectors, &mut answers);
+        }
+        answers
+    }
+}
+
 /// Sentences.
 pub(crate) struct SentenceEmbedder {
     pub(crate) info: EmbedderInfo,
@@ -97,6 +136,31 @@ impl Embedder for SentenceEmbedder {
 
     fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
         self.info.refuse("images", images.len())
+    }
+}
+
+/// Features of images.
+pub(crate) struct VisionEmbedder {
+    pub(crate) info: EmbedderInfo,
+    pub(crate) network: VisionTransformer,
+    pub(crate) processor: ImageProcessor,
+}
+
+impl Embedder for VisionEmbedder {
+    fn info(&self) -> &EmbedderInfo {
+        &self.info
+    }
+
+    fn embed_texts(&self, texts: &[&str]) -> Vec<Result<Vec<f32>, ModelError>> {
+        self.info.refuse("texts", texts.len())
+    }
+
+    fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
+        in_image_batches(images, &self.processor, |pixels| {
+            let tokens = self.network.forward(pixels, &mut |_| ());
+            let pooled = tokens.and_then(|tokens| self.network.pooled(&tokens)?.to_vec2());
+            pooled.map_err(compute("the vision transformer"))
+        })
     }
 }
 

@@ -1,0 +1,168 @@
+//! Fixtures of images and texts.
+
+use candle_core::Tensor;
+
+use super::{Fixture, Outputs, numbered, text::token_table};
+use crate::{
+    ModelError,
+    clip::{self, Clip},
+    config::Config,
+    image_processor::{ImageDefaults, ImageProcessor},
+    layers::{compute, normalise},
+    naflex::{PatchBatch, PatchProcessor, Siglip2},
+    siglip::{self, Siglip},
+    text_tokenizer::{Padding, TextTokenizer, TokenBatch, Tokens},
+    weights::Weights,
+};
+
+/// `in.pixel_values` made from the fixture's images.
+pub(super) fn pixels(fixture: &Fixture, defaults: ImageDefaults) -> Result<Outputs, ModelError> {
+    let images = fixture.images()?;
+    if images.is_empty() {
+        return Ok(Vec::new());
+    }
+    let processor = ImageProcessor::open(fixture.folder(), defaults)?;
+    let pixels = processor.batch(&images.iter().collect::<Vec<_>>())?;
+    Ok(vec![("in.pixel_values".to_owned(), pixels)])
+}
+
+/// The fixture's captions as one padded batch.
+fn captions(fixture: &Fixture, tokenizer: &TextTokenizer) -> Result<TokenBatch, ModelError> {
+    let texts = fixture.strings("captions");
+    let tokens = texts.into_iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<Tokens>, _>>()?;
+    tokenizer.pad(&tokens.iter().collect::<Vec<_>>())
+}
+
+pub(super) fn clip(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
+    let network = Clip::load(config, weights)?;
+    let length = network.text.config.positions;
+    let mut outputs = pixels(fixture, clip::IMAGE_DEFAULTS)?;
+    let tokenizer =
+        |padding: fn(u32) -> Padding| TextTokenizer::open(fixture.folder(), length, |pad| padding(pad.unwrap_or(0)));
+    let tokens = tokenizer(Padding::Longest)?;
+    outputs.extend(token_table(fixture, &tokens)?);
+    let batch = captions(fixture, &tokens)?;
+    outputs.extend([("in.input_ids".to_owned(), batch.ids), ("in.attention_mask".to_owned(), batch.mask)]);
+    let full = captions(fixture, &tokenizer(Padding::MaxLength)?)?;
+    outputs.push(("in.input_ids_maxlen".to_owned(), full.ids));
+
+    let (pixels, ids, mask) =
+        (fixture.input("pixel_values")?, fixture.ids("input_ids")?, fixture.ids("attention_mask")?);
+    let full = fixture.ids("input_ids_maxlen")?;
+    let run = || -> candle_core::Result<Outputs> {
+        let (mut vision, mut text) = (Vec::new(), Vec::new());
+        let tokens = network.vision.forward(&pixels, &mut |x| vision.push(x.clone()))?;
+        let vision_pooled = network.vision.pooled(&tokens)?;
+        let hidden = network.text.forward(&ids, Some(&mask), &mut |x| text.push(x.clone()))?;
+        let text_pooled = network.text.pooled(&hidden, &ids)?;
+        let full_hidden = network.text.forward(&full, None, &mut |_| ())?;
+        let mut outputs = numbered("vision_hidden", vision);
+        outputs.extend(numbered("text_hidden", text));
+        let image_embeds = normalise(&network.vision_projection.forward(&vision_pooled)?)?;
+        let text_embeds = normalise(&network.text_projection.forward(&text_pooled)?)?;
+        let logits = similarities(&text_embeds, &image_embeds, network.logit_scale, 0.0)?;
+        outputs.extend(
+            [
+                ("vision_pooled", vision_pooled),
+                ("text_last_hidden", hidden),
+                ("text_pooled", text_pooled),
+                ("text_pooled_maxlen_nomask", network.text.pooled(&full_hidden, &full)?),
+                ("probs", softmax(&logits.t()?)?),
+                ("logits_per_image", logits.t()?),
+                ("logits_per_text", logits),
+                ("image_embeds", image_embeds),
+                ("text_embeds", text_embeds),
+            ]
+            .map(|(name, tensor)| (name.to_owned(), tensor)),
+        );
+        Ok(outputs)
+    };
+    outputs.extend(run().map_err(compute("CLIP"))?);
+    Ok(outputs)
+}
+
+pub(super) fn siglip(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
+    let network = Siglip::load(config, weights)?;
+    let length = network.text.positions;
+    let mut outputs = pixels(fixture, siglip::IMAGE_DEFAULTS)?;
+    let tokenizer = TextTokenizer::open(fixture.folder(), length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?;
+    outputs.extend(token_table(fixture, &tokenizer)?);
+    outputs.push(("in.input_ids".to_owned(), captions(fixture, &tokenizer)?.ids));
+
+    let (pixels, ids) = (fixture.input("pixel_values")?, fixture.ids("input_ids")?);
+    let run = || -> candle_core::Result<Outputs> {
+        let (mut vision, mut text) = (Vec::new(), Vec::new());
+        let tokens = network.vision.forward(&pixels, &mut |x| vision.push(x.clone()))?;
+        let vision_pooled = network.vision.head.forward(&tokens)?;
+        let hidden = network.text.forward(&ids, &mut |x| text.push(x.clone()))?;
+        let text_pooled = network.text.pooled(&hidden)?;
+        let mut outputs = numbered("vision_hidden", vision);
+        outputs.extend(numbered("text_hidden", text));
+        let (image_embeds, text_embeds) = (normalise(&vision_pooled)?, normalise(&text_pooled)?);
+        let logits = similarities(&text_embeds, &image_embeds, network.logit_scale, network.logit_bias)?;
+        let odds = logits.t()?.contiguous()?.neg()?.exp()?;
+        outputs.extend(
+            [
+                ("vision_last_hidden", tokens),
+                ("vision_pooled", vision_pooled),
+                ("text_pooled", text_pooled),
+                ("probs", (odds + 1.0)?.recip()?),
+                ("logits_per_image", logits.t()?),
+                ("logits_per_text", logits),
+                ("image_embeds", image_embeds),
+                ("text_embeds", text_embeds),
+            ]
+            .map(|(name, tensor)| (name.to_owned(), tensor)),
+        );
+        Ok(outputs)
+    };
+    outputs.extend(run().map_err(compute("SigLIP"))?);
+    Ok(outputs)
+}
+
+pub(super) fn siglip2(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
+    let network = Siglip2::load(config, weights)?;
+    let length = network.text.positions;
+    let tokenizer = TextTokenizer::open(fixture.folder(), length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?;
+    token_table(fixture, &tokenizer)?;
+    let images = fixture.images()?;
+    let made = PatchProcessor::open(fixture.folder())?.batch(&images.iter().collect::<Vec<_>>())?;
+    let ids = fixture.ids("input_ids")?;
+    let given = PatchBatch {
+        patches: fixture.input("pixel_values")?,
+        mask: fixture.ids("pixel_attention_mask")?,
+        grids: {
+            let shapes = fixture.ids("spatial_shapes")?.to_vec2::<u32>().map_err(compute("an input"))?;
+            shapes.iter().map(|shape| [shape[0] as usize, shape[1] as usize]).collect()
+        },
+    };
+    let run = || -> candle_core::Result<Outputs> {
+        let shapes: Vec<u32> = made.grids.iter().flatten().map(|&side| side as u32).collect();
+        let tokens = network.vision(&given)?;
+        let image_embeds = normalise(&network.pooled(&tokens, &given)?)?;
+        let text_embeds = normalise(&network.texts(&ids)?)?;
+        let logits = similarities(&text_embeds, &image_embeds, network.logit_scale, network.logit_bias)?;
+        let outputs = [
+            ("in.spatial_shapes", Tensor::from_vec(shapes, (made.grids.len(), 2), &candle_core::Device::Cpu)?),
+            ("in.pixel_values", made.patches),
+            ("in.pixel_attention_mask", made.mask),
+            ("vision_last_hidden", tokens),
+            ("logits_per_image", logits.t()?),
+            ("image_embeds", image_embeds),
+            ("text_embeds", text_embeds),
+        ];
+        Ok(outputs.map(|(name, tensor)| (name.to_owned(), tensor)).into())
+    };
+    let mut outputs = run().map_err(compute("SigLIP 2"))?;
+    outputs.push(("in.input_ids".to_owned(), captions(fixture, &tokenizer)?.ids));
+    Ok(outputs)
+}
+
+/// exp(scale) · cosine + bias, a row for each text.
+fn similarities(texts: &Tensor, images: &Tensor, scale: f64, bias: f64) -> candle_core::Result<Tensor> {
+    texts.matmul(&images.t()?)?.affine(scale.exp(), bias)
+}
+
+fn softmax(x: &Tensor) -> candle_core::Result<Tensor> {
+    candle_nn::ops::softmax_last_dim(&x.contiguous()?)
+}
