@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, LazyLock};
 
-use groundloom_formats::{Sink, Source, sink::sink_types, source::source_types};
+use groundloom_formats::{Sink, Source, source::source_types};
 use groundloom_spec::{Component, ComponentType, Diagnostics, Role};
 use groundloom_stages::{stage::Stage, stage_types};
 use serde_json::Value;
 
-use crate::relation::{Dedup, Filter, Limit, Sample, Shuffle, Sql};
+use crate::{
+    index_sink::sink_types,
+    relation::{Dedup, Filter, Limit, Sample, Shuffle, Sql},
+};
 
 /// A component whose config has been read.
 #[derive(Debug, Clone)]

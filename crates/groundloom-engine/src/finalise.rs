@@ -16,9 +16,11 @@ use groundloom_formats::{
     card::{self, CardFacts},
     parquet_sink::{self, ParquetSink},
     report::{self, ReportFacts},
+    sink::Published as Made,
 };
 
 use crate::{
+    contract,
     error::EngineError,
     generation::{MANIFEST, Manifest, PublishedFile, Target},
     graph::{Node, NodeId, Work},
@@ -70,6 +72,11 @@ pub fn publish(
         None => folder.to_owned(),
     };
     let mut files = data_files(finished, node, sink, &next, &within(sink.folder()))?;
+    let joined: Vec<PathBuf> = files.iter().map(|f| next.join(&f.path)).collect();
+    if let Some(completed) = sink.complete(&next, &joined) {
+        let of = |made: Made| published(&next, &next.join(&made.name), made.rows);
+        files = completed?.into_iter().map(of).collect::<Result<_, _>>()?;
+    }
     let rows = files.iter().map(|f| f.rows).sum();
     let kept = kept_sink();
     for (kind, folder) in [
@@ -91,11 +98,7 @@ pub fn publish(
     }
     let rejected = finished.segments.iter().flat_map(|(_, _, e)| e.iter()).map(|e| e.rows(PartKind::Rejected)).sum();
     let facts = Facts { finished, node, rows, funnel: &funnel, quarantined: &quarantined };
-    let data: Vec<PathBuf> = files
-        .iter()
-        .filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_'))
-        .map(|f| next.join(&f.path))
-        .collect();
+    let data: Vec<PathBuf> = files.iter().filter(|f| is_data(f, sink)).map(|f| next.join(&f.path)).collect();
     write_text(&next, "README.md", &facts.card(&files, sink)?, &mut files)?;
     if sink.extension() == "parquet" {
         let samples = parquet_sink::sample(&data, report::GALLERY_ROWS)?;
@@ -107,6 +110,8 @@ pub fn publish(
         sink: node.name.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         fingerprint: finished.fingerprint.clone(),
+        declared: Some(finished.plan.declared(sink_node)),
+        columns: contract::columns(&node.schema),
         rows,
         quarantined,
         rejected,
@@ -117,6 +122,11 @@ pub fn publish(
     write_text(&next, MANIFEST, &text, &mut Vec::new())?;
     target.publish(&next)?;
     Ok(manifest)
+}
+
+/// Whether a file holds rows of the data set.
+fn is_data(file: &PublishedFile, sink: &Arc<dyn Sink>) -> bool {
+    file.path.starts_with(sink.folder()) && !file.path.starts_with('_') && file.path.ends_with(sink.extension())
 }
 
 fn data_files(
@@ -234,7 +244,7 @@ struct Facts<'a> {
 impl Facts<'_> {
     fn card(&self, files: &[PublishedFile], sink: &Arc<dyn Sink>) -> Result<String, EngineError> {
         let graph = &self.finished.plan.graph;
-        let data = files.iter().filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_'));
+        let data = files.iter().filter(|f| is_data(f, sink));
         let (notes, models) = self.notes_and_models()?;
         Ok(card::render(&CardFacts {
             name: graph.name.clone(),

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod catalogue;
+pub mod contract;
 pub mod counters;
 pub mod diff;
 pub mod drops;
@@ -8,6 +9,7 @@ pub mod error;
 pub mod finalise;
 pub mod generation;
 pub mod graph;
+pub mod index_sink;
 pub mod ledger;
 pub mod mirror;
 pub mod nodes;

@@ -1,5 +1,7 @@
 //! Running a pipeline: tasks that are not committed yet, segment by segment, then one publication per sink.
 
+mod preview;
+
 use std::{
     collections::{BTreeMap, HashSet},
     num::NonZeroUsize,
@@ -18,11 +20,13 @@ use datafusion::{
 use futures::stream::{FuturesUnordered, StreamExt};
 use groundloom_data::{columns::ROW_ID, funnel::StageCounts, row_id::file_hash};
 use groundloom_formats::{Discovery, Reader, Shard, ShardFile, Sink};
+use groundloom_llm::Clients;
 use groundloom_models::ModelPool;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    contract,
     error::EngineError,
     finalise,
     generation::{Manifest, Target},
@@ -56,6 +60,8 @@ pub struct RunOptions {
     pub stop: CancellationToken,
     /// Is told what the run measures about itself.
     pub telemetry: Arc<Telemetry>,
+    /// The clients that stages ask language models through.
+    pub clients: Arc<Clients>,
 }
 
 impl RunOptions {
@@ -245,6 +251,20 @@ impl Plan {
         }))
     }
 
+    /// What a person declared behind a node: names, types and configs, without what the inputs hold.
+    pub fn declared(&self, node: NodeId) -> Fingerprint {
+        let nodes = &self.graph.nodes;
+        let mut wanted = vec![false; nodes.len()];
+        wanted[node] = true;
+        for id in (0..=node).rev() {
+            if wanted[id] {
+                nodes[id].inputs.iter().for_each(|input| wanted[*input] = true);
+            }
+        }
+        let behind = nodes.iter().zip(wanted).filter(|(_, wanted)| *wanted);
+        Fingerprint::of(&behind.map(|(n, _)| json!([n.name, n.kind, n.config])).collect())
+    }
+
     /// The folder in which the work of this pipeline stands: beside the target of its first sink.
     ///
     /// # Errors
@@ -314,15 +334,20 @@ pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Resul
     let started = Instant::now();
     let targets = plan.targets()?;
     let mut up_to_date = Vec::new();
-    for ((segment, _, _), target) in plan.sinks().zip(&targets) {
+    for ((segment, node, _), target) in plan.sinks().zip(&targets) {
         let generation = plan.generation(segment);
         let mut current = target.is_current(&generation)?;
+        let mut published = target.published()?;
         if let Some(url) = target.url() {
             let mirror = Mirror::new(&plan.graph.stores, url);
             mirror.check().await?;
+            published = mirror.published().await?;
             if current.is_some() && !mirror.is_current(&generation).await? {
                 current = None;
             }
+        }
+        if let Some(published) = &published {
+            contract::check(published, &plan.declared(node), &plan.graph.nodes[node].schema, &target.shown())?;
         }
         up_to_date.push(current);
     }
@@ -431,6 +456,7 @@ impl<'a> Runner<'a> {
         std::fs::create_dir_all(&spill).map_err(|e| EngineError::io(&spill, e))?;
         let resources = Arc::new(Resources {
             models: Arc::new(ModelPool::new(options.threads)),
+            clients: Arc::clone(&options.clients),
             windows_in_flight: options.threads.get(),
             telemetry: Arc::clone(&options.telemetry),
         });

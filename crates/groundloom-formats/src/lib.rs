@@ -17,6 +17,7 @@ mod json_types;
 pub mod jsonl;
 pub mod jsonl_sink;
 mod lines;
+pub mod llava;
 mod output_columns;
 pub mod parquet_sink;
 pub mod parquet_source;

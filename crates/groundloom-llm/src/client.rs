@@ -1,7 +1,7 @@
 //! Asking a server: the store first, then within budget and pace, with retries, and the store again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -79,6 +79,8 @@ pub struct Client {
     ledger: Arc<Ledger>,
     alone: Mutex<HashMap<RequestHash, Weak<tokio::sync::Mutex<()>>>>,
     on_their_way: Arc<OnTheirWay>,
+    /// Answers of batches that nobody has taken from the store yet: paid for just now, not saved by it.
+    fresh: Mutex<HashSet<RequestHash>>,
 }
 
 /// An answer and where it came from.
@@ -183,12 +185,63 @@ impl Client {
             ledger,
             alone: Mutex::default(),
             on_their_way: Arc::default(),
+            fresh: Mutex::default(),
         }))
     }
 
     /// What was spent and saved through this client.
     pub fn spending(&self) -> Spending {
         self.ledger.total()
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.transport.endpoint().url
+    }
+
+    pub(crate) const fn retry(&self) -> Retry {
+        self.retry
+    }
+
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    pub(crate) const fn budget_number(&self) -> u64 {
+        self.budget_number
+    }
+
+    pub(crate) const fn is_offline(&self) -> bool {
+        self.offline
+    }
+
+    pub(crate) fn price(&self, model: &str) -> Price {
+        self.prices.price(model)
+    }
+
+    /// What a request may cost, or the refusal of a cost limit that cannot be kept.
+    pub(crate) fn priced_estimate(&self, request: &Request) -> Result<Estimate, LlmError> {
+        if self.limits.max_cost.is_some() && !self.price(&request.model).known {
+            return Err(LlmError::NoPrice { model: request.model.clone() });
+        }
+        Ok(self.estimate(request))
+    }
+
+    /// Keeps an answer that came in a batch; one that is there already was counted before.
+    pub(crate) async fn keep(&self, hash: RequestHash, stored: &Stored, priced: bool) -> Result<(), LlmError> {
+        if self.store.get(&hash)?.is_none() {
+            self.store.put_for(hash, stored, self.budget_number).await?;
+            self.ledger.answered(stored.usage, stored.cost, priced);
+            self.fresh.lock().unwrap_or_else(PoisonError::into_inner).insert(hash);
+        }
+        Ok(())
     }
 
     /// The identity of a request to this client's server.
@@ -229,13 +282,10 @@ impl Client {
         if self.offline {
             return Err(LlmError::NotInStore { store: self.store.folder().display().to_string(), hash });
         }
-        if self.limits.max_cost.is_some() && !price.known {
-            return Err(LlmError::NoPrice { model: request.model.clone() });
-        }
+        let estimate = self.priced_estimate(request)?;
         // Rows that ask the same wait for the first of them.
         let alone = self.alone(hash);
         let _alone = alone.lock().await;
-        let estimate = self.estimate(request);
         let reservation = Reservation {
             budget: self.budget_number,
             cost: estimate.most_cost.unwrap_or_default(),
@@ -346,7 +396,9 @@ impl Client {
         let answer = wire::read_answer(request.api, &stored.response).map_err(|message| {
             LlmError::store(self.store.folder(), format!("the answer to {hash} cannot be read: {message}"))
         })?;
-        self.ledger.found(stored.cost);
+        if !self.fresh.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash) {
+            self.ledger.found(stored.cost);
+        }
         Ok(Reply { answer, hash, from_store: true })
     }
 

@@ -149,6 +149,15 @@ impl Config {
         })
     }
 
+    /// A list of whole numbers of at least 1, with a default.
+    pub(crate) fn sizes_or(&self, key: &str, default: &[usize]) -> Result<Vec<usize>, ModelError> {
+        let size = |value: &Value| value.as_u64().filter(|n| (1..=u64::from(u32::MAX)).contains(n)).map(|n| n as usize);
+        let list = self.typed(key, "a list of whole numbers of at least 1", |value| {
+            value.as_array().and_then(|list| list.iter().map(size).collect::<Option<Vec<_>>>())
+        })?;
+        Ok(list.unwrap_or_else(|| default.to_vec()))
+    }
+
     /// A token id.
     pub(crate) fn id_if_there(&self, key: &str) -> Result<Option<u32>, ModelError> {
         self.typed(key, "a token id", |value| value.as_u64().and_then(|n| u32::try_from(n).ok()))

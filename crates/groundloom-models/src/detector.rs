@@ -18,11 +18,46 @@ pub trait Detector: Send + Sync {
     fn vocabulary(&self) -> Option<&Vocabulary>;
 
     /// Everything found in `image` (RGB, orientation already applied), best score first; equal scores by class, then
-    /// by place in the model's own output.
+    /// by place in the model's own output. For models of [`Classes::Fixed`].
     ///
     /// # Errors
-    /// [`ModelError::BadOption`] and [`ModelError::EmptyImage`].
-    fn detect(&self, image: &RgbImage, options: &DetectOptions) -> Result<Vec<Detection>, ModelError>;
+    /// [`ModelError::BadOption`], [`ModelError::EmptyImage`] and [`ModelError::NeedsPhrases`].
+    fn detect(&self, image: &RgbImage, options: &DetectOptions) -> Result<Vec<Detection>, ModelError> {
+        let _ = (image, options);
+        Err(ModelError::NeedsPhrases { model: self.info().name.clone() })
+    }
+
+    /// What is found of each of `phrases` in `image`, best score first; equal scores by phrase, then by place in the
+    /// model's own output. [`Detection::class`] is the phrase's place among `phrases`. The same box may be found for
+    /// several phrases; an empty phrase is found nowhere. For models of [`Classes::Open`].
+    ///
+    /// # Errors
+    /// [`ModelError::BadOption`], [`ModelError::EmptyImage`], [`ModelError::Untokenized`] and
+    /// [`ModelError::TakesNoPhrases`].
+    fn detect_phrases(
+        &self,
+        image: &RgbImage,
+        phrases: &[&str],
+        options: &DetectOptions,
+    ) -> Result<Vec<Detection>, ModelError> {
+        let _ = (image, phrases, options);
+        Err(ModelError::TakesNoPhrases { model: self.info().name.clone() })
+    }
+
+    /// What in `image` is like the main thing in `example`, best score first, with the class 0.
+    ///
+    /// # Errors
+    /// [`ModelError::BadOption`], [`ModelError::EmptyImage`] and [`ModelError::TakesNoExample`] for models that look
+    /// for classes or phrases only.
+    fn detect_like(
+        &self,
+        image: &RgbImage,
+        example: &RgbImage,
+        options: &DetectOptions,
+    ) -> Result<Vec<Detection>, ModelError> {
+        let _ = (image, example, options);
+        Err(ModelError::TakesNoExample { model: self.info().name.clone() })
+    }
 }
 
 /// A model's identity, for cards, fingerprints and `groundloom models list`.

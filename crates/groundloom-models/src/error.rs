@@ -67,6 +67,26 @@ pub enum ModelError {
         /// The value given.
         found: f32,
     },
+    /// A model of open vocabulary was asked for everything that it knows.
+    #[error("{model} looks for phrases and has no classes of its own: name the phrases to look for")]
+    NeedsPhrases {
+        /// The model's name.
+        model: String,
+    },
+    /// A model of fixed classes was given phrases.
+    #[error(
+        "{model} knows fixed classes and takes no phrases: look for its classes, or use a model of open vocabulary"
+    )]
+    TakesNoPhrases {
+        /// The model's name.
+        model: String,
+    },
+    /// A model that compares no images was given one to look for.
+    #[error("{model} cannot look for what an example image shows: use an OWL-ViT or OWLv2 model")]
+    TakesNoExample {
+        /// The model's name.
+        model: String,
+    },
     /// An image without pixels.
     #[error("expected an image of at least 1×1 pixels, found {width}×{height}")]
     EmptyImage {

@@ -2,11 +2,11 @@
 
 use serde::Deserialize;
 
-use crate::{ModelError, bert, folder::ModelFolder, ssd, vit};
+use crate::{ModelError, bert, folder::ModelFolder, owl, ssd, vit};
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
-pub const ARCHITECTURES: &str =
-    "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
+     SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) enum Family {
     Siglip2,
     TextEncoder(bert::Kind),
     VisionTransformer(vit::Kind),
+    GroundingDino,
+    Owl(owl::Generation),
     Ssd,
 }
 
@@ -40,6 +42,9 @@ impl Family {
             "clip" => Some(Self::Clip),
             "siglip" => Some(Self::Siglip),
             "siglip2" => Some(Self::Siglip2),
+            "grounding-dino" => Some(Self::GroundingDino),
+            "owlvit" => Some(Self::Owl(owl::Generation::First)),
+            "owlv2" => Some(Self::Owl(owl::Generation::Second)),
             ssd::ARCHITECTURE => Some(Self::Ssd),
             other => {
                 let text = bert::Kind::of(other).map(Self::TextEncoder);
@@ -53,6 +58,15 @@ impl Family {
         })
     }
 
+    /// The error for a family that does not do what was asked for; `supported` are those that do.
+    pub(crate) fn unsuited(self, name: &str, supported: &str) -> ModelError {
+        ModelError::UnsupportedArchitecture {
+            origin: name.to_owned(),
+            found: self.name().to_owned(),
+            supported: supported.to_owned(),
+        }
+    }
+
     /// The `model_type`.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -61,6 +75,9 @@ impl Family {
             Self::Siglip2 => "siglip2",
             Self::TextEncoder(kind) => kind.name(),
             Self::VisionTransformer(kind) => kind.name(),
+            Self::GroundingDino => "grounding-dino",
+            Self::Owl(owl::Generation::First) => "owlvit",
+            Self::Owl(owl::Generation::Second) => "owlv2",
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

@@ -23,6 +23,10 @@ pub(crate) struct ImageProcessor {
     filter: Filter,
     /// Width and height.
     crop: Option<(u32, u32)>,
+    /// What a byte is multiplied by.
+    factor: f64,
+    /// Mean and deviation of each channel, where values are normalised.
+    moments: Option<[(f32, f32); 3]>,
     /// What a value of each channel becomes.
     values: Arc<[[f32; 256]; 3]>,
 }
@@ -64,6 +68,23 @@ impl ImageProcessor {
     /// [`ModelError::BadConfig`] where it asks for something that this processor does not do.
     pub(crate) fn open(folder: &ModelFolder, defaults: ImageDefaults) -> Result<Self, ModelError> {
         let file = Config::read(folder, FILE)?;
+        let processor = Self::read(&file, defaults)?;
+        file.finish()?;
+        Ok(processor)
+    }
+
+    /// As [`ImageProcessor::open`], for processors that pad a batch to its largest image: here each image is a batch by
+    /// itself and is not padded.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::open`].
+    pub(crate) fn open_padding(folder: &ModelFolder, defaults: ImageDefaults) -> Result<Self, ModelError> {
+        let file = Config::read(folder, FILE)?;
+        // Annotations are no business of inference.
+        for inert in ["do_pad", "format", "do_convert_annotations", "pad_and_return_pixel_mask"] {
+            file.value(inert);
+        }
+        file.only("pad_size", serde_json::Value::Null)?;
         let processor = Self::read(&file, defaults)?;
         file.finish()?;
         Ok(processor)
@@ -134,7 +155,19 @@ impl ImageProcessor {
                 *value = if normalise { (rescaled - mean) / std } else { rescaled };
             }
         }
-        Ok((filter, Self { size: None, filter, crop: None, values: Arc::new(values) }))
+        let moments = normalise.then(|| std::array::from_fn(|channel| (mean[channel] as f32, std[channel] as f32)));
+        let factor = factor.unwrap_or(1.0);
+        Ok((filter, Self { size: None, filter, crop: None, factor, moments, values: Arc::new(values) }))
+    }
+
+    /// A byte before it is normalised, for processors that resize between the two.
+    pub(crate) fn rescaled(&self, byte: u8) -> f32 {
+        (f64::from(byte) * self.factor) as f32
+    }
+
+    /// A rescaled value of `channel`, normalised.
+    pub(crate) fn normalised(&self, channel: usize, value: f32) -> f32 {
+        self.moments.map_or(value, |moments| (value - moments[channel].0) / moments[channel].1)
     }
 
     /// Width and height of every image after [`ImageProcessor::place`]; `None` where it depends on the image.

@@ -10,16 +10,19 @@ mod embedders;
 mod error;
 mod family;
 mod folder;
+mod grounding_dino;
 mod image_processor;
 mod kernels;
 mod layers;
 mod naflex;
+mod owl;
 mod pool;
 mod registry;
 mod resample;
 mod sentence;
 mod siglip;
 pub mod ssd;
+mod swin;
 mod text_tokenizer;
 mod transformer;
 mod verify;
@@ -35,8 +38,8 @@ pub use family::ARCHITECTURES;
 pub use kernels::KernelClass;
 pub use pool::{DetectRequest, DetectorWork, EmbedRequest, EmbedderWork, ModelMetrics, ModelPool, PooledModel, Work};
 pub use registry::{
-    DEFAULT_DETECTOR, DEFAULT_SENTENCE_ENCODER, describe_embedder, embedded_names, resolve, resolve_classifier,
-    resolve_embedder, resolve_plain_ssd, resolve_ssd,
+    DEFAULT_DETECTOR, DEFAULT_SENTENCE_ENCODER, describe_detector, describe_embedder, embedded_names, resolve,
+    resolve_classifier, resolve_embedder, resolve_plain_ssd, resolve_ssd,
 };
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};
 pub use vocabulary::Vocabulary;

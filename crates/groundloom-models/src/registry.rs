@@ -3,20 +3,21 @@
 use std::{path::Path, sync::Arc};
 
 use candle_core::Device;
-use serde::Deserialize;
 
 use crate::{
     ModelError,
     classifier::{Classifier, VisionClassifier},
     clip::{self, Clip},
     config::Config,
-    detector::Detector,
+    detector::{Classes, Detector, ModelInfo},
     embedder::{Embedder, EmbedderInfo},
     embedders::{DualEmbedder, PatchEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
+    grounding_dino::GroundingDinoDetector,
     image_processor::{ImageDefaults, ImageProcessor},
     naflex::{PatchProcessor, Siglip2},
+    owl::OwlDetector,
     sentence::{self, SentenceEncoder},
     siglip::{self, Siglip},
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
@@ -58,14 +59,6 @@ pub fn embedded_names() -> impl Iterator<Item = &'static str> {
     EMBEDDED.iter().map(|model| model.name)
 }
 
-/// The part of any `config.json` that says what the model is.
-#[derive(Deserialize)]
-struct Architecture {
-    #[serde(default)]
-    architectures: Vec<String>,
-    model_type: Option<String>,
-}
-
 fn find(name: &str) -> Result<ModelFolder, ModelError> {
     if name.starts_with("hf://") {
         return Err(ModelError::NotFetched { name: name.to_owned() });
@@ -80,19 +73,16 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
     Err(ModelError::UnknownModel { name: name.to_owned(), embedded })
 }
 
-fn check_architecture(name: &str, folder: &ModelFolder) -> Result<(), ModelError> {
-    let config = folder.read("config.json")?;
-    let config: Architecture = serde_json::from_slice(&config).map_err(|e| ModelError::BadConfig {
-        origin: folder.file_name("config.json"),
-        problem: format!("expected JSON with an `architectures` list, found: {e}"),
-    })?;
-    match config.architectures.first().or(config.model_type.as_ref()) {
-        Some(found) if found == ssd::ARCHITECTURE => Ok(()),
-        found => Err(ModelError::UnsupportedArchitecture {
-            origin: name.to_owned(),
-            found: found.cloned().unwrap_or_default(),
-            supported: ssd::ARCHITECTURE.to_owned(),
-        }),
+/// Architectures that find boxes.
+const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
+/// Architectures that make vectors.
+const EMBEDDERS: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+
+fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
+    let folder = find(name)?;
+    match Family::of(name, &folder)? {
+        Family::Ssd => Ok(folder),
+        other => Err(other.unsuited(name, ssd::ARCHITECTURE)),
     }
 }
 
@@ -101,9 +91,7 @@ fn check_architecture(name: &str, folder: &ModelFolder) -> Result<(), ModelError
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_ssd(name: &str) -> Result<SsdMobileNetV2, ModelError> {
-    let folder = find(name)?;
-    check_architecture(name, &folder)?;
-    SsdMobileNetV2::load(&folder)
+    SsdMobileNetV2::load(&find_ssd(name)?)
 }
 
 /// As [`resolve_ssd`], in candle's own operations on `device`: the oracle of the CPU kernels.
@@ -111,9 +99,7 @@ pub fn resolve_ssd(name: &str) -> Result<SsdMobileNetV2, ModelError> {
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_plain_ssd(name: &str, device: &Device) -> Result<PlainNetwork, ModelError> {
-    let folder = find(name)?;
-    check_architecture(name, &folder)?;
-    SsdMobileNetV2::load_plain(&folder, device)
+    SsdMobileNetV2::load_plain(&find_ssd(name)?, device)
 }
 
 /// A model folder, read as far as to know what it is.
@@ -138,6 +124,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
         }
         Family::VisionTransformer(_) => (config.size_or("hidden_size", 768)?, false, [false, true]),
         Family::Ssd => (ssd::FEATURES, false, [false, true]),
+        Family::GroundingDino | Family::Owl(_) => return Err(family.unsuited(name, EMBEDDERS)),
     };
     let licence = match family {
         Family::Ssd => config.text("license")?.unwrap_or("unknown").to_owned(),
@@ -213,6 +200,7 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
             Arc::new(VisionEmbedder { info, network, processor })
         }
         Family::Ssd => Arc::new(SsdEmbedder { info, network: SsdMobileNetV2::load(&folder)? }),
+        Family::GroundingDino | Family::Owl(_) => return Err(family.unsuited(name, EMBEDDERS)),
     })
 }
 
@@ -268,5 +256,30 @@ fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<I
 /// [`ModelError::UnknownModel`], [`ModelError::NotFetched`] for `hf://` names,
 /// [`ModelError::UnsupportedArchitecture`], and what is missing or wrong in the folder.
 pub fn resolve(name: &str) -> Result<Arc<dyn Detector>, ModelError> {
-    resolve_ssd(name).map(|model| Arc::new(model) as Arc<dyn Detector>)
+    let folder = find(name)?;
+    Ok(match Family::of(name, &folder)? {
+        Family::GroundingDino => Arc::new(GroundingDinoDetector::load(name, &folder)?),
+        Family::Owl(generation) => Arc::new(OwlDetector::load(name, &folder, generation)?),
+        Family::Ssd => Arc::new(SsdMobileNetV2::load(&folder)?),
+        other => return Err(other.unsuited(name, DETECTORS)),
+    })
+}
+
+/// What the detector that `name` stands for is, without building a large network. Whether it loads, [`resolve`] says.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn describe_detector(name: &str) -> Result<ModelInfo, ModelError> {
+    let folder = find(name)?;
+    let family = Family::of(name, &folder)?;
+    match family {
+        Family::GroundingDino | Family::Owl(_) => Ok(ModelInfo {
+            name: name.to_owned(),
+            architecture: family.name(),
+            weights_sha256: Weights::open(&folder)?.sha256().to_owned(),
+            licence: folder.licence(),
+            classes: Classes::Open,
+        }),
+        _ => resolve(name).map(|detector| detector.info().clone()),
+    }
 }

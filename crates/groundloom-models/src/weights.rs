@@ -236,7 +236,7 @@ impl Weights {
     /// [`ModelError::BadWeights`] names up to five of them.
     pub(crate) fn finish(&self, known: &[&str]) -> Result<(), ModelError> {
         let read = self.files.read.lock().unwrap_or_else(PoisonError::into_inner);
-        // Buffers that older files carry: 0, 1, 2, … as a tensor.
+        // Buffers that older files carry: 0, 1, 2, … as a tensor, and the table of which tokens lie how far apart.
         let buffer = |name: &str| name.ends_with("position_ids") || name.ends_with("relative_position_index");
         let unread: Vec<&str> = self
             .files

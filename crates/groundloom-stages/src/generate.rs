@@ -1,6 +1,11 @@
 //! `generate`: asks a language model about every row.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use arrow::{
     array::{ArrayRef, Int64Builder, StringBuilder, StructArray},
@@ -12,11 +17,12 @@ use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use groundloom_data::{MediaView, columns};
 use groundloom_llm::{
-    AnswerForm, AnswerSchema, Api, Client, ClientConfig, Clients, Detail, Endpoint, Estimate, Finish, Image, Key,
-    KeyHeader, Limits, LlmError, Message, Money, Pace, Part, PriceTable, Prompt, Reply, Request, Retry, Sampling,
+    AnswerForm, AnswerSchema, Api, BatchOptions, Client, ClientConfig, Clients, Detail, Endpoint, Estimate, Finish,
+    Image, Key, KeyHeader, Limits, LlmError, Message, Money, Pace, Part, PriceTable, Prompt, Reply, Request,
+    RequestHash, Retry, Sampling,
 };
 use groundloom_models::ModelPool;
-use groundloom_spec::{Config, Secret};
+use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -46,9 +52,11 @@ pub struct Generate {
     /// The server's base URL with its version.
     #[serde(default = "default_url")]
     pub url: String,
-    /// The key: `"${env:OPENAI_API_KEY}"`. Servers on your own machine want none.
+    /// Name of the environment variable that holds the key, such as `OPENAI_API_KEY`. It is read when the first request is made: checking, planning and replaying offline
+    /// need no key, and servers on your own machine want none. The key goes to `url` and nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<Secret>,
+    #[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub key_env: Option<String>,
     /// How the key is sent.
     #[serde(default)]
     pub key_header: KeyStyle,
@@ -129,6 +137,17 @@ pub struct Generate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub tokens_per_minute: Option<u64>,
+    /// Ask through the server's Batch API: up to a day later, at a lower price. Batches of killed runs are gone on with. Rows go in batches of up to 8,192.
+    #[serde(default)]
+    pub batch: bool,
+    /// How often the server is asked whether a batch is done.
+    #[serde(default = "default_batch_poll")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub batch_poll_seconds: u64,
+    /// The share of the list price that requests in a batch cost.
+    #[serde(default = "default_batch_price")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub batch_price: f64,
     /// How long one request may take.
     #[serde(default = "default_timeout")]
     #[schemars(range(min = 1, max = 86_400))]
@@ -195,6 +214,12 @@ fn default_store() -> String {
 fn default_concurrency() -> usize {
     64
 }
+fn default_batch_poll() -> u64 {
+    60
+}
+fn default_batch_price() -> f64 {
+    0.5
+}
 fn default_timeout() -> u64 {
     180
 }
@@ -208,7 +233,7 @@ fn default_give_up() -> u64 {
 impl Config for Generate {
     const NAME: &'static str = "generate";
     const SUMMARY: &'static str = "Ask a language model about every row, and never pay twice";
-    const EXAMPLE: &'static str = "replies: { type: generate, prompt: prompts/llava-conversation.jinja, model: gpt-4o-mini, key: \"${env:OPENAI_API_KEY}\", max_cost: 5 }";
+    const EXAMPLE: &'static str = "replies: { type: generate, prompt: prompts/llava-conversation.jinja, model: gpt-4o-mini, key_env: OPENAI_API_KEY, max_cost: 5 }";
 }
 
 /// `OUTPUT_info`: where an answer came from.
@@ -421,14 +446,9 @@ impl Stage for Generate {
         _models: &Arc<ModelPool>,
         clients: &Arc<Clients>,
     ) -> Result<Arc<dyn RowWise>, StageError> {
-        let key = match &self.key {
-            Some(_) if clients.is_offline() => None,
-            Some(secret) => {
-                let value = secret.reveal(&|name| std::env::var(name).ok());
-                Some(Key::new(&value.map_err(|e| StageError::Other(format!("`key`: {e}")))?))
-            }
-            None => None,
-        };
+        // Without the variable the server is asked without a key: those on one's own machine want none, and others say so in their own words.
+        let value = self.key_env.as_ref().and_then(|name| std::env::var(name).ok());
+        let key = value.filter(|v| !v.trim().is_empty()).map(|v| Key::new(&v));
         let client = clients.client(self.client_config(key)?, Path::new(&self.store), self.price_table()?)?;
         Ok(Arc::new(Asking { maker: self.request_maker()?, client }))
     }
@@ -439,7 +459,12 @@ impl Stage for Generate {
 
     fn window(&self) -> usize {
         // Images are copied into requests: fewer rows at a time.
-        if self.images.is_empty() { 1024 } else { 128 }
+        match (self.images.is_empty(), self.batch) {
+            (true, false) => 1024,
+            (true, true) => 8192,
+            (false, false) => 128,
+            (false, true) => 512,
+        }
     }
 
     fn models(&self) -> Result<Vec<String>, StageError> {
@@ -470,6 +495,18 @@ impl Asking {
                 Ok((reply.answer.text.clone(), reply, 0))
             }
         }
+    }
+
+    /// In batch mode: sees to it that answers are in the store; why some are not.
+    async fn batch(&self, requests: &[Result<Request, Fault>]) -> Result<HashMap<RequestHash, LlmError>, LlmError> {
+        let config = &self.maker.config;
+        if !config.batch {
+            return Ok(HashMap::new());
+        }
+        let requests: Vec<&Request> = requests.iter().flatten().collect();
+        let poll = Duration::from_secs(config.batch_poll_seconds);
+        let options = BatchOptions { poll, price_share: config.batch_price };
+        self.client.answer_in_batches(&requests, options).await
     }
 
     fn fault(&self, error: &LlmError) -> Fault {
@@ -533,10 +570,14 @@ impl RowWise for Asking {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let config = &self.maker.config;
         let requests = self.maker.requests(rows)?;
+        let unanswered = self.batch(&requests).await?;
         let calls: Vec<BoxFuture<'_, Option<Result<(String, Reply, u32), LlmError>>>> = requests
             .iter()
             .map(|request| match request {
-                Ok(request) => self.ask(request).map(Some).boxed(),
+                Ok(request) => match unanswered.get(&self.client.hash(request)) {
+                    Some(error) => std::future::ready(Some(Err(error.clone()))).boxed(),
+                    None => self.ask(request).map(Some).boxed(),
+                },
                 Err(_) => std::future::ready(None).boxed(),
             })
             .collect();

@@ -12,7 +12,8 @@ use groundloom_data::{
     BoxesBuilder, Chunk, ChunksView, DecodeLimits, GroundedBox, MediaError, MediaView, columns, media::decode_rgb,
 };
 use groundloom_models::{
-    DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelPool, PooledModel, Vocabulary, Work, resolve,
+    Classes, DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelPool, PooledModel, Vocabulary,
+    Work, describe_detector, resolve,
 };
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -29,6 +30,9 @@ use crate::{
 /// A detector with fixed classes, as the embedded one is, sees the image once; each chunk then gets the boxes of the class that it names, by the detector's vocabulary
 /// file: the longest noun that ends the chunk ("coffee cup"), else the lemma of the head noun. Chunks that name one class share its boxes. A chunk outside the vocabulary
 /// gets none and is counted (`phrase_outside_vocabulary`), and so is one whose class is not seen (`phrase_without_detection`).
+///
+/// A detector of open vocabulary (a folder with Grounding DINO, OWL-ViT or OWLv2) looks for the chunks themselves: Grounding DINO reads all chunks of a caption as one
+/// prompt, OWL each by itself. A box that answers several chunks is given to each of them.
 /// Rows stay, with an empty list where nothing is found; `filter` drops them.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -40,7 +44,7 @@ pub struct Ground {
     #[serde(default = "default_phrases")]
     pub phrases: String,
     /// The detector: the embedded `ssd-mobilenet-v2-oidv4` (23 classes of Open Images), or the path of a model
-    /// folder in Hugging Face layout whose architecture is supported.
+    /// folder in Hugging Face layout with an SSD MobileNetV2, Grounding DINO, OWL-ViT or OWLv2.
     #[serde(default = "default_model")]
     #[schemars(length(min = 1))]
     pub model: String,
@@ -109,6 +113,25 @@ pub struct Grounding<'a> {
     pub without_detection: usize,
 }
 
+/// Gives each of `chunks` chunks the detections that were made for it; `detections` come best first, their class the
+/// chunk's place.
+pub fn ground_by_phrase(chunks: usize, detections: &[Detection]) -> Grounding<'_> {
+    let mut grounding = Grounding::default();
+    for at in 0..chunks {
+        let before = grounding.boxes.len();
+        grounding.boxes.extend(detections.iter().filter(|d| d.class as usize == at).map(|d| GroundedBox {
+            chunk: Some(at),
+            span: None,
+            phrase: None,
+            label: Some(&d.label),
+            score: d.score,
+            rect: d.bbox,
+        }));
+        grounding.without_detection += usize::from(grounding.boxes.len() == before);
+    }
+    grounding
+}
+
 /// Gives each chunk the detections of the class that it names; `detections` come best first.
 pub fn ground_by_class<'a>(
     chunks: &[Chunk<'_>],
@@ -152,14 +175,14 @@ impl Stage for Ground {
     }
 
     fn models(&self) -> Result<Vec<String>, StageError> {
-        let detector = resolve(&self.model)?;
-        let info = detector.info();
+        let info = describe_detector(&self.model)?;
         Ok(vec![format!("{}@{}", info.name, info.weights_sha256)])
     }
 
     fn notes(&self) -> Vec<String> {
+        let classes = if self.model == DEFAULT_DETECTOR { ", and not only the names of fixed classes" } else { "" };
         vec![format!(
-            "Boxes come from the detector {}; GrIT's authors used GLIP, which takes any phrase and not only the names of fixed classes.",
+            "Boxes come from the detector {}; GrIT's authors used GLIP, which takes any phrase{classes}.",
             self.model
         )]
     }
@@ -171,6 +194,8 @@ struct Picture {
     row: usize,
     limits: DecodeLimits,
     options: DetectOptions,
+    /// What to look for, where the detector takes phrases.
+    phrases: Vec<String>,
 }
 
 /// Decodes and detects, image by image.
@@ -187,6 +212,10 @@ impl Work for DetectEncoded {
             picture.images.bytes(picture.row).unwrap_or_default(),
             &picture.limits,
         ) {
+            Ok(image) if self.detector.info().classes == Classes::Open => {
+                let phrases: Vec<&str> = picture.phrases.iter().map(String::as_str).collect();
+                self.detector.detect_phrases(&image, &phrases, &picture.options).map(Ok)
+            }
             Ok(image) => self.detector.detect(&image, &picture.options).map(Ok),
             Err(error) => Ok(Err(error)),
         };
@@ -235,23 +264,22 @@ impl RowWise for Grounder {
 
         let model = self.model().await?;
         let detector = &model.work().detector;
-        let vocabulary = detector.vocabulary().ok_or_else(|| {
-            StageError::Other(format!(
-                "expected a detector with fixed classes, found {}, which takes any phrase; `ground` cannot ask it for phrases yet",
-                detector.info().name
-            ))
-        })?;
+        let vocabulary = detector.vocabulary();
 
         let mut window = Window::default();
         let asked: Vec<Option<Vec<Chunk<'_>>>> = (0..rows.num_rows())
             .map(|row| self.chunks(&chunks, &images, row).map_err(|fault| window.fail(row, fault)).ok())
             .collect();
         // A row without a chunk that names a class is looked at all the same: what is counted and quarantined must not depend on the caption.
-        let pictures = asked.iter().enumerate().filter(|(_, chunks)| chunks.is_some()).map(|(row, _)| Picture {
+        let pictures = asked.iter().enumerate().filter(|(_, chunks)| chunks.is_some()).map(|(row, chunks)| Picture {
             images: Arc::clone(&images),
             row,
             limits,
             options,
+            phrases: match vocabulary {
+                Some(_) => Vec::new(),
+                None => chunks.iter().flatten().map(|chunk| chunk.text.to_owned()).collect(),
+            },
         });
         let mut answers = model.submit(pictures.collect()).await.into_iter();
 
@@ -263,7 +291,10 @@ impl RowWise for Grounder {
             };
             let fault = match answer {
                 Ok(Ok(detections)) => {
-                    let grounding = ground_by_class(chunks, &detections, vocabulary);
+                    let grounding = match vocabulary {
+                        Some(vocabulary) => ground_by_class(chunks, &detections, vocabulary),
+                        None => ground_by_phrase(chunks.len(), &detections),
+                    };
                     window.count("phrases", chunks.len());
                     window.count("detections", detections.len());
                     window.count("boxes", grounding.boxes.len());

@@ -36,7 +36,7 @@ pub use embed::Embed;
 pub use expand_expressions::{Edges, ExpandExpressions, MAX_EXPRESSION_BYTES, expand};
 pub use filter_boxes::{FilterBoxes, Kept, MAX_BOXES_PER_ROW};
 pub use generate::{Generate, ImageDetail, Interface, KeyStyle, RequestMaker};
-pub use ground::{Ground, Grounding, ground_by_class};
+pub use ground::{Ground, Grounding, ground_by_class, ground_by_phrase};
 pub use image_info::{ImageCheck, ImageProperties, OnImageError};
 pub use noun_chunks::NounChunks;
 pub use parse::{Parse, parse_type};

@@ -78,7 +78,7 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a pipeline file, going on where an earlier run stopped.
-    Run(PipelineFile),
+    Run(RunFile),
     /// Check a pipeline file: names, types, columns. Nothing is written.
     Check(PipelineFile),
     /// Show what a run would do: columns after every stage, segments, shards, what is reused.
@@ -106,8 +106,11 @@ pub enum Command {
     /// List the models, or compare one with its reference.
     #[command(subcommand)]
     Models(Models),
-    /// Print the JSON Schema of pipeline files, for editors.
-    Schema,
+    /// Look at what language models are asked, and at the store of their answers.
+    #[command(subcommand)]
+    Prompt(Prompt),
+    /// Print the JSON Schema of pipeline files, for editors; or, of one pipeline file, the columns that its sinks write.
+    Schema(SchemaOf),
 }
 
 /// A pipeline file and its params.
@@ -120,10 +123,71 @@ pub struct PipelineFile {
     pub params: Vec<(String, String)>,
 }
 
+#[derive(Debug, Args)]
+pub struct RunFile {
+    #[command(flatten)]
+    pub pipeline: PipelineFile,
+    /// Ask no language model: answers come from the store, and one that is not there ends the run.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// What language models are asked.
+#[derive(Debug, Subcommand)]
+pub enum Prompt {
+    /// Show the exact requests for the first rows, with their tokens and cost. Nothing is asked.
+    Preview(Preview),
+    /// Print the price table that is built in, to copy and correct.
+    Prices,
+    /// Write the answers of a store to a Parquet file.
+    Export(Archive),
+    /// Take the answers of a Parquet file into a store.
+    Import(Archive),
+}
+
+#[derive(Debug, Args)]
+pub struct Preview {
+    #[command(flatten)]
+    pub pipeline: PipelineFile,
+    /// The `generate` stage. Default: the first.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// How many rows.
+    #[arg(long, default_value_t = 1)]
+    pub rows: usize,
+    /// Print images in full instead of their hash.
+    #[arg(long)]
+    pub full: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Archive {
+    /// The Parquet file.
+    pub file: PathBuf,
+    /// The store's folder.
+    #[arg(long, default_value = ".groundloom/answers")]
+    pub store: PathBuf,
+}
+
 fn assignment(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .map(|(name, value)| (name.trim().to_owned(), value.to_owned()))
         .ok_or_else(|| "expected PARAM=VALUE".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub struct SchemaOf {
+    /// The pipeline file whose rows are described.
+    pub file: Option<PathBuf>,
+    /// Set a param of the file.
+    #[arg(long = "set", value_name = "PARAM=VALUE", value_parser = assignment, requires = "file")]
+    pub params: Vec<(String, String)>,
+}
+
+impl SchemaOf {
+    pub fn pipeline(self) -> Option<PipelineFile> {
+        Some(PipelineFile { file: self.file?, params: self.params })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -168,7 +232,7 @@ pub enum Quarantine {
     /// Print the rows that failed as JSON lines, and how many failed where and why.
     Show(QuarantineShow),
     /// Try the rows that failed again, and publish the data set with those that succeed now. Nothing else is done again.
-    Retry(PipelineFile),
+    Retry(RunFile),
 }
 
 #[derive(Debug, Args)]
@@ -209,9 +273,13 @@ pub struct Detect {
     /// An embedded detector's name or a local model folder.
     #[arg(long, default_value = groundloom_models::DEFAULT_DETECTOR)]
     pub model: String,
-    /// Find only these phrases, each ending in a full stop: "a cat . a dog ."
+    /// Find only these phrases, each ending in a full stop: "a cat . a dog ." A model of open vocabulary (Grounding
+    /// DINO, OWL-ViT, OWLv2) looks for them as they are, and needs them; one of fixed classes for the class that each names.
     #[arg(long)]
     pub phrases: Option<String>,
+    /// Find what this picture shows, instead of phrases (OWL-ViT and OWLv2).
+    #[arg(long, value_name = "PICTURE", conflicts_with = "phrases")]
+    pub like: Option<PathBuf>,
     /// The smallest score that is printed, from 0 to 1.
     #[arg(long, default_value_t = groundloom_models::DetectOptions::default().min_score)]
     pub min_score: f32,

@@ -59,7 +59,8 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Index(command) => commands::index::run(command, machine).await,
         Command::Embed(command) => commands::embed::run(&command),
         Command::Models(command) => commands::models::run(&command),
-        Command::Schema => commands::schema::run(),
+        Command::Prompt(command) => commands::prompt::run(command).await,
+        Command::Schema(command) => commands::schema::run(command).await,
     }
 }
 

@@ -15,6 +15,7 @@ mod dense;
 mod depthwise;
 mod norm;
 mod parallel;
+mod sampling;
 
 pub(crate) use activation::Activation;
 pub(crate) use aligned::Aligned;
@@ -22,6 +23,7 @@ pub(crate) use attention::{Attention, Bias, Rows};
 pub(crate) use dense::{Dense, Epilogue, Placement};
 pub(crate) use depthwise::Depthwise;
 pub(crate) use parallel::{layer_norm, product};
+pub(crate) use sampling::Maps;
 
 use std::fmt;
 

@@ -1,5 +1,6 @@
 //! One module per command.
 
+mod calls;
 pub mod check;
 pub mod detect;
 pub mod diff;
@@ -8,6 +9,7 @@ pub mod index;
 pub mod models;
 pub mod parse;
 pub mod plan;
+pub mod prompt;
 pub mod quarantine;
 pub mod run;
 pub mod schema;

@@ -6,7 +6,7 @@ use groundloom_engine::{provenance::Kind, quarantine, retries, run::Plan};
 use serde_json::Value;
 
 use crate::{
-    arguments::{Machine, PipelineFile, Quarantine, QuarantineShow},
+    arguments::{Machine, Quarantine, QuarantineShow, RunFile},
     commands::checked,
     failure::Failure,
 };
@@ -18,8 +18,8 @@ pub async fn run(command: Quarantine, machine: Machine) -> Result<(), Failure> {
     }
 }
 
-async fn retry(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
-    let (file, graph) = checked(&command).await?;
+async fn retry(command: RunFile, machine: Machine) -> Result<(), Failure> {
+    let (file, graph) = checked(&command.pipeline).await?;
     let plan = Plan::new(graph.clone()).map_err(|e| Failure::of(&file, e))?;
     let prepared = retries::prepare(&plan).map_err(|e| Failure::of(&file, e))?;
     match prepared.rows {
@@ -27,7 +27,7 @@ async fn retry(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
         rows => eprintln!("trying {rows} failed row{} again", if rows == 1 { "" } else { "s" }),
     }
     let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
-    super::run::work(&file, &plan, machine).await
+    super::run::work(&file, &plan, machine, command.offline).await
 }
 
 fn show(command: &QuarantineShow) -> Result<(), Failure> {
