@@ -36,8 +36,8 @@ def clip_folder(path):
         model.save_pretrained(path)
         tf.CLIPImageProcessor().save_pretrained(path)
         # Any tokenizer will do: only images are embedded.
-        from tokenizers import Tokenizer, models
-        Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(os.path.join(path, "tokenizer.json"))
+        from tokenizers import Tokenizer, models as kinds
+        Tokenizer(kinds.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(os.path.join(path, "tokenizer.json"))
     return tf.CLIPModel.from_pretrained(path, attn_implementation="eager").eval()
 
 
