@@ -151,6 +151,36 @@ impl LayerNorm {
     }
 }
 
+/// `down(activation(up(x))) + residual`, as two layers one behind the other give it: `[…, inputs]` → `[…, outputs]`.
+pub(crate) fn feed_forward(
+    x: &Tensor,
+    up: &Linear,
+    activation: Activation,
+    down: &Linear,
+    residual: &Tensor,
+) -> Result<Tensor> {
+    let (up, down) = (&up.dense, &down.dense);
+    let width = x.dims().last().copied().unwrap_or_default();
+    let rows = x.elem_count() / width.max(1);
+    if width != up.inputs() || up.outputs() != down.inputs() || residual.elem_count() != rows * down.outputs() {
+        bail!(
+            "layers of {} and {} inputs were given {:?} and {:?}",
+            up.inputs(),
+            down.inputs(),
+            x.dims(),
+            residual.dims()
+        )
+    }
+    let mut out = vec![0.0; rows * down.outputs()];
+    with_values(x, |x| {
+        with_values(residual, |residual| {
+            kernels::feed_forward([up, down], activation, Isa::detect(), x, residual, &mut out);
+            Ok(())
+        })
+    })?;
+    Tensor::from_vec(out, residual.dims(), &Device::Cpu)
+}
+
 /// A table of vectors looked up by number.
 #[derive(Debug, Clone)]
 pub(crate) struct Embedding {

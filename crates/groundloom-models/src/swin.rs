@@ -11,7 +11,7 @@ use candle_core::{Result, Tensor};
 use crate::{
     ModelError,
     config::Config,
-    layers::{Activation, LayerNorm, Linear, activation, patches},
+    layers::{Activation, LayerNorm, Linear, activation, feed_forward, patches},
     weights::Weights,
 };
 use attention::{WindowAttention, Windows};
@@ -238,7 +238,6 @@ impl Block {
 
     fn forward(&self, tokens: &Tensor, windows: Windows) -> Result<Tensor> {
         let tokens = self.attention.forward_onto(&self.before.forward(tokens)?, windows, tokens)?;
-        let hidden = self.expand.forward_activated(&self.after.forward(&tokens)?, self.activation)?;
-        self.contract.forward_onto(&hidden, &tokens)
+        feed_forward(&self.after.forward(&tokens)?, &self.expand, self.activation, &self.contract, &tokens)
     }
 }

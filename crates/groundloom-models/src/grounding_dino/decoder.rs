@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     ModelError,
-    layers::{Activation, LayerNorm, Linear},
+    layers::{Activation, LayerNorm, Linear, feed_forward},
     weights::Weights,
 };
 
@@ -154,7 +154,6 @@ impl DecoderLayer {
             self.vision.forward_onto(&placed, &references, memory.vision, memory.real, memory.levels, &hidden)?;
         let hidden = self.vision_norm.forward(&attended)?;
 
-        let wide = self.expand.forward_activated(&hidden, self.activation)?;
-        self.norm.forward(&self.contract.forward_onto(&wide, &hidden)?)
+        self.norm.forward(&feed_forward(&hidden, &self.expand, self.activation, &self.contract, &hidden)?)
     }
 }

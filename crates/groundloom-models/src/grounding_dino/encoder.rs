@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     ModelError,
-    layers::{Activation, LayerNorm, Linear, attention},
+    layers::{Activation, LayerNorm, Linear, attention, feed_forward},
     weights::Weights,
 };
 
@@ -163,8 +163,7 @@ impl TextEnhancer {
         let placed = (text + &read.positions)?;
         let attended = self.attention.forward_onto(&placed, &placed, text, Some(&read.blocks), text)?;
         let text = self.attention_norm.forward(&attended)?;
-        let hidden = self.expand.forward_activated(&text, self.activation)?;
-        self.norm.forward(&self.contract.forward_onto(&hidden, &text)?)
+        self.norm.forward(&feed_forward(&text, &self.expand, self.activation, &self.contract, &text)?)
     }
 }
 
@@ -198,7 +197,7 @@ impl DeformableLayer {
         let (attended, sampling) =
             self.attention.forward_onto(&queries, &references, vision, seen.real.as_ref(), &seen.levels, vision)?;
         let vision = self.attention_norm.forward(&attended)?;
-        let hidden = self.expand.forward_activated(&vision, self.activation)?;
-        Ok((self.norm.forward(&self.contract.forward_onto(&hidden, &vision)?)?, sampling))
+        let fed = feed_forward(&vision, &self.expand, self.activation, &self.contract, &vision)?;
+        Ok((self.norm.forward(&fed)?, sampling))
     }
 }

@@ -5,6 +5,7 @@ use image::RgbImage;
 
 use super::{
     GroundingDinoDetector,
+    deformable::Levels,
     network::{Outputs, Prompts},
     position::PixelMask,
     text::BlockMask,
@@ -137,6 +138,11 @@ impl GroundingDinoDetector {
             put("out.msda0.sampling_locations", sampling.locations.clone());
             put("out.msda0.attention_weights", sampling.weights.clone());
             put("out.msda0.output", sampling.output.clone());
+            let levels = Levels { sizes: trace.projected.iter().map(|map| (map.height, map.width)).collect() };
+            let sizes: Vec<f32> = levels.sizes.iter().flat_map(|size| [size.0 as f32, size.1 as f32]).collect();
+            put("out.msda0.value_spatial_shapes", Tensor::from_vec(sizes, (levels.sizes.len(), 2), device)?);
+            let starts: Vec<f32> = levels.placed().iter().map(|level| level.0 as f32).collect();
+            put("out.msda0.level_start_index", Tensor::from_vec(starts, levels.sizes.len(), device)?);
         }
         put("out.encoder_last_hidden_state_vision", trace.encoder_vision.clone());
         put("out.encoder_last_hidden_state_text", trace.encoder_text.clone());

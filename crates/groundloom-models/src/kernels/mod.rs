@@ -22,7 +22,7 @@ pub(crate) use aligned::Aligned;
 pub(crate) use attention::{Attention, Bias, Rows};
 pub(crate) use dense::{Dense, Epilogue, Placement};
 pub(crate) use depthwise::Depthwise;
-pub(crate) use parallel::{layer_norm, product};
+pub(crate) use parallel::{feed_forward, layer_norm, product};
 pub(crate) use sampling::Maps;
 
 use std::fmt;
