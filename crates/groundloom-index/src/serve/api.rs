@@ -7,18 +7,12 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{
-    Kind, Limits, Questions, Settings,
-    connections::count,
-    http::{Request, Response},
-    loaded::Loaded,
-    metrics::Metrics,
-    openapi,
-};
+use super::{Kind, Limits, Questions, Settings, connections::count, loaded::Loaded, metrics::Metrics, openapi};
 use crate::{
     IndexError,
     index::{Filter, Index, Search, sum_of_directions},
@@ -28,7 +22,31 @@ use crate::{
 /// Conditions whose rows are kept at hand.
 const FILTERS: usize = 64;
 
-const PAGE_POLICY: &str = "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+const PAGE_POLICY: (&str, &str) = (
+    "content-security-policy",
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+);
+
+/// A request.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    /// Path without query, percent-encoding undone.
+    pub(crate) path: String,
+    pub(crate) host: Option<String>,
+    pub(crate) authorization: Option<String>,
+    pub(crate) body: Bytes,
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+    pub(crate) content_type: &'static str,
+    pub(crate) body: Bytes,
+    /// Further headers, names in lower case.
+    pub(crate) headers: Vec<(&'static str, &'static str)>,
+}
 
 /// Everything that answers have in common.
 pub(crate) struct Api {
@@ -115,17 +133,22 @@ impl From<IndexError> for Problem {
 }
 
 /// An error as JSON.
-pub(crate) fn error(status: u16, code: &str, message: &str) -> Response {
-    json_response(status, &json!({ "error": { "code": code, "message": message } }))
+pub(crate) fn error(status: u16, code: &str, message: &str) -> Answered {
+    json_answer(status, &json!({ "error": { "code": code, "message": message } }))
 }
 
-fn json_response(status: u16, value: &Value) -> Response {
-    let body = serde_json::to_vec(value).unwrap_or_default();
-    Response { status, content_type: "application/json", body, headers: vec!["Cache-Control: no-store"] }
+fn json_answer(status: u16, value: &Value) -> Answered {
+    let body = serde_json::to_vec(value).unwrap_or_default().into();
+    Answered { status, content_type: "application/json", body, headers: vec![("cache-control", "no-store")] }
 }
 
-fn file(content_type: &'static str, body: impl Into<Vec<u8>>) -> Response {
-    Response { status: 200, content_type, body: body.into(), headers: vec![PAGE_POLICY, "Cache-Control: no-cache"] }
+fn file(content_type: &'static str, body: &'static [u8]) -> Answered {
+    Answered {
+        status: 200,
+        content_type,
+        body: Bytes::from_static(body),
+        headers: vec![PAGE_POLICY, ("cache-control", "no-cache")],
+    }
 }
 
 impl Api {
@@ -166,10 +189,10 @@ impl Api {
     }
 
     /// The answers that need no work: refusals, health, the page.
-    pub(crate) fn at_once(&self, request: &Request) -> Option<Response> {
+    pub(crate) fn at_once(&self, request: &Asked) -> Option<Answered> {
         let reads = matches!(request.method.as_str(), "GET" | "HEAD");
         if request.path == "/healthz" && reads {
-            return Some(json_response(200, &json!({ "ok": true })));
+            return Some(json_answer(200, &json!({ "ok": true })));
         }
         if let Some(hosts) = &self.hosts
             && !request.host.as_ref().is_some_and(|host| hosts.contains(&host.to_ascii_lowercase()))
@@ -189,7 +212,7 @@ impl Api {
         }
         if !self.may(request.authorization.as_deref()) {
             let mut response = error(401, "unauthorized", "expected the header Authorization: Bearer TOKEN");
-            response.headers.push("WWW-Authenticate: Bearer");
+            response.headers.push(("www-authenticate", "Bearer"));
             return Some(response);
         }
         let expected = match request.path.as_str() {
@@ -206,22 +229,22 @@ impl Api {
         };
         if request.method != expected && !(expected == "GET" && reads) {
             let mut response = error(405, "method", &format!("expected {expected}, found {}", request.method));
-            response.headers.push(if expected == "POST" { "Allow: POST" } else { "Allow: GET, HEAD" });
+            response.headers.push(("allow", if expected == "POST" { "POST" } else { "GET, HEAD" }));
             return Some(response);
         }
         let index = self.loaded.get();
         match request.path.as_str() {
-            "/readyz" => Some(json_response(
+            "/readyz" => Some(json_answer(
                 200,
                 &json!({ "ready": true, "generation": index.manifest().generation, "rows": index.rows() }),
             )),
-            "/metrics" => Some(Response {
+            "/metrics" => Some(Answered {
                 status: 200,
                 content_type: "text/plain; version=0.0.4; charset=utf-8",
-                body: self.metrics.render(index.rows(), index.manifest().generation).into_bytes(),
+                body: self.metrics.render(index.rows(), index.manifest().generation).into(),
                 headers: Vec::new(),
             }),
-            "/openapi.json" => Some(json_response(200, &openapi::document(&self.limits, self.token.is_some()))),
+            "/openapi.json" => Some(json_answer(200, &openapi::document(&self.limits, self.token.is_some()))),
             _ => None,
         }
     }
@@ -235,7 +258,7 @@ impl Api {
     }
 
     /// The answers that need work.
-    pub(crate) fn answer(&self, request: &Request) -> Response {
+    pub(crate) fn answer(&self, request: &Asked) -> Answered {
         let index = self.loaded.get();
         let answer = match request.path.as_str() {
             "/search" => self.search(&index, &request.body),
@@ -251,7 +274,7 @@ impl Api {
             },
         };
         match answer {
-            Ok(value) => json_response(200, &value),
+            Ok(value) => json_answer(200, &value),
             Err(Problem(status, code, message)) => error(status, code, &message),
         }
     }
@@ -431,7 +454,7 @@ fn row(index: &Index, key: &str) -> Answer<Value> {
 }
 
 /// The bytes of a media column, when they are a picture that browsers show and that cannot hold a script.
-fn media(index: &Index, key: &str, column: &str) -> Answer<Response> {
+fn media(index: &Index, key: &str, column: &str) -> Answer<Answered> {
     use arrow::array::{Array, AsArray};
     let at = position(index, key)?;
     let nothing = || Problem(404, "no_media", format!("the row {key:?} has no picture in {column:?}"));
@@ -450,11 +473,11 @@ fn media(index: &Index, key: &str, column: &str) -> Answer<Response> {
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "image/webp",
         _ => return Err(nothing()),
     };
-    Ok(Response {
+    Ok(Answered {
         status: 200,
         content_type,
-        body: bytes.to_vec(),
-        headers: vec!["Cache-Control: private, max-age=60"],
+        body: Bytes::copy_from_slice(bytes),
+        headers: vec![("cache-control", "private, max-age=60")],
     })
 }
 

@@ -1,11 +1,10 @@
 //! An index behind HTTP: JSON in and out, limits on everything, a page to try it.
 //!
-//! `http` speaks the protocol, `connections` keeps the limits, `api` answers, `loaded` holds the index and takes up new
+//! `connections` speaks HTTP/1.1 with hyper and keeps the limits, `api` answers, `loaded` holds the index and takes up new
 //! generations. Texts, pictures and conditions are understood by [`Questions`], which the command line brings.
 
 mod api;
 mod connections;
-mod http;
 mod loaded;
 mod metrics;
 mod openapi;
