@@ -183,3 +183,33 @@ fn keep_rejected_writes_the_dropped_rows_beside_the_data() {
     assert!(texts(&rejected, "message").iter().all(|m| m == "too_large"));
     assert!(!bench.path("out/_quarantine").exists());
 }
+
+#[test]
+fn an_input_that_would_change_the_columns_is_refused() {
+    let bench = Bench::new();
+    bench.write("in/a.jsonl", "{\"n\": 1, \"t\": \"one\"}\n");
+    bench.write(
+        "p.yaml",
+        "sources: { rows: { type: jsonl, path: 'in/*.jsonl' } }\nsinks: { out: { type: parquet, path: out } }\n",
+    );
+    bench.ok(&["run", "p.yaml"]);
+    let before = bench.bytes("out");
+    bench.write("in/b.jsonl", "{\"n\": 2, \"t\": \"two\"}\n");
+    bench.ok(&["run", "p.yaml"]);
+    assert_eq!(bench.rows("out/data").num_rows(), 2, "rows of the same columns are welcome");
+    assert!(bench.bytes("out") != before);
+    let before = bench.bytes("out");
+    bench.write("in/c.jsonl", "{\"n\": 2.5, \"t\": \"two and a half\"}\n");
+    let said = bench.run(&["run", "p.yaml"]);
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    assert!(said.err.contains("the column `n` was int64") && said.err.contains("would be float64"), "{}", said.err);
+    assert!(bench.bytes("out") == before, "the old data set stays");
+    // Said in the file, it is a decision and no accident.
+    bench.write(
+        "p.yaml",
+        "sources: { rows: { type: jsonl, path: 'in/*.jsonl' } }\nstages: { cast: { type: sql, query: 'select row_id, cast(n as double) as n, t from rows' } }\n\
+         sinks: { out: { type: parquet, path: out } }\n",
+    );
+    bench.ok(&["run", "p.yaml"]);
+    assert_eq!(bench.rows("out/data").num_rows(), 3);
+}

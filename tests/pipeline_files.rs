@@ -61,6 +61,29 @@ fn columns_and_types_are_checked_before_work() {
 }
 
 #[test]
+fn the_schemas_of_the_recipes_rows_are_current() {
+    let mut recipes = 0;
+    for file in std::fs::read_dir(root().join("pipelines")).unwrap().map(|f| f.unwrap().path()) {
+        if file.extension().is_some_and(|e| e == "yaml") {
+            let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+            let output = std::process::Command::new(env!("CARGO_BIN_EXE_groundloom"))
+                .current_dir(root())
+                .args(["schema", &format!("pipelines/{name}.yaml")])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let published = std::fs::read(root().join(format!("schemas/rows/{name}.json"))).unwrap_or_default();
+            assert!(
+                output.stdout == published,
+                "write it again: groundloom schema pipelines/{name}.yaml > schemas/rows/{name}.json"
+            );
+            recipes += 1;
+        }
+    }
+    assert!(recipes >= 2);
+}
+
+#[test]
 fn the_published_schema_is_current() {
     let bench = Bench::new();
     let now = bench.ok(&["schema"]).out;

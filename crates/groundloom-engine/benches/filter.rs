@@ -128,6 +128,7 @@ sinks: {{ out: {{ type: parquet, path: '{0}/ours' }} }}",
         memory_bytes: None,
         stop: CancellationToken::new(),
         telemetry: Arc::default(),
+        clients: Arc::default(),
     };
     run::run(&plan, &options, Arc::new(|_| {})).await.unwrap().sinks[0].manifest.rows
 }

@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, LazyLock};
 
-use groundloom_formats::{Sink, Source, sink::sink_types, source::source_types};
+use groundloom_formats::{Sink, Source, source::source_types};
 use groundloom_spec::{Component, ComponentType, Diagnostics, Role};
 use groundloom_stages::{stage::Stage, stage_types};
 use serde_json::Value;
 
-use crate::relation::{Filter, Limit, Sample, Sql};
+use crate::{
+    index_sink::sink_types,
+    relation::{Dedup, Filter, Limit, Sample, Shuffle, Sql},
+};
 
 /// A component whose config has been read.
 #[derive(Debug, Clone)]
@@ -22,6 +25,10 @@ pub enum Decoded {
     Sample(Sample),
     /// `limit`.
     Limit(Limit),
+    /// `dedup`.
+    Dedup(Dedup),
+    /// `shuffle`.
+    Shuffle(Shuffle),
     /// `sql`.
     Sql(Sql),
     /// A sink.
@@ -37,6 +44,8 @@ pub fn component_types() -> &'static [ComponentType] {
             ComponentType::of::<Filter>(Role::Stage),
             ComponentType::of::<Sample>(Role::Stage),
             ComponentType::of::<Limit>(Role::Stage),
+            ComponentType::of::<Dedup>(Role::Stage),
+            ComponentType::of::<Shuffle>(Role::Stage),
             ComponentType::of::<Sql>(Role::Stage),
         ]);
         all.extend(sink_types().into_iter().map(|t| t.component));
@@ -79,6 +88,8 @@ pub fn decode(component: &Component) -> Result<(Decoded, Value), Diagnostics> {
                 "filter" => relation(component, Decoded::Filter),
                 "sample" => relation(component, Decoded::Sample),
                 "limit" => relation(component, Decoded::Limit),
+                "dedup" => relation(component, Decoded::Dedup),
+                "shuffle" => relation(component, Decoded::Shuffle),
                 "sql" => relation(component, Decoded::Sql),
                 _ => Err(unknown(component)),
             };

@@ -45,6 +45,17 @@ pub enum EngineError {
         /// What is wrong with it.
         message: String,
     },
+    /// The inputs changed the columns of a published data set.
+    #[error(
+        "{target}: {difference}, although the pipeline is the same: an input has changed. State the types in the pipeline file (a `types:` of the source, or a cast in a `sql` stage), \
+         or move the published data set away to accept the new columns"
+    )]
+    Contract {
+        /// The data set.
+        target: String,
+        /// What is different.
+        difference: String,
+    },
     /// More rows failed than `settings.max_bad` allows.
     #[error("{bad} of the first {rows} rows failed, more than max_bad allows ({limit}); mostly {code}: {message}")]
     TooManyBad {
@@ -59,6 +70,9 @@ pub enum EngineError {
         /// Where to look.
         message: String,
     },
+    /// What was asked for cannot be done here.
+    #[error("{0}")]
+    Unsupported(String),
     /// The user stopped the run.
     #[error("stopped; run the same command to go on from here")]
     Stopped,

@@ -16,16 +16,27 @@ use groundloom_formats::{
     card::{self, CardFacts},
     parquet_sink::{self, ParquetSink},
     report::{self, ReportFacts},
+    sink::Published as Made,
 };
 
 use crate::{
+    contract,
     error::EngineError,
     generation::{MANIFEST, Manifest, PublishedFile, Target},
     graph::{Node, NodeId, Work},
-    ledger::{Entry, Ledger, PartKind},
+    ledger::{Entry, Ledger, PartKind, is_superseded},
     mirror::generation_folder,
     run::{Finished, added},
 };
+
+/// Folder of a generation with the rows that failed.
+pub const QUARANTINE: &str = "_quarantine";
+/// Folder with the rows that filters with `keep_rejected` dropped.
+pub const REJECTED: &str = "_rejected";
+/// Folder with the ids of the rows that stages dropped, and why.
+pub const DROPPED: &str = "_manifest/dropped";
+/// Folder with the ids of the rows in the data, where its format cannot be searched for them.
+pub const KEPT: &str = "_manifest/kept";
 
 /// Version of the layout of a published generation.
 const LAYOUT: u32 = 1;
@@ -61,9 +72,19 @@ pub fn publish(
         None => folder.to_owned(),
     };
     let mut files = data_files(finished, node, sink, &next, &within(sink.folder()))?;
+    let joined: Vec<PathBuf> = files.iter().map(|f| next.join(&f.path)).collect();
+    if let Some(completed) = sink.complete(&next, &joined) {
+        let of = |made: Made| published(&next, &next.join(&made.name), made.rows);
+        files = completed?.into_iter().map(of).collect::<Result<_, _>>()?;
+    }
     let rows = files.iter().map(|f| f.rows).sum();
     let kept = kept_sink();
-    for (kind, folder) in [(PartKind::Quarantine, "_quarantine"), (PartKind::Rejected, "_rejected")] {
+    for (kind, folder) in [
+        (PartKind::Quarantine, QUARANTINE),
+        (PartKind::Rejected, REJECTED),
+        (PartKind::Dropped, DROPPED),
+        (PartKind::Kept, KEPT),
+    ] {
         for (segment, ledger, entries) in &finished.segments {
             files.extend(join_parts(&kept, entries, ledger, kind, &next, &within(folder), |i, _| {
                 format!("{}-{i:05}.parquet", segment.name)
@@ -77,11 +98,7 @@ pub fn publish(
     }
     let rejected = finished.segments.iter().flat_map(|(_, _, e)| e.iter()).map(|e| e.rows(PartKind::Rejected)).sum();
     let facts = Facts { finished, node, rows, funnel: &funnel, quarantined: &quarantined };
-    let data: Vec<PathBuf> = files
-        .iter()
-        .filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_'))
-        .map(|f| next.join(&f.path))
-        .collect();
+    let data: Vec<PathBuf> = files.iter().filter(|f| is_data(f, sink)).map(|f| next.join(&f.path)).collect();
     write_text(&next, "README.md", &facts.card(&files, sink)?, &mut files)?;
     if sink.extension() == "parquet" {
         let samples = parquet_sink::sample(&data, report::GALLERY_ROWS)?;
@@ -93,6 +110,8 @@ pub fn publish(
         sink: node.name.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         fingerprint: finished.fingerprint.clone(),
+        declared: Some(finished.plan.declared(sink_node)),
+        columns: contract::columns(&node.schema),
         rows,
         quarantined,
         rejected,
@@ -103,6 +122,11 @@ pub fn publish(
     write_text(&next, MANIFEST, &text, &mut Vec::new())?;
     target.publish(&next)?;
     Ok(manifest)
+}
+
+/// Whether a file holds rows of the data set.
+fn is_data(file: &PublishedFile, sink: &Arc<dyn Sink>) -> bool {
+    file.path.starts_with(sink.folder()) && !file.path.starts_with('_') && file.path.ends_with(sink.extension())
 }
 
 fn data_files(
@@ -139,7 +163,9 @@ fn join_parts(
     folder: &str,
     name: impl Fn(usize, usize) -> String,
 ) -> Result<Vec<PublishedFile>, EngineError> {
-    let parts: Vec<_> = entries.iter().filter_map(|e| e.part(kind)).collect();
+    // What was tried again has left the quarantine, or stands there once more by its retry.
+    let stands = |e: &&Entry| kind != PartKind::Quarantine || !is_superseded(e, entries);
+    let parts: Vec<_> = entries.iter().filter(stands).filter_map(|e| e.part(kind)).collect();
     let mut groups: Vec<(Vec<PathBuf>, u64)> = Vec::new();
     // Parts of a quarter of the size are good enough as they are: linking them costs nothing.
     let (good, most) = (sink.file_bytes() / 4, sink.file_bytes());
@@ -218,7 +244,7 @@ struct Facts<'a> {
 impl Facts<'_> {
     fn card(&self, files: &[PublishedFile], sink: &Arc<dyn Sink>) -> Result<String, EngineError> {
         let graph = &self.finished.plan.graph;
-        let data = files.iter().filter(|f| f.path.starts_with(sink.folder()) && !f.path.starts_with('_'));
+        let data = files.iter().filter(|f| is_data(f, sink));
         let (notes, models) = self.notes_and_models()?;
         Ok(card::render(&CardFacts {
             name: graph.name.clone(),

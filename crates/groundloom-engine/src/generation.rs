@@ -14,7 +14,7 @@ use groundloom_data::funnel::StageCounts;
 use groundloom_formats::store::Stores;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::EngineError, ledger::sync_folder, segment::Fingerprint};
+use crate::{contract::Column, error::EngineError, ledger::sync_folder, segment::Fingerprint};
 
 /// Where a generation says what it is, relative to the target.
 pub const MANIFEST: &str = "_manifest/manifest.json";
@@ -32,6 +32,12 @@ pub struct Manifest {
     pub version: String,
     /// Decides all bytes of the generation.
     pub fingerprint: Fingerprint,
+    /// The names, types and configs of all nodes behind it: what a person declared, inputs left out.
+    #[serde(default)]
+    pub declared: Option<Fingerprint>,
+    /// The columns that its readers can count on.
+    #[serde(default)]
+    pub columns: Vec<Column>,
     /// Rows of the data set.
     pub rows: u64,
     /// Rows in quarantine, by code.

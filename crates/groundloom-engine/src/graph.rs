@@ -16,8 +16,9 @@ use serde_json::Value;
 
 use crate::{
     catalogue::{self, Decoded},
+    nodes::dedup,
     plan::{self, Refusal},
-    relation::{Filter, Limit, Sample},
+    relation::{Dedup, Filter, Limit, Sample, Shuffle},
     session,
     settings::Settings,
 };
@@ -43,6 +44,10 @@ pub enum Work {
     Sample(Sample),
     /// The first rows; a set stage.
     Limit(Limit),
+    /// Without repeats; a set stage.
+    Dedup(Dedup),
+    /// In a random order; a set stage.
+    Shuffle(Shuffle),
     /// A query; row-wise or a set stage.
     Sql {
         /// The query.
@@ -80,7 +85,7 @@ pub struct Node {
 impl Node {
     /// Whether the node needs all of its input at once.
     pub fn is_set(&self) -> bool {
-        matches!(self.work, Work::Limit(_) | Work::Sql { row_wise: false, .. })
+        matches!(self.work, Work::Limit(_) | Work::Dedup(_) | Work::Shuffle(_) | Work::Sql { row_wise: false, .. })
     }
 }
 
@@ -261,6 +266,14 @@ impl Checker {
             }
             (Decoded::Sample(sample), Some(input)) => (Work::Sample(sample), Arc::clone(&input.schema), fallible_input),
             (Decoded::Limit(limit), Some(input)) => (Work::Limit(limit), Arc::clone(&input.schema), false),
+            (Decoded::Dedup(dedup), Some(input)) => {
+                if let Err(refusal) = comparable(&dedup, &input.schema) {
+                    self.refuse(component, "by", &refusal, std::slice::from_ref(&input));
+                    return None;
+                }
+                (Work::Dedup(dedup), Arc::clone(&input.schema), false)
+            }
+            (Decoded::Shuffle(shuffle), Some(input)) => (Work::Shuffle(shuffle), Arc::clone(&input.schema), false),
             (Decoded::Sql(sql), _) => {
                 let tables: Vec<(Arc<str>, LogicalPlan)> = inputs
                     .iter()
@@ -323,6 +336,26 @@ impl Checker {
         }
         self.found.push(diagnostic);
     }
+}
+
+/// Whether rows can be told apart by these columns.
+fn comparable(config: &Dedup, schema: &Schema) -> Result<(), Refusal> {
+    if config.by.is_empty() {
+        return Err(Refusal::new("no_column", "expected at least one column, found none"));
+    }
+    for name in &config.by {
+        let Ok(field) = schema.field_with_name(name) else {
+            return Err(Refusal::unknown_column(name));
+        };
+        if !dedup::is_comparable(field.data_type()) {
+            let message = format!(
+                "rows cannot be compared by `{name}`, which is of type {}",
+                groundloom_formats::card::type_name(field)
+            );
+            return Err(Refusal::new("type", message));
+        }
+    }
+    Ok(())
 }
 
 /// Why nothing can be written to a location, by its form alone.

@@ -4,6 +4,7 @@
 //! a task that ran twice commits once, and whoever loses removes its own files.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -26,6 +27,10 @@ pub enum PartKind {
     Quarantine,
     /// Rows that a filter with `keep_rejected` dropped.
     Rejected,
+    /// Ids of dropped rows, with why.
+    Dropped,
+    /// Ids of good rows, where the sink's format cannot be searched for them.
+    Kept,
 }
 
 /// A committed part file.
@@ -52,6 +57,29 @@ pub struct Entry {
     pub parts: Vec<Part>,
     /// Counts per stage, in the segment's order.
     pub counts: Vec<StageCounts>,
+    /// `SHARD:VERSIONS` of the files it read (16 digits each), where a file can be mended by itself; else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub files: String,
+    /// Whose failed rows it tried again, if it is a retry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Again>,
+}
+
+/// What a retry takes the place of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Again {
+    /// The task whose quarantine it tried again.
+    pub task: Fingerprint,
+    /// Its rows.
+    pub rows: u64,
+    /// How many of them had failed in which stage with which code.
+    pub failed: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// The entries without the quarantine of those that were tried again.
+pub fn is_superseded(entry: &Entry, entries: &[Entry]) -> bool {
+    entry.part(PartKind::Quarantine).is_some()
+        && entries.iter().any(|e| e.again.as_ref().is_some_and(|a| a.task == entry.task))
 }
 
 impl Entry {
@@ -84,6 +112,27 @@ impl Ledger {
             fs::create_dir_all(&sub).map_err(|e| EngineError::io(&sub, e))?;
         }
         Ok(Self { folder })
+    }
+
+    /// Every entry that is whole, in no particular order; none where there is no ledger.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn all(&self) -> Result<Vec<Entry>, EngineError> {
+        let folder = self.folder.join("entries");
+        let items = match fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            items => items.map_err(|e| EngineError::io(&folder, e))?,
+        };
+        let mut all = Vec::new();
+        for item in items {
+            let path = item.map_err(|e| EngineError::io(&folder, e))?.path();
+            let Ok(text) = fs::read(&path) else { continue };
+            if let Ok(entry) = serde_json::from_slice::<Entry>(&text) {
+                all.extend(self.whole(&text, &entry.task));
+            }
+        }
+        Ok(all)
     }
 
     /// The ledger of a segment, whether it exists or not; for looking only.
@@ -165,6 +214,8 @@ impl Ledger {
             PartKind::Data => "data",
             PartKind::Quarantine => "quarantine",
             PartKind::Rejected => "rejected",
+            PartKind::Dropped => "dropped",
+            PartKind::Kept => "kept",
         };
         let file = format!("{task}.{}-{attempt}.{kind_name}.{extension}", std::process::id());
         let path = self.folder.join("parts").join(&file);
@@ -291,7 +342,17 @@ mod tests {
         let (open, mut file) = ledger.start_part(task, PartKind::Data, "txt").unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let part = open.complete(&file, 1).unwrap();
-        (Entry { task: task.clone(), rows_in: 1, parts: vec![part], counts: vec![] }, vec![open])
+        (
+            Entry {
+                task: task.clone(),
+                rows_in: 1,
+                parts: vec![part],
+                counts: vec![],
+                files: String::new(),
+                again: None,
+            },
+            vec![open],
+        )
     }
 
     #[test]

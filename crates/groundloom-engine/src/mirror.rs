@@ -55,6 +55,14 @@ impl<'a> Mirror<'a> {
         Ok(())
     }
 
+    /// The manifest of the published generation, if there is one.
+    ///
+    /// # Errors
+    /// When the store cannot be asked, or the manifest is damaged.
+    pub async fn published(&self) -> Result<Option<Manifest>, EngineError> {
+        Ok(self.manifest().await?.map(|(manifest, _)| manifest))
+    }
+
     /// Whether the store holds this generation, every object in place.
     ///
     /// # Errors

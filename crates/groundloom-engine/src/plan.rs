@@ -1,6 +1,10 @@
 //! From nodes to DataFusion plans: one rule per kind of node, used for checking (over empty tables) and for work alike.
 
-use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 use arrow::datatypes::DataType;
 use datafusion::{
@@ -37,8 +41,18 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(code: &'static str, message: impl Into<String>) -> Self {
+    /// A refusal with this code.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), unknown_column: None }
+    }
+
+    /// The config names a column that the input does not have.
+    pub fn unknown_column(name: &str) -> Self {
+        Self {
+            code: "unknown_column",
+            message: format!("there is no column `{name}`"),
+            unknown_column: Some(name.to_owned()),
+        }
     }
 }
 
@@ -48,12 +62,7 @@ impl From<DataFusionError> for Refusal {
         if let DataFusionError::SchemaError(schema, _) = root
             && let datafusion::common::SchemaError::FieldNotFound { field, .. } = schema.as_ref()
         {
-            let name = field.name().to_owned();
-            return Self {
-                code: "unknown_column",
-                message: format!("there is no column `{name}`"),
-                unknown_column: Some(name),
-            };
+            return Self::unknown_column(field.name());
         }
         let message = match root {
             DataFusionError::Plan(message) | DataFusionError::Execution(message) => message.clone(),
@@ -151,6 +160,15 @@ pub fn sample(name: &str, sample: &Sample, input: LogicalPlan) -> Result<Logical
         FilterSpec { name: name.into(), kind: "sample".into(), reason: "not_sampled".into(), keep_rejected: false };
     let predicate = row_ids::in_sample(column_of(&input, ROW_ID)?, sample.fraction, sample.seed);
     Ok(FilterNode::new(spec, predicate, input).into_plan())
+}
+
+/// The rows of `input` with these ids, failed ones too. They are not counted as dropped: the others are not this task's.
+///
+/// # Errors
+/// A plan error when there is no row id.
+pub fn only(ids: &Arc<HashSet<String>>, input: LogicalPlan) -> Result<LogicalPlan, DataFusionError> {
+    let id = column_of(&input, ROW_ID)?;
+    LogicalPlanBuilder::from(input).filter(row_ids::is_one_of(id, ids))?.build()
 }
 
 /// Runs DataFusion's own checks (type coercion, function signatures) over a plan.

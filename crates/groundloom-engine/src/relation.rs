@@ -1,4 +1,4 @@
-//! The stages that are relational algebra: `filter`, `sample`, `limit`, `sql`. DataFusion does their work.
+//! The stages that are relational algebra: `filter`, `sample`, `limit`, `dedup`, `shuffle`, `sql`. DataFusion does their work.
 
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -65,6 +65,45 @@ impl Config for Limit {
     const NAME: &'static str = "limit";
     const SUMMARY: &'static str = "keeps the first rows, in order";
     const EXAMPLE: &'static str = "first: { type: limit, rows: 1000 }";
+}
+
+/// Drops rows that repeat an earlier one, exactly.
+///
+/// Two rows are the same when all columns of `by` are equal; a picture or a sound counts by its encoded bytes, whatever its path. The first row (in the order of the input) stays;
+/// the others are counted as `duplicate`, and `groundloom why` names the row that each repeats. A row with a null in `by` repeats nothing and stays.
+/// Keys are compared by their 128-bit hashes (XXH3), in a sort that spills to disk within `--memory`; media bytes are not sorted.
+/// A set stage: what feeds it is finished first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Dedup {
+    /// The columns that make a row what it is.
+    #[schemars(length(min = 1))]
+    pub by: Vec<String>,
+}
+
+impl Config for Dedup {
+    const NAME: &'static str = "dedup";
+    const SUMMARY: &'static str = "drops rows that repeat an earlier one, by columns or by the bytes of a medium";
+    const EXAMPLE: &'static str = "unique: { type: dedup, by: [image] }";
+}
+
+/// Puts the rows in a random order, over the whole input.
+///
+/// The order follows a hash of each row's id under the seed: it does not depend on shards, threads or the order of the input, and rows that are added later take their places
+/// among the others without moving them against each other. The sort spills to disk within `--memory`; media bytes stay where they are until their row's turn comes.
+/// A set stage: what feeds it is finished first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Shuffle {
+    /// Another seed gives another order.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+impl Config for Shuffle {
+    const NAME: &'static str = "shuffle";
+    const SUMMARY: &'static str = "puts the rows in a random, reproducible order";
+    const EXAMPLE: &'static str = "mixed: { type: shuffle, seed: 7 }";
 }
 
 /// An SQL query over any nodes of the pipeline, by name.

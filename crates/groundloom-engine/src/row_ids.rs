@@ -1,6 +1,6 @@
 //! Row ids inside plans: made from place or key, and drawn for samples.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, BooleanArray, StringArray, StringBuilder},
@@ -66,6 +66,25 @@ pub fn of_key(key: Expr, place: Expr) -> Expr {
         Arc::new(function),
     );
     udf.call(vec![datafusion::logical_expr::cast(key, DataType::Utf8), place])
+}
+
+/// Whether a row's id is one of these.
+pub fn is_one_of(row_id: Expr, ids: &Arc<HashSet<String>>) -> Expr {
+    let ids = Arc::clone(ids);
+    let function = move |arguments: &[ColumnarValue]| -> Result<ColumnarValue> {
+        let column = cast(&arguments[0].clone().into_array(1)?, &DataType::Utf8)?;
+        let column: &StringArray = as_string_array(&column)?;
+        let found: BooleanArray = column.iter().map(|id| Some(id.is_some_and(|id| ids.contains(id)))).collect();
+        Ok(ColumnarValue::Array(Arc::new(found)))
+    };
+    let udf = create_udf(
+        "groundloom_is_one_of",
+        vec![DataType::Utf8],
+        DataType::Boolean,
+        Volatility::Immutable,
+        Arc::new(function),
+    );
+    udf.call(vec![row_id])
 }
 
 /// Whether a row is in a sample of `fraction` (0..=1) of the rows: a hash of its id under `seed`, so that the draw depends on nothing else.

@@ -9,10 +9,13 @@ use groundloom_stages::stage::StageError;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::graph::{Graph, NodeId, Work};
+use crate::{
+    graph::{Graph, NodeId, Work},
+    nodes::shuffle::late_columns,
+};
 
 /// Changes whenever the engine would write other bytes for the same pipeline, or lays out its work folder differently.
-const ENGINE_VERSION: u32 = 1;
+const ENGINE_VERSION: u32 = 2;
 
 /// What decides the bytes of a segment or a task: 32 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -172,8 +175,14 @@ impl Cut<'_> {
         let node = &self.graph.nodes[id];
         let set_reader = node.readers.iter().any(|r| self.graph.nodes[*r].is_set());
         match &node.work {
-            // Parquet is read again more cheaply than it is copied; other sources must first part their good rows from the bad.
-            Work::Source { discovery, .. } => set_reader && matches!(discovery.reader, Reader::Rows(_)),
+            // Parquet is read again more cheaply than it is copied, unless rows are fetched from it one by one; other sources must first part their good rows from the bad.
+            Work::Source { discovery, .. } => {
+                let fetched = || {
+                    node.readers.iter().any(|r| matches!(self.graph.nodes[*r].work, Work::Shuffle(_)))
+                        && !late_columns(&node.schema).is_empty()
+                };
+                set_reader && (matches!(discovery.reader, Reader::Rows(_)) || fetched())
+            }
             Work::Sink(_) => false,
             _ => set_reader || node.readers.len() > 1 || node.checkpoint,
         }

@@ -10,7 +10,7 @@ use arrow::{
     row::{RowConverter, SortField},
 };
 use datafusion::{
-    execution::TaskContext,
+    execution::{SessionState, TaskContext},
     physical_plan::{ExecutionPlan, execute_stream},
 };
 use futures::StreamExt;
@@ -23,11 +23,13 @@ use groundloom_formats::{PartWriter, Sink};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
+    drops::{DropLog, Told},
     error::EngineError,
-    ledger::{Entry, Ledger, OpenPart, PartKind},
+    ledger::{Again, Entry, Ledger, OpenPart, PartKind},
     nodes::{
         filter::{FilterExec, REJECTED},
-        scan::ShardScanExec,
+        scan::{SOURCE, ShardScanExec},
+        set::SetExec,
         stage::StageExec,
     },
     segment::Fingerprint,
@@ -50,13 +52,19 @@ pub struct Task {
     /// A plan with one partition, over its shard only.
     pub plan: Arc<dyn ExecutionPlan>,
     /// The session it runs in.
-    pub context: Arc<TaskContext>,
+    pub session: Arc<SessionState>,
     /// Rows of the shard, where known without reading.
     pub rows_in: Option<u64>,
     /// Names of the sources behind the segment, for quarantine rows.
     pub sources: Arc<str>,
     /// Where rows get their ids.
     pub row_ids: RowIds,
+    /// Whether the ids of good rows are listed beside them, because the sink's format cannot be searched for them.
+    pub lists_kept: bool,
+    /// `SHARD:VERSIONS` of its files, as the entry tells it.
+    pub files: String,
+    /// Whose failed rows it tries again, if it is a retry.
+    pub again: Option<Again>,
     /// Writes good rows.
     pub sink: Arc<dyn Sink>,
     /// Writes failed and rejected rows.
@@ -74,7 +82,8 @@ impl Task {
     /// # Errors
     /// What ends the run; nothing is committed then and no part file stays.
     pub async fn run(&self, ledger: &Ledger, done: &RowsDone) -> Result<Entry, EngineError> {
-        let mut rows = execute_stream(Arc::clone(&self.plan), Arc::clone(&self.context))?;
+        let drops = Arc::new(DropLog::new(ledger, &self.task, &self.aside, told(&self.plan)));
+        let mut rows = execute_stream(Arc::clone(&self.plan), self.context(&drops))?;
         let mut ids = match self.row_ids {
             RowIds::Carried => None,
             RowIds::Content => Some(ContentIds::default()),
@@ -82,6 +91,7 @@ impl Task {
         let mut data = Output::new(PartKind::Data, &self.sink);
         let mut quarantine = Output::new(PartKind::Quarantine, &self.aside);
         let mut rejected = Output::new(PartKind::Rejected, &self.aside);
+        let mut kept = Output::new(PartKind::Kept, &self.aside);
         while let Some(batch) = rows.next().await {
             let mut batch = batch?;
             if let Some(ids) = &mut ids {
@@ -90,6 +100,9 @@ impl Task {
             let count = batch.num_rows() as u64;
             let parted = part(&batch)?;
             data.write(self, ledger, &parted.good)?;
+            if self.lists_kept {
+                kept.write(self, ledger, &ids_only(&parted.good)?)?;
+            }
             if let Some(failed) = &parted.failed {
                 quarantine.write(self, ledger, &aside(failed, &self.sources)?)?;
             }
@@ -101,18 +114,25 @@ impl Task {
         drop(rows);
         let mut parts = Vec::new();
         let mut open = Vec::new();
-        for output in [data, quarantine, rejected] {
-            if let Some((part, handle)) = output.finish()? {
-                parts.push(part);
-                open.push(handle);
-            }
+        let written = [data.finish()?, quarantine.finish()?, rejected.finish()?, drops.finish()?, kept.finish()?];
+        for (part, handle) in written.into_iter().flatten() {
+            parts.push(part);
+            open.push(handle);
         }
-        let (rows_in, counts) = counts(&self.plan, self.rows_in, parts.iter().map(|p| p.rows).sum());
-        let entry = Entry { task: self.task.clone(), rows_in, parts, counts };
+        let written = parts.iter().filter(|p| p.kind != PartKind::Kept).map(|p| p.rows).sum();
+        let (rows_in, counts) = counts(&self.plan, self.rows_in, written, self.again.as_ref());
+        let (files, again) = (self.files.clone(), self.again.clone());
+        let entry = Entry { task: self.task.clone(), rows_in, parts, counts, files, again };
         let ledger = ledger.clone();
         tokio::task::spawn_blocking(move || ledger.commit(entry, open))
             .await
             .map_err(|e| EngineError::Internal(format!("commit: {e}")))?
+    }
+
+    /// The session with the log to which operators tell what they drop.
+    fn context(&self, drops: &Arc<DropLog>) -> Arc<TaskContext> {
+        let config = self.session.config().clone().with_extension(Arc::clone(drops));
+        Arc::new(TaskContext::from(self.session.as_ref()).with_session_config(config))
     }
 }
 
@@ -218,8 +238,34 @@ fn aside(rows: &RecordBatch, sources: &str) -> Result<RecordBatch, EngineError> 
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|e| EngineError::Internal(e.to_string()))
 }
 
+/// What the operators of a chain tell of the rows they drop.
+fn told(plan: &Arc<dyn ExecutionPlan>) -> Vec<Told> {
+    let mut all = Vec::new();
+    let mut at = Some(plan);
+    while let Some(node) = at {
+        if let Some(filter) = node.downcast_ref::<FilterExec>() {
+            all.extend(filter.told());
+        } else if let Some(set) = node.downcast_ref::<SetExec>() {
+            all.extend(set.told());
+        }
+        at = node.children().first().copied();
+    }
+    all
+}
+
+fn ids_only(rows: &RecordBatch) -> Result<RecordBatch, EngineError> {
+    let internal = |e: arrow::error::ArrowError| EngineError::Internal(e.to_string());
+    let index = rows.schema().index_of(ROW_ID).map_err(internal)?;
+    rows.project(&[index]).map_err(internal)
+}
+
 /// The counts of a chain of operators, source first, and the rows that entered it.
-fn counts(plan: &Arc<dyn ExecutionPlan>, rows_in: Option<u64>, written: u64) -> (u64, Vec<StageCounts>) {
+fn counts(
+    plan: &Arc<dyn ExecutionPlan>,
+    rows_in: Option<u64>,
+    written: u64,
+    again: Option<&Again>,
+) -> (u64, Vec<StageCounts>) {
     let mut chain = Vec::new();
     let mut at = Some(plan);
     while let Some(node) = at {
@@ -227,12 +273,18 @@ fn counts(plan: &Arc<dyn ExecutionPlan>, rows_in: Option<u64>, written: u64) -> 
             chain.push(stage.counters().snapshot());
         } else if let Some(filter) = node.downcast_ref::<FilterExec>() {
             chain.push(filter.counters().snapshot());
+        } else if let Some(counters) = node.downcast_ref::<SetExec>().and_then(SetExec::counters) {
+            chain.push(counters.snapshot());
         } else if let Some(scan) = node.downcast_ref::<ShardScanExec>() {
             chain.push(scan.counters().snapshot());
         }
         at = node.children().first().copied();
     }
     chain.reverse();
+    // A retry read past the rows that are not its own.
+    if let (Some(again), Some(source)) = (again, chain.first_mut().filter(|c| c.kind == SOURCE)) {
+        (source.rows_in, source.rows_out) = (again.rows, again.rows);
+    }
     let read = rows_in.or_else(|| chain.first().map(|c| c.rows_in)).unwrap_or(written);
     // Row groups that a Parquet scan skipped hold rows that the first filter would have dropped,
     // and a row-wise query is counted by what leaves it.

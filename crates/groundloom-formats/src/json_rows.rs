@@ -17,6 +17,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::FormatError;
 
+/// Each row as a JSON object, without the bytes of media.
+///
+/// # Errors
+/// A column of a type that JSON cannot express.
+pub fn objects(rows: &RecordBatch) -> Result<Vec<serde_json::Map<String, serde_json::Value>>, FormatError> {
+    let json = JsonRows::new(rows.schema_ref(), Some(MediaInJson::Drop))?;
+    let mut objects = Vec::with_capacity(rows.num_rows());
+    let mut text = Vec::new();
+    json.write(rows, &mut text, b"", |_, object| {
+        objects.push(serde_json::from_slice(object).map_err(|e| ArrowError::JsonError(e.to_string()))?);
+        object.clear();
+        Ok::<(), ArrowError>(())
+    })
+    .map_err(|source| FormatError::Arrow { location: "rows as JSON".to_owned(), source })?;
+    Ok(objects)
+}
+
 /// What becomes of bytes (media, and any other binary column) in JSON, which has no type for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

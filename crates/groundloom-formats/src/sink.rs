@@ -14,7 +14,7 @@ use arrow::{
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
-    FormatError, grit_tsv::GritTsvSink, jsonl_sink::JsonlSink, parquet_sink::ParquetSink,
+    FormatError, grit_tsv::GritTsvSink, jsonl_sink::JsonlSink, llava::LlavaSink, parquet_sink::ParquetSink,
     webdataset_sink::WebdatasetSink,
 };
 
@@ -66,6 +66,20 @@ pub trait Sink: Debug + Send + Sync {
     fn file_bytes(&self) -> u64 {
         256 << 20
     }
+
+    /// Makes what is published out of the joined files (absolute paths, in order), in `folder`, and removes them. `None`, the default, where the files are what is published.
+    fn complete(&self, _folder: &Path, _files: &[PathBuf]) -> Option<Result<Vec<Published>, FormatError>> {
+        None
+    }
+}
+
+/// A file that [`Sink::complete`] made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Its name in the folder.
+    pub name: String,
+    /// Its rows; 0 for what holds none.
+    pub rows: u64,
 }
 
 /// Writes the part file of one task.
@@ -121,5 +135,6 @@ pub fn sink_types() -> Vec<SinkType> {
         SinkType::of::<JsonlSink>(),
         SinkType::of::<WebdatasetSink>(),
         SinkType::of::<GritTsvSink>(),
+        SinkType::of::<LlavaSink>(),
     ]
 }

@@ -1,12 +1,13 @@
 //! Short codes of vectors: what a graph is walked with when the vectors themselves are larger than memory. Whatever the
 //! codes find is scored again with the vectors.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::lines::Rows;
 
 /// How the vectors are coded for the walk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Coding {
     /// The f32 vectors themselves.

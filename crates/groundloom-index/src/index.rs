@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use arrow::{
     array::{Array, BooleanArray, RecordBatch},
-    datatypes::SchemaRef,
+    datatypes::{DataType, SchemaRef},
 };
 use rayon::prelude::*;
 
@@ -163,6 +163,20 @@ impl Index {
         let vectors = |name: &str| self.manifest.columns.iter().any(|c| c.name == name);
         let fields = self.schema().map(|s| s.fields().clone()).unwrap_or_default();
         fields.iter().filter(|f| !vectors(f.name())).map(|f| f.name().clone()).collect()
+    }
+
+    /// Names of the columns that a person can read: no vectors, no media.
+    pub fn readable_columns(&self) -> Vec<String> {
+        let binary = |t: &DataType| matches!(t, DataType::Binary | DataType::LargeBinary | DataType::BinaryView);
+        let media = |t: &DataType| match t {
+            DataType::Struct(fields) => fields.iter().any(|f| binary(f.data_type())),
+            other => binary(other),
+        };
+        let mut columns = self.metadata_columns();
+        if let Some(schema) = self.schema() {
+            columns.retain(|name| schema.field_with_name(name).is_ok_and(|f| !media(f.data_type())));
+        }
+        columns
     }
 
     /// Reads every file and compares it with its checksum.
@@ -414,4 +428,19 @@ fn open_segment(folder: &Path, manifest: &Manifest, entry: &SegmentEntry) -> Res
 /// Whether a score is at least as close as another.
 pub(crate) fn as_close(metric: Metric, score: f32, as_score: f32) -> bool {
     metric.distance(score) <= metric.distance(as_score)
+}
+
+/// The sum of vectors, each made unit length first, as ImageBind adds modalities (Girdhar and others, arXiv 2305.05665,
+/// section 4.4); a single one stays as it is.
+pub fn sum_of_directions(vectors: Vec<Vec<f32>>) -> Vec<f32> {
+    let mut vectors = vectors.into_iter();
+    let Some(first) = vectors.next() else { return Vec::new() };
+    let Some(second) = vectors.next() else { return first };
+    let mut total = vec![0.0; first.len()];
+    for vector in [first, second].into_iter().chain(vectors) {
+        let norm = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let norm = if norm > 0.0 { norm } else { 1.0 };
+        total.iter_mut().zip(&vector).for_each(|(sum, v)| *sum += (f64::from(*v) / norm) as f32);
+    }
+    total
 }

@@ -1,12 +1,13 @@
 //! How close two vectors are.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a score means.
 ///
 /// Inside, everything is a distance `d` that is smaller for closer vectors: the negated product for `ip` and `cosine`
 /// (over vectors made unit length when they were added), the squared Euclidean distance for `l2`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Metric {
     /// Inner product; a larger score is closer.

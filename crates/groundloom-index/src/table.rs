@@ -12,6 +12,8 @@ use arrow::{
     compute::{cast, concat_batches, take_record_batch},
     datatypes::{DataType, Field, Float32Type, Schema, SchemaRef},
 };
+use bytes::Bytes;
+use memmap2::Mmap;
 use parquet::{
     arrow::{
         ArrowWriter, ProjectionMask,
@@ -171,6 +173,21 @@ impl TableWriter {
     }
 }
 
+/// The rows as JSON objects; null values are left out.
+///
+/// # Errors
+/// [`IndexError::BadRows`] for a type that JSON cannot express.
+pub fn as_json(rows: &RecordBatch) -> Result<Vec<serde_json::Map<String, serde_json::Value>>, IndexError> {
+    let bad = |problem: String| IndexError::BadRows { origin: "rows".into(), problem };
+    let mut writer = arrow::json::ArrayWriter::new(Vec::new());
+    writer.write(rows).and_then(|()| writer.finish()).map_err(|e| bad(e.to_string()))?;
+    let text = writer.into_inner();
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))
+}
+
 /// Size and checksum of a whole file.
 pub(crate) fn entry(path: &Path) -> Result<FileEntry, IndexError> {
     let mut file = File::open(path).map_err(|e| IndexError::io(path, e))?;
@@ -195,7 +212,8 @@ pub(crate) fn entry(path: &Path) -> Result<FileEntry, IndexError> {
 #[derive(Debug)]
 pub(crate) struct Table {
     path: PathBuf,
-    file: File,
+    /// The mapped file. Readers of many threads share it; a shared file handle has one position for all of them.
+    data: Bytes,
     metadata: ArrowReaderMetadata,
 }
 
@@ -203,16 +221,19 @@ impl Table {
     pub(crate) fn open(folder: &Path, entry: &FileEntry) -> Result<Self, IndexError> {
         let path = folder.join(&entry.name);
         let file = File::open(&path).map_err(|e| IndexError::io(&path, e))?;
-        let bytes = file.metadata().map_err(|e| IndexError::io(&path, e))?.len();
+        // SAFETY: as for vector files: files of an index are never changed in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| IndexError::io(&path, e))?;
+        let bytes = map.len() as u64;
         if bytes != entry.bytes {
             return Err(IndexError::damaged(
                 &path,
                 format!("expected {} bytes as the manifest says, found {bytes}", entry.bytes),
             ));
         }
-        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
+        let data = Bytes::from_owner(map);
+        let metadata = ArrowReaderMetadata::load(&data, ArrowReaderOptions::new())
             .map_err(|e| IndexError::damaged(&path, e.to_string()))?;
-        Ok(Self { path, file, metadata })
+        Ok(Self { path, data, metadata })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -227,9 +248,8 @@ impl Table {
         self.metadata.metadata().file_metadata().num_rows().max(0) as usize
     }
 
-    fn reader(&self, columns: &[String]) -> Result<ParquetRecordBatchReaderBuilder<File>, IndexError> {
-        let file = self.file.try_clone().map_err(|e| IndexError::io(&self.path, e))?;
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone());
+    fn reader(&self, columns: &[String]) -> Result<ParquetRecordBatchReaderBuilder<Bytes>, IndexError> {
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.data.clone(), self.metadata.clone());
         let roots =
             self.schema().fields().iter().enumerate().filter(|(_, f)| columns.contains(f.name())).map(|(i, _)| i);
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots);

@@ -159,3 +159,48 @@ fn a_killed_writer_leaves_a_whole_index() {
     }
     assert!(last > 12, "the children did something");
 }
+
+/// The process that the next test kills: builds an index in a new folder.
+#[test]
+#[ignore = "run by the test below"]
+fn builds_once() {
+    let Ok(folder) = std::env::var("INDEX_FOLDER") else { return };
+    build(Path::new(&folder), 3000);
+}
+
+#[test]
+fn a_killed_build_leaves_no_index_or_a_whole_one() {
+    let (mut whole, mut none) = (0, 0);
+    for round in 0..10_u64 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "builds_once", "--ignored"])
+            .env("INDEX_FOLDER", folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // From the first moments on; the last one may finish.
+        if round < 9 {
+            std::thread::sleep(Duration::from_millis(15 * round * round));
+            let _ = child.kill();
+        }
+        child.wait().unwrap();
+        match Index::open(folder.path()) {
+            Ok(index) => {
+                index.verify().unwrap();
+                assert_eq!(index.rows(), 3000);
+                whole += 1;
+            }
+            Err(IndexError::NoIndex { .. }) => none += 1,
+            Err(other) => panic!("{other}"),
+        }
+        // What the dead process left is no hindrance.
+        build(folder.path(), 30);
+        let index = Index::open(folder.path()).unwrap();
+        assert_eq!(index.rows(), 30);
+        let names = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(names, index.manifest().files().count() + 2, "its files are gone");
+    }
+    assert!(whole > 0 && none > 0, "{whole} whole, {none} without an index");
+}

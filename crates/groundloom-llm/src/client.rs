@@ -1,10 +1,15 @@
 //! Asking a server: the store first, then within budget and pace, with retries, and the store again.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use tokio::sync::Notify;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -73,6 +78,9 @@ pub struct Client {
     prices: PriceTable,
     ledger: Arc<Ledger>,
     alone: Mutex<HashMap<RequestHash, Weak<tokio::sync::Mutex<()>>>>,
+    on_their_way: Arc<OnTheirWay>,
+    /// Answers of batches that nobody has taken from the store yet: paid for just now, not saved by it.
+    fresh: Mutex<HashSet<RequestHash>>,
 }
 
 /// An answer and where it came from.
@@ -97,6 +105,49 @@ pub struct Estimate {
     pub most_completion_tokens: u64,
     /// The cost when the answer is as long as it may be; `None` when the price table does not know the model.
     pub most_cost: Option<Money>,
+}
+
+impl Estimate {
+    /// What a request may cost by a price table.
+    pub fn of(request: &Request, prices: &PriceTable) -> Self {
+        let price = prices.price(&request.model);
+        let most_prompt_tokens = request.most_prompt_tokens(price.tokenizer, price.image_tokens);
+        let most = Usage {
+            prompt_tokens: most_prompt_tokens,
+            completion_tokens: request.max_output_tokens,
+            cached_prompt_tokens: 0,
+        };
+        Self {
+            prompt_tokens: request.expected_prompt_tokens(price.tokenizer, price.image_tokens),
+            most_prompt_tokens,
+            most_completion_tokens: request.max_output_tokens,
+            most_cost: price.known.then(|| price.cost(&most)),
+        }
+    }
+}
+
+/// Requests that have been sent and not ended.
+#[derive(Debug, Default)]
+struct OnTheirWay {
+    count: AtomicUsize,
+    changed: Notify,
+}
+
+/// One of them; counts until dropped, however its task ends.
+struct Underway(Arc<OnTheirWay>);
+
+impl Underway {
+    fn begin(all: &Arc<OnTheirWay>) -> Self {
+        all.count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(all))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+    }
 }
 
 impl Client {
@@ -133,12 +184,64 @@ impl Client {
             prices,
             ledger,
             alone: Mutex::default(),
+            on_their_way: Arc::default(),
+            fresh: Mutex::default(),
         }))
     }
 
     /// What was spent and saved through this client.
     pub fn spending(&self) -> Spending {
         self.ledger.total()
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.transport.endpoint().url
+    }
+
+    pub(crate) const fn retry(&self) -> Retry {
+        self.retry
+    }
+
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    pub(crate) const fn budget_number(&self) -> u64 {
+        self.budget_number
+    }
+
+    pub(crate) const fn is_offline(&self) -> bool {
+        self.offline
+    }
+
+    pub(crate) fn price(&self, model: &str) -> Price {
+        self.prices.price(model)
+    }
+
+    /// What a request may cost, or the refusal of a cost limit that cannot be kept.
+    pub(crate) fn priced_estimate(&self, request: &Request) -> Result<Estimate, LlmError> {
+        if self.limits.max_cost.is_some() && !self.price(&request.model).known {
+            return Err(LlmError::NoPrice { model: request.model.clone() });
+        }
+        Ok(self.estimate(request))
+    }
+
+    /// Keeps an answer that came in a batch; one that is there already was counted before.
+    pub(crate) async fn keep(&self, hash: RequestHash, stored: &Stored, priced: bool) -> Result<(), LlmError> {
+        if self.store.get(&hash)?.is_none() {
+            self.store.put_for(hash, stored, self.budget_number).await?;
+            self.ledger.answered(stored.usage, stored.cost, priced);
+            self.fresh.lock().unwrap_or_else(PoisonError::into_inner).insert(hash);
+        }
+        Ok(())
     }
 
     /// The identity of a request to this client's server.
@@ -148,18 +251,19 @@ impl Client {
 
     /// What a request may cost.
     pub fn estimate(&self, request: &Request) -> Estimate {
-        let price = self.prices.price(&request.model);
-        let most_prompt_tokens = request.most_prompt_tokens(price.tokenizer, price.image_tokens);
-        let most = Usage {
-            prompt_tokens: most_prompt_tokens,
-            completion_tokens: request.max_output_tokens,
-            cached_prompt_tokens: 0,
-        };
-        Estimate {
-            prompt_tokens: request.expected_prompt_tokens(price.tokenizer, price.image_tokens),
-            most_prompt_tokens,
-            most_completion_tokens: request.max_output_tokens,
-            most_cost: price.known.then(|| price.cost(&most)),
+        Estimate::of(request, &self.prices)
+    }
+
+    /// Waits until the requests that are on their way have ended, so that their answers are kept.
+    pub async fn settled(&self) {
+        loop {
+            let changed = self.on_their_way.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.on_their_way.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -178,13 +282,10 @@ impl Client {
         if self.offline {
             return Err(LlmError::NotInStore { store: self.store.folder().display().to_string(), hash });
         }
-        if self.limits.max_cost.is_some() && !price.known {
-            return Err(LlmError::NoPrice { model: request.model.clone() });
-        }
+        let estimate = self.priced_estimate(request)?;
         // Rows that ask the same wait for the first of them.
         let alone = self.alone(hash);
         let _alone = alone.lock().await;
-        let estimate = self.estimate(request);
         let reservation = Reservation {
             budget: self.budget_number,
             cost: estimate.most_cost.unwrap_or_default(),
@@ -212,7 +313,11 @@ impl Client {
             let attempt = Attempt { hash, price, reservation, mark, reserved, admitted };
             // In a task of its own: whoever asked may go away, the money is spent all the same.
             let (client, request, body) = (Arc::clone(self), request.clone(), Arc::clone(&body));
-            let sent = tokio::spawn(async move { client.send(attempt, &request, &body).await });
+            let underway = Underway::begin(&self.on_their_way);
+            let sent = tokio::spawn(async move {
+                let _underway = underway;
+                client.send(attempt, &request, &body).await
+            });
             match sent.await.map_err(|e| LlmError::Setup(format!("a call ended without a result: {e}").into()))?? {
                 Sent::Answered(answer) => return Ok(Reply { answer, hash, from_store: false }),
                 Sent::TryAgain => {}
@@ -291,7 +396,9 @@ impl Client {
         let answer = wire::read_answer(request.api, &stored.response).map_err(|message| {
             LlmError::store(self.store.folder(), format!("the answer to {hash} cannot be read: {message}"))
         })?;
-        self.ledger.found(stored.cost);
+        if !self.fresh.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash) {
+            self.ledger.found(stored.cost);
+        }
         Ok(Reply { answer, hash, from_store: true })
     }
 

@@ -69,6 +69,22 @@ impl Clients {
         Ok(client)
     }
 
+    /// Whether nobody is asked.
+    pub const fn is_offline(&self) -> bool {
+        self.offline
+    }
+
+    /// Waits until the requests of all clients that are on their way have ended, so that their answers are kept: the last thing a process does.
+    pub async fn settled(&self) {
+        let clients: Vec<Arc<Client>> = {
+            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.clients.iter().map(|(_, _, client)| Arc::clone(client)).collect()
+        };
+        for client in clients {
+            client.settled().await;
+        }
+    }
+
     /// What all clients of the process did together.
     pub fn spending(&self) -> Spending {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);

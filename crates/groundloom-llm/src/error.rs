@@ -27,7 +27,7 @@ pub enum LlmError {
     },
     /// The key is missing or not accepted (401, 403).
     #[error(
-        "the server at {url} does not accept the key ({status}): {message}; set the environment variable that `key` names"
+        "the server at {url} does not accept the key ({status}): {message}; set the environment variable that `key_env` names"
     )]
     Key {
         /// The server.

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod answer;
+mod batch;
 mod budget;
 mod client;
 mod clients;
@@ -19,6 +20,7 @@ mod transport;
 mod wire;
 
 pub use answer::{Answer, Finish, Usage};
+pub use batch::BatchOptions;
 pub use budget::{Limits, Spent};
 pub use client::{Client, ClientConfig, Estimate, Reply, Retry};
 pub use clients::Clients;

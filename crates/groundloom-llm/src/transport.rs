@@ -153,6 +153,32 @@ impl Transport {
     }
 }
 
+impl Transport {
+    /// The server.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// For requests of other kinds than [`Transport::post`]'s.
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    /// Sends any request; the body of a success, or what went wrong.
+    pub async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<Bytes, Outcome> {
+        let response = request.send().await.map_err(|e| match e.is_connect() {
+            true => Outcome::Failed { what: causes(&e), pause: None },
+            false => Outcome::Lost { what: causes(&e) },
+        })?;
+        let (status, headers, url) = (response.status(), response.headers().clone(), response.url().to_string());
+        match (status.is_success(), read_body(response).await) {
+            (true, Ok(body)) => Ok(body),
+            (true, Err(what)) => Err(Outcome::Lost { what }),
+            (false, body) => Err(judge(&url, status, &headers, &body.unwrap_or_default())),
+        }
+    }
+}
+
 /// What a status other than success means.
 fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
     let (message, code) = read_failure(body);

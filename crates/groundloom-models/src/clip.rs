@@ -29,8 +29,6 @@ pub(crate) struct Clip {
     pub(crate) text_projection: Linear,
     /// Natural logarithm of the factor on the cosine.
     pub(crate) logit_scale: f64,
-    /// Length of an embedding.
-    pub(crate) width: usize,
 }
 
 /// The options of a vision tower.
@@ -290,7 +288,6 @@ impl Clip {
             vision_projection: projection("visual_projection", vision_config.stack.width)?,
             text_projection: projection("text_projection", text_config.stack.width)?,
             logit_scale: scalar(weights, "logit_scale")?,
-            width,
         };
         weights.finish(&[])?;
         Ok(this)

@@ -133,19 +133,15 @@ impl Config {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
-    /// A whole number of at least 1.
+    /// A whole number of at least 1, with a default.
     ///
     /// # Errors
-    /// [`ModelError::BadConfig`] where it is missing or something else; so for all that follow.
-    pub(crate) fn size(&self, key: &str) -> Result<usize, ModelError> {
-        self.size_if_there(key)?.ok_or_else(|| self.bad(key, "a whole number of at least 1", "nothing"))
-    }
-
-    /// As [`Config::size`], with a default.
+    /// [`ModelError::BadConfig`] where it is something else; so for all that follow.
     pub(crate) fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
         Ok(self.size_if_there(key)?.unwrap_or(default))
     }
 
+    /// A whole number of at least 1.
     pub(crate) fn size_if_there(&self, key: &str) -> Result<Option<usize>, ModelError> {
         // Sizes beyond 2^32 are no network's, and their products must not overflow.
         self.typed(key, "a whole number of at least 1", |value| {
@@ -216,7 +212,7 @@ impl Config {
                 continue;
             }
             if let Some((_, neutral)) = NEUTRAL.iter().find(|(name, _)| name == key) {
-                if found.to_string() == *neutral {
+                if serde_json::from_str::<Value>(neutral).is_ok_and(|neutral| *found == neutral) {
                     continue;
                 }
                 return Err(self.unsupported(key, neutral, found));
@@ -276,7 +272,7 @@ mod tests {
             "hidden_size": 8, "eps": 1e-5, "sub": { "act": "gelu", "odd": 3 }, "use_cache": true, "is_decoder": false,
             "nothing": null, "bias": true,
         }));
-        assert_eq!(it.size("hidden_size").unwrap(), 8);
+        assert_eq!(it.size_or("hidden_size", 1).unwrap(), 8);
         assert_eq!(it.size_or("absent", 3).unwrap(), 3);
         assert_eq!(it.number_or("eps", 1.0).unwrap(), 1e-5);
         it.only("bias", true).unwrap();
@@ -287,9 +283,9 @@ mod tests {
         assert!(message.contains("the option sub.odd is not supported (found 3)"), "{message}");
         let message = it.only("bias", false).unwrap_err().to_string();
         assert!(message.contains("bias is supported as false only, found true"), "{message}");
-        for (key, expected) in [("eps", "whole number"), ("sub", "whole number"), ("absent", "found nothing")] {
-            let message = it.size(key).unwrap_err().to_string();
-            assert!(message.contains(expected), "{message}");
+        for key in ["eps", "sub", "bias"] {
+            let message = it.size_or(key, 1).unwrap_err().to_string();
+            assert!(message.contains("whole number of at least 1, found"), "{message}");
         }
         let message = config(json!({ "is_decoder": true })).finish().unwrap_err().to_string();
         assert!(message.contains("is_decoder is supported as false only, found true"), "{message}");

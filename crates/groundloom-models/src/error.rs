@@ -134,6 +134,17 @@ pub enum ModelError {
         /// `texts` or `images`.
         what: &'static str,
     },
+    /// A model without classes was asked for some.
+    #[error(
+        "the model {model} ({architecture}) has no classes; expected a folder with a ViT, DINOv2 or BEiT for image \
+         classification"
+    )]
+    NoClasses {
+        /// The model's name.
+        model: String,
+        /// What `config.json` says.
+        architecture: String,
+    },
     /// Candle refused an operation. The shapes of a loaded model fit, so this is a defect.
     #[error("candle could not compute {operation}: {reason}")]
     Compute {

@@ -358,3 +358,70 @@ fn channels(file: &Config, key: &str, default: [f64; 3]) -> Result<[f64; 3], Mod
     let numbers = found.as_array().map(|list| list.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
     numbers.and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| file.bad(key, "three numbers", found))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    const DEFAULTS: ImageDefaults = ImageDefaults { filter: Filter::Bicubic, mean: HALF, std: HALF, crop: false };
+
+    fn processor(value: Value) -> Result<ImageProcessor, ModelError> {
+        let Value::Object(values) = value else { panic!("{value}") };
+        let file = Config::new(FILE.to_owned(), values);
+        let processor = ImageProcessor::read(&file, DEFAULTS)?;
+        file.finish()?;
+        Ok(processor)
+    }
+
+    #[test]
+    fn sizes_are_the_references() {
+        // Width and height before; then after, by transformers' functions.
+        let cases = [
+            (json!({ "height": 20, "width": 10 }), (100, 50), (10, 20)),
+            (json!({ "shortest_edge": 36 }), (53, 41), (46, 36)),
+            (json!({ "shortest_edge": 36 }), (30, 71), (36, 85)),
+            (json!({ "shortest_edge": 3 }), (1000, 1), (3000, 3)),
+            (json!({ "shortest_edge": 800, "longest_edge": 1333 }), (640, 480), (1066, 800)),
+            (json!({ "shortest_edge": 800, "longest_edge": 1333 }), (2000, 500), (1333, 333)),
+            (json!({ "shortest_edge": 800, "longest_edge": 1333 }), (800, 800), (800, 800)),
+            (json!(24), (5, 6), (24, 24)),
+        ];
+        for (size, (width, height), expected) in cases {
+            let processor = processor(json!({ "size": size })).unwrap();
+            assert_eq!(processor.place(&RgbImage::new(width, height)).unwrap().dimensions(), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn crops_are_centred_and_padded_with_black() {
+        let image = RgbImage::from_fn(5, 4, |x, y| Rgb([10 + x as u8, 10 + y as u8, 1]));
+        let pixel = |image: &RgbImage, x, y| image.get_pixel(x, y).0;
+        let cut = centre_crop(&image, 2, 2);
+        assert_eq!([pixel(&cut, 0, 0), pixel(&cut, 1, 1)], [[11, 11, 1], [12, 12, 1]]);
+        // Numpy's new_shape: (7 − 4 + 1) / 2 = 2 lines above.
+        let padded = centre_crop(&image, 5, 7);
+        assert_eq!([pixel(&padded, 0, 1), pixel(&padded, 0, 2), pixel(&padded, 0, 6)], [[0; 3], [10, 10, 1], [0; 3]]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases = [
+            (json!({}), "size to be a number of pixels"),
+            (json!({ "size": { "height": 3 } }), "size to be a number of pixels"),
+            (json!({ "size": { "height": 3, "width": 0 } }), "size to be 1 to 8192 pixels a side, found 0"),
+            (json!({ "size": 8, "do_center_crop": true }), "crop_size to be a number of pixels or {height, width}"),
+            (json!({ "size": 8, "image_mean": [0.5] }), "image_mean to be three numbers"),
+            (json!({ "size": 8, "image_std": [1, 0, 1] }), "image_std to be other than 0"),
+            (json!({ "size": 8, "crop_pct": 0.9 }), "crop_pct is not supported"),
+            (json!({ "size": 8, "resample": "bicubic" }), "resample to be 1 (Lanczos)"),
+        ];
+        for (file, message) in cases {
+            let error = processor(file).err().unwrap().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

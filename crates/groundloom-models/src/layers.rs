@@ -85,11 +85,6 @@ impl Linear {
         Self { dense: Dense::pack_transposed(weight, inputs, inputs, bias) }
     }
 
-    /// Length of the result's last axis.
-    pub(crate) fn outputs(&self) -> usize {
-        self.dense.outputs()
-    }
-
     /// `[…, inputs]` → `[…, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.run(x, Epilogue::Linear)
@@ -212,13 +207,6 @@ impl Embedding {
         shape.push(self.table.dim(1)?);
         self.table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)
     }
-}
-
-/// Applies an activation function.
-pub(crate) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    let mut values = with_values(x, |x| Ok(x.to_vec()))?;
-    activation.apply(Isa::detect(), &mut values);
-    Tensor::from_vec(values, x.dims(), &Device::Cpu)
 }
 
 /// Attention of each sequence to itself: `qkv` is `[batch, length, 3 · width]`, the queries of all heads, then the keys,

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod bert;
+mod classifier;
 mod clip;
 mod config;
 mod detector;
@@ -29,6 +30,7 @@ mod vit;
 mod vocabulary;
 mod weights;
 
+pub use classifier::Classifier;
 pub use detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppress};
 pub use embedder::{Embedder, EmbedderInfo};
 pub use error::ModelError;
@@ -37,7 +39,7 @@ pub use kernels::KernelClass;
 pub use pool::{DetectRequest, DetectorWork, EmbedRequest, EmbedderWork, ModelMetrics, ModelPool, PooledModel, Work};
 pub use registry::{
     DEFAULT_DETECTOR, DEFAULT_SENTENCE_ENCODER, describe_detector, describe_embedder, embedded_names, resolve,
-    resolve_embedder, resolve_plain_ssd, resolve_ssd,
+    resolve_classifier, resolve_embedder, resolve_plain_ssd, resolve_ssd,
 };
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};
 pub use vocabulary::Vocabulary;

@@ -6,6 +6,7 @@ use candle_core::Device;
 
 use crate::{
     ModelError,
+    classifier::{Classifier, VisionClassifier},
     clip::{self, Clip},
     config::Config,
     detector::{Classes, Detector, ModelInfo},
@@ -195,16 +196,42 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
         }
         Family::VisionTransformer(kind) => {
             let network = VisionTransformer::load(&config, kind, &weights)?;
-            let processor = match kind {
-                // DINOv2's positions stretch to any grid.
-                vit::Kind::Dinov2 => ImageProcessor::open(&folder, kind.image_defaults())?,
-                vit::Kind::Vit | vit::Kind::Beit => sized(&folder, kind.image_defaults(), network.image_size)?,
-            };
+            let processor = vision_processor(&folder, kind, &network)?;
             Arc::new(VisionEmbedder { info, network, processor })
         }
         Family::Ssd => Arc::new(SsdEmbedder { info, network: SsdMobileNetV2::load(&folder)? }),
         Family::GroundingDino | Family::Owl(_) => return Err(family.unsuited(name, EMBEDDERS)),
     })
+}
+
+/// Loads the classifier that `name` stands for: the path of a folder in Hugging Face layout that holds a ViT, DINOv2 or
+/// BEiT with a layer of classes.
+///
+/// # Errors
+/// As [`resolve`]; [`ModelError::NoClasses`] for any other model.
+pub fn resolve_classifier(name: &str) -> Result<Arc<dyn Classifier>, ModelError> {
+    let Described { folder, family, config, weights, info } = described(name)?;
+    let Family::VisionTransformer(kind) = family else {
+        return Err(ModelError::NoClasses { model: name.to_owned(), architecture: info.architecture });
+    };
+    let network = VisionTransformer::load(&config, kind, &weights)?;
+    if network.labels().is_empty() {
+        return Err(ModelError::NoClasses { model: name.to_owned(), architecture: info.architecture });
+    }
+    let processor = vision_processor(&folder, kind, &network)?;
+    Ok(Arc::new(VisionClassifier { info, network, processor }))
+}
+
+fn vision_processor(
+    folder: &ModelFolder,
+    kind: vit::Kind,
+    network: &VisionTransformer,
+) -> Result<ImageProcessor, ModelError> {
+    match kind {
+        // DINOv2's positions stretch to any grid.
+        vit::Kind::Dinov2 => ImageProcessor::open(folder, kind.image_defaults()),
+        vit::Kind::Vit | vit::Kind::Beit => sized(folder, kind.image_defaults(), network.image_size),
+    }
 }
 
 /// The image processor of a network that takes images of `size` × `size` pixels only.

@@ -84,11 +84,6 @@ impl SentenceEncoder {
         Ok(Self { encoder, tokenizer, pooling, normalised, lower_case: settings.do_lower_case, prompt })
     }
 
-    /// Length of an embedding.
-    pub(crate) fn width(&self) -> usize {
-        self.encoder.config.stack.width
-    }
-
     /// The tokens of a text.
     ///
     /// # Errors

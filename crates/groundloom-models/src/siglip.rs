@@ -29,8 +29,6 @@ pub(crate) struct Siglip {
     /// Natural logarithm of the factor on the cosine.
     pub(crate) logit_scale: f64,
     pub(crate) logit_bias: f64,
-    /// Length of an embedding.
-    pub(crate) width: usize,
 }
 
 /// Length of an embedding.
@@ -74,7 +72,6 @@ impl Siglip {
             text: TextTower::load(&weights.at("text_model"), text_shape, vocabulary, positions, width)?,
             logit_scale: scalar(weights, "logit_scale")?,
             logit_bias: scalar(weights, "logit_bias")?,
-            width,
         };
         weights.finish(&[])?;
         Ok(this)

@@ -115,18 +115,13 @@ impl TextTokenizer {
         &self.tokenizer
     }
 
-    /// The longest input in tokens, special ones included.
-    pub(crate) fn max_length(&self) -> usize {
-        self.max_length
-    }
-
     /// The tokens of `text`, not padded.
     ///
     /// # Errors
     /// [`ModelError::Untokenized`].
     pub(crate) fn encode(&self, text: &str) -> Result<Tokens, ModelError> {
         let encoding: Encoding =
-            self.tokenizer.encode_fast(text, true).map_err(|e| ModelError::Untokenized { reason: e.to_string() })?;
+            self.inner().encode_fast(text, true).map_err(|e| ModelError::Untokenized { reason: e.to_string() })?;
         Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
     }
 
@@ -135,7 +130,7 @@ impl TextTokenizer {
     /// # Errors
     /// [`ModelError::Untokenized`].
     pub(crate) fn encode_whole(&self, text: &str) -> Result<Tokens, ModelError> {
-        let mut tokenizer = (*self.tokenizer).clone();
+        let mut tokenizer = self.inner().clone();
         let whole = tokenizer.with_truncation(None).and_then(|tokenizer| tokenizer.encode_fast(text, true));
         let encoding = whole.map_err(|e| ModelError::Untokenized { reason: e.to_string() })?;
         Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })

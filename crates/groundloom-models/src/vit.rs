@@ -64,8 +64,6 @@ pub(crate) struct VisionTransformer {
     /// Pixels along a side that it was trained on.
     pub(crate) image_size: usize,
     square: usize,
-    /// Length of a feature vector.
-    pub(crate) width: usize,
     patch: Linear,
     class: Tensor,
     positions: Option<Positions>,
@@ -86,9 +84,9 @@ struct Positions {
 
 /// The layer behind the features, and the names of its outputs.
 #[derive(Debug)]
-pub(crate) struct Classifier {
+struct Classifier {
     layer: Linear,
-    pub(crate) labels: Vec<Arc<str>>,
+    labels: Vec<Arc<str>>,
 }
 
 impl VisionTransformer {
@@ -145,7 +143,6 @@ impl VisionTransformer {
             kind,
             image_size: size,
             square,
-            width,
             patch: patch_layer(&embeddings.at("patch_embeddings.projection"), width, square, true)?,
             class: embeddings.tensor("cls_token", &[1, 1, width])?,
             positions,
@@ -160,9 +157,9 @@ impl VisionTransformer {
         Ok(this)
     }
 
-    /// The classes, for a checkpoint with a head.
-    pub(crate) fn classifier(&self) -> Option<&Classifier> {
-        self.classifier.as_ref()
+    /// The classes by number; none for a checkpoint without a head.
+    pub(crate) fn labels(&self) -> &[Arc<str>] {
+        self.classifier.as_ref().map_or(&[], |classifier| &classifier.labels)
     }
 
     /// Pixels `[n, 3, height, width]` → vectors of all tokens, the class token first, before the last norm. `each` sees

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
     sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
 use candle_core::{DType, Device, Tensor, safetensors::Load};
@@ -113,6 +114,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`ModelError::BadWeights`] where the buffer is no safetensors file.
+    #[cfg(test)]
     pub(crate) fn read(origin: &str, buffer: Cow<'static, [u8]>) -> Result<Self, ModelError> {
         Self::from_files(origin.to_owned(), vec![(origin.to_owned(), Bytes::Read(buffer))])
     }
@@ -131,7 +133,7 @@ impl Weights {
                     bytes.len() - data
                 )));
             }
-            digests.push(Sha256::digest(&*bytes));
+            digests.push(digest(&name, &bytes));
             for (tensor, info) in metadata.tensors() {
                 let place = Place {
                     file: files.len(),
@@ -306,6 +308,23 @@ impl Weights {
     pub(crate) fn bad(&self, problem: String) -> ModelError {
         ModelError::BadWeights { origin: self.files.origin.clone(), problem }
     }
+}
+
+/// What tells one content of a file from another, short of reading it: its name, size, and when it was changed.
+type FileState = (String, usize, Option<SystemTime>);
+
+/// Sha256 of a file, once per process and content: pipelines ask who their models are many times.
+fn digest(name: &str, bytes: &[u8]) -> [u8; 32] {
+    static KNOWN: Mutex<BTreeMap<FileState, [u8; 32]>> = Mutex::new(BTreeMap::new());
+    let changed = std::fs::metadata(name).and_then(|file| file.modified()).ok();
+    let state = (name.to_owned(), bytes.len(), changed);
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(digest) = known().get(&state) {
+        return *digest;
+    }
+    let digest: [u8; 32] = Sha256::digest(bytes).into();
+    known().insert(state, digest);
+    digest
 }
 
 fn bytes(folder: &ModelFolder, name: &str) -> Result<Bytes, ModelError> {

@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use groundloom_models::{Outcome, verify};
+use groundloom_models::{Embedder, ModelError, Outcome, describe_embedder, resolve_embedder, verify};
+use image::RgbImage;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/fixtures");
 
@@ -49,4 +50,219 @@ fn check(folder: &Path) -> (String, Vec<String>) {
     });
     let worst = worst.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
     (format!("{} outputs, nearest to its limit {} at {:e}", comparisons.len(), worst.1, worst.2), problems)
+}
+
+fn model(family: &str) -> std::sync::Arc<dyn Embedder> {
+    resolve_embedder(&format!("{DATA}/{family}")).unwrap()
+}
+
+fn photo(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 7) as u8, (y * 5) as u8, (x * y) as u8]))
+}
+
+#[test]
+fn odd_inputs_have_vectors_that_depend_on_nothing_else() {
+    let long = "a photo of two dogs ".repeat(200);
+    let texts = ["", " ", "a", "a photo of a cat", "état — 日本語 🐶", "\u{0}\u{feff}", &long, &"x".repeat(5000)];
+    let images = [photo(1, 1), photo(1, 300), photo(640, 2), photo(32, 32), photo(53, 41), photo(200, 333)];
+    for family in ["clip", "siglip", "bert"] {
+        let model = model(family);
+        let info = model.info();
+        let together = model.embed_texts(&texts);
+        for (text, vector) in texts.iter().zip(&together) {
+            let vector = vector.as_ref().unwrap();
+            assert_eq!(vector.len(), info.dims);
+            assert!(vector.iter().all(|x| x.is_finite()), "{family} {text:.20}");
+            assert_eq!(model.embed_texts(&[text])[0].as_ref().unwrap(), vector, "{family} {text:.20}");
+            if info.normalised {
+                assert!((vector.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+            }
+        }
+        let views: Vec<&RgbImage> = images.iter().chain(std::iter::repeat_n(&images[4], 40)).collect();
+        let together = model.embed_images(&views);
+        if !info.images {
+            assert_eq!(together[0], Err(ModelError::NoModality { model: info.name.clone(), what: "images" }));
+            continue;
+        }
+        for (image, vector) in views.iter().zip(&together) {
+            assert!(vector.as_ref().unwrap().iter().all(|x| x.is_finite()));
+            assert_eq!(model.embed_images(&[image])[0], *vector, "{family} {:?}", image.dimensions());
+        }
+        let with_a_bad_one = model.embed_images(&[&images[3], &RgbImage::new(0, 4), &images[4]]);
+        assert!(matches!(with_a_bad_one[1], Err(ModelError::EmptyImage { .. })));
+        assert_eq!([&with_a_bad_one[0], &with_a_bad_one[2]], [&together[3], &together[4]]);
+        // A sliver would become a canvas of gigabytes where the shorter side decides.
+        if family == "clip" {
+            assert!(matches!(model.embed_images(&[&photo(1, 3_000_000)])[0], Err(ModelError::ImageTooLong { .. })));
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let model = model("clip");
+    let (images, texts) = ([photo(53, 41), photo(64, 32)], ["a cat", "two dogs sleeping on a couch"]);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| (model.embed_images(&images.iter().collect::<Vec<_>>()), model.embed_texts(&texts)))
+    };
+    let alone = run(1);
+    assert_eq!(alone, run(2));
+    assert_eq!(alone, run(5));
+}
+
+#[test]
+fn what_a_folder_says_is_known_without_loading_it() {
+    for (family, dims, normalised, texts, images) in
+        [("clip", 24, true, true, true), ("siglip", 48, true, true, true), ("bert", 32, true, true, false)]
+    {
+        let info = describe_embedder(&format!("{DATA}/{family}")).unwrap();
+        assert_eq!((info.dims, info.normalised, info.texts, info.images), (dims, normalised, texts, images));
+        assert_eq!(&info, model(family).info());
+    }
+}
+
+/// A copy of a fixture, changed.
+fn changed(family: &str, file: &str, change: impl FnOnce(String) -> String) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    fn copy_all(from: &Path, to: &Path) {
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            if entry.path().is_dir() {
+                fs::create_dir(to.join(entry.file_name())).unwrap();
+                copy_all(&entry.path(), &to.join(entry.file_name()));
+            } else {
+                fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    copy_all(&Path::new(DATA).join(family), copy.path());
+    let path = copy.path().join(file);
+    fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
+    copy
+}
+
+#[test]
+fn options_that_would_change_the_answer_are_refused_by_name() {
+    let cases = [
+        (
+            "clip",
+            "config.json",
+            "\"patch_size\": 8",
+            "\"patch_size\": 8, \"use_rope\": true",
+            "vision_config.use_rope is not supported",
+        ),
+        ("clip", "config.json", "\"quick_gelu\"", "\"swiglu\"", "hidden_act to be one of gelu"),
+        (
+            "clip",
+            "config.json",
+            "\"num_channels\": 3",
+            "\"num_channels\": 4",
+            "num_channels is supported as 3 only, found 4",
+        ),
+        (
+            "clip",
+            "config.json",
+            "\"image_size\": 32",
+            "\"image_size\": 64",
+            "to have the shape [65, 48], found [17, 48]",
+        ),
+        (
+            "clip",
+            "preprocessor_config.json",
+            "\"resample\": 3",
+            "\"resample\": 0",
+            "resample to be 1 (Lanczos), 2 (bilinear), 3 (bicubic) or 4 (box), found 0",
+        ),
+        (
+            "clip",
+            "preprocessor_config.json",
+            "\"do_resize\": true",
+            "\"do_resize\": true, \"do_thumbnail\": true",
+            "do_thumbnail is not supported",
+        ),
+        (
+            "clip",
+            "preprocessor_config.json",
+            "\"height\": 32",
+            "\"height\": 33",
+            "expected images of 32×32 pixels as config.json says, found 32×33",
+        ),
+        (
+            "clip",
+            "config.json",
+            "\"model_type\": \"clip\"",
+            "\"model_type\": \"clap\"",
+            "architecture \"clap\" is not supported; supported: clip, siglip",
+        ),
+        (
+            "bert",
+            "config.json",
+            "\"is_decoder\": false",
+            "\"is_decoder\": true",
+            "is_decoder is supported as false only",
+        ),
+        (
+            "bert",
+            "config.json",
+            "\"num_attention_heads\": 4",
+            "\"num_attention_heads\": 5",
+            "expected a width that the heads divide",
+        ),
+        (
+            "bert",
+            "config.json",
+            "\"num_hidden_layers\": 3",
+            "\"num_hidden_layers\": 2",
+            "found also encoder.layer.2.attention",
+        ),
+        ("bert", "modules.json", "models.Normalize", "models.Dense", "found \"sentence_transformers.models.Dense\""),
+        (
+            "bert",
+            "1_Pooling/config.json",
+            "\"pooling_mode_cls_token\": false",
+            "\"pooling_mode_cls_token\": true",
+            "one of mean, cls and max, found 2 of them",
+        ),
+        (
+            "bert",
+            "1_Pooling/config.json",
+            "sqrt_len_tokens\": false",
+            "sqrt_len_tokens\": true",
+            "pooling_mode_mean_sqrt_len_tokens is supported as false only",
+        ),
+        (
+            "siglip",
+            "config.json",
+            "\"vision_use_head\": true",
+            "\"vision_use_head\": false",
+            "vision_use_head is supported as true only",
+        ),
+        (
+            "siglip",
+            "tokenizer_config.json",
+            "\"model_max_length\": 16",
+            "\"model_max_length\": 1",
+            "expected a longest input of more than the 1 special tokens",
+        ),
+    ];
+    for (family, file, from, to, message) in cases {
+        let folder = changed(family, file, |text| {
+            assert!(text.contains(from), "{file} of {family} has no {from}");
+            text.replacen(from, to, 1)
+        });
+        let error = resolve_embedder(folder.path().to_str().unwrap()).err().expect(message).to_string();
+        assert!(error.contains(message), "expected {message:?} in {error:?}");
+    }
+}
+
+#[test]
+fn a_difference_is_found_and_placed() {
+    let folder = changed("bert", "config.json", |text| text.replace("1e-12", "1e-5"));
+    let comparisons = verify(folder.path()).unwrap();
+    let failed: Vec<&str> = comparisons.iter().filter(|c| !c.passed()).map(|c| c.name.as_str()).collect();
+    assert!(failed.contains(&"out.hidden.3"), "{failed:?}");
+    let hidden = comparisons.iter().find(|c| c.name == "out.hidden.3").unwrap();
+    let Outcome::Compared { difference, place, tolerance } = &hidden.outcome else { panic!("{hidden:?}") };
+    assert!(*difference > *tolerance && *difference < 0.1 && place.len() == 3, "{hidden:?}");
 }

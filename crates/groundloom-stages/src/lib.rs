@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
 mod captions;
+mod classify;
 pub mod containment;
+pub mod dialogue;
 mod drop_abstract_chunks;
 mod drop_contained;
 mod embed;
@@ -11,6 +13,7 @@ pub mod expression_edges;
 mod filter_boxes;
 #[cfg(test)]
 mod fixtures;
+mod generate;
 #[cfg(test)]
 mod grit_recipe;
 mod ground;
@@ -18,17 +21,21 @@ mod image_info;
 mod inputs;
 mod noun_chunks;
 mod parse;
+mod row_values;
 mod similarity;
 pub mod stage;
 mod stage_type;
 pub mod suppression;
 mod window;
 
+pub use classify::Classify;
+pub use dialogue::{Dialogue, DialogueKind, Instruct, Instructions, checked_exchanges};
 pub use drop_abstract_chunks::{ABSTRACT_NOUNS, AbstractMatch, DropAbstractChunks};
 pub use drop_contained::{ContainmentForm, DropContained, keep_most_boxes, keep_outermost};
 pub use embed::Embed;
 pub use expand_expressions::{Edges, ExpandExpressions, MAX_EXPRESSION_BYTES, expand};
 pub use filter_boxes::{FilterBoxes, Kept, MAX_BOXES_PER_ROW};
+pub use generate::{Generate, ImageDetail, Interface, KeyStyle, RequestMaker};
 pub use ground::{Ground, Grounding, ground_by_class, ground_by_phrase};
 pub use image_info::{ImageCheck, ImageProperties, OnImageError};
 pub use noun_chunks::NounChunks;

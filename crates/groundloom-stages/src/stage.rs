@@ -8,6 +8,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use async_trait::async_trait;
+use groundloom_llm::Clients;
 use groundloom_models::ModelPool;
 
 /// A stage that works row by row. The implementor is the stage's config struct: plain data, so that a plan can be stored and sent.
@@ -23,6 +24,25 @@ pub trait Stage: Debug + Send + Sync {
     /// # Errors
     /// A [`StageError`] when a model or a file cannot be had; it ends the run.
     fn open(&self, input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError>;
+
+    /// As [`Stage::open`], with the clients of the servers that this process asks. The engine opens stages through this one; only stages that ask servers differ in it.
+    ///
+    /// # Errors
+    /// As [`Stage::open`], and when a server cannot be asked (no key, no price for a cost limit).
+    fn open_with(
+        &self,
+        input: SchemaRef,
+        models: &Arc<ModelPool>,
+        clients: &Arc<Clients>,
+    ) -> Result<Arc<dyn RowWise>, StageError> {
+        let _ = clients;
+        self.open(input, models)
+    }
+
+    /// The stage as one that asks a language model, for `prompt preview` and `plan`.
+    fn as_generate(&self) -> Option<&crate::Generate> {
+        None
+    }
 
     /// Changes whenever the same config would give other bytes than before; part of the segment's fingerprint.
     fn version(&self) -> u32 {
@@ -119,6 +139,9 @@ pub enum StageError {
     /// The embedded or loaded syntax model cannot be used.
     #[error("syntax model: {0}")]
     Syntax(String),
+    /// A language model cannot be asked; answers that arrived are kept.
+    #[error(transparent)]
+    Llm(#[from] groundloom_llm::LlmError),
     /// Arrow refused to build a column.
     #[error(transparent)]
     Arrow(#[from] arrow::error::ArrowError),

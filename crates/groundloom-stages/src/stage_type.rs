@@ -5,8 +5,8 @@ use std::sync::Arc;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
-    DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Ground, ImageProperties, NounChunks,
-    Parse, Similarity,
+    Classify, Dialogue, DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Generate, Ground,
+    ImageProperties, Instruct, NounChunks, Parse, Similarity,
     stage::{Stage, StageError},
 };
 
@@ -59,7 +59,7 @@ fn rebuild<T: Config + Stage + 'static>(config: &serde_json::Value) -> Result<Ar
     }
 }
 
-/// Every stage of this crate, in the order in which a GrIT pipeline uses them.
+/// Every stage of this crate: first those of a GrIT pipeline in its order, then those that make instruction data.
 pub fn stage_types() -> Vec<StageType> {
     vec![
         StageType::of::<ImageProperties>(),
@@ -72,6 +72,10 @@ pub fn stage_types() -> Vec<StageType> {
         StageType::of::<DropContained>(),
         StageType::of::<Embed>(),
         StageType::of::<Similarity>(),
+        StageType::of::<Classify>(),
+        StageType::of::<Generate>(),
+        StageType::of::<Dialogue>(),
+        StageType::of::<Instruct>(),
     ]
 }
 

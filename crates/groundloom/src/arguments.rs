@@ -1,8 +1,10 @@
 //! What the command line accepts.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands::index::arguments::IndexCommand;
 
 /// Makes multimodal data sets from declarative pipeline files.
 #[derive(Debug, Parser)]
@@ -14,6 +16,9 @@ pub struct Arguments {
     /// Memory of joins, sorts and aggregates before they spill to disk, such as 4GiB. Default: no limit.
     #[arg(long, global = true, value_parser = bytes)]
     pub memory: Option<u64>,
+    /// Serve the run's metrics in Prometheus' form at this address, such as 127.0.0.1:9464 (path /metrics).
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
     /// How messages and progress are written to standard error.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log: LogFormat,
@@ -26,12 +31,13 @@ pub struct Arguments {
 pub struct Machine {
     pub threads: NonZeroUsize,
     pub memory: Option<u64>,
+    pub metrics: Option<SocketAddr>,
     pub log: LogFormat,
 }
 
 impl Arguments {
     pub fn machine(&self) -> Machine {
-        Machine { threads: self.threads, memory: self.memory, log: self.log }
+        Machine { threads: self.threads, memory: self.memory, metrics: self.metrics, log: self.log }
     }
 }
 
@@ -72,24 +78,39 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a pipeline file, going on where an earlier run stopped.
-    Run(PipelineFile),
+    Run(RunFile),
     /// Check a pipeline file: names, types, columns. Nothing is written.
     Check(PipelineFile),
     /// Show what a run would do: columns after every stage, segments, shards, what is reused.
     Plan(PlanFile),
     /// List the sources, stages and sinks, or show the page of one.
     Stages(Stages),
+    /// Say what became of a row: kept, dropped by which stage and with which values, in quarantine, or not reached yet.
+    Why(Why),
+    /// Compare two data sets row by row: gained, lost, changed, and by which stage.
+    Diff(Diff),
+    /// Show the rows that failed, or try them again.
+    Quarantine {
+        #[command(subcommand)]
+        command: Quarantine,
+    },
     /// Parse English texts and print tokens and noun chunks as JSON lines.
     Parse(Parse),
     /// Detect objects in pictures and print them as JSON lines.
     Detect(Detect),
+    /// Build, search and change vector indices.
+    #[command(subcommand)]
+    Index(IndexCommand),
     /// Turn texts and pictures into vectors and print them as JSON lines.
     Embed(Embed),
     /// List the models, or compare one with its reference.
     #[command(subcommand)]
     Models(Models),
-    /// Print the JSON Schema of pipeline files, for editors.
-    Schema,
+    /// Look at what language models are asked, and at the store of their answers.
+    #[command(subcommand)]
+    Prompt(Prompt),
+    /// Print the JSON Schema of pipeline files, for editors; or, of one pipeline file, the columns that its sinks write.
+    Schema(SchemaOf),
 }
 
 /// A pipeline file and its params.
@@ -102,10 +123,71 @@ pub struct PipelineFile {
     pub params: Vec<(String, String)>,
 }
 
+#[derive(Debug, Args)]
+pub struct RunFile {
+    #[command(flatten)]
+    pub pipeline: PipelineFile,
+    /// Ask no language model: answers come from the store, and one that is not there ends the run.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// What language models are asked.
+#[derive(Debug, Subcommand)]
+pub enum Prompt {
+    /// Show the exact requests for the first rows, with their tokens and cost. Nothing is asked.
+    Preview(Preview),
+    /// Print the price table that is built in, to copy and correct.
+    Prices,
+    /// Write the answers of a store to a Parquet file.
+    Export(Archive),
+    /// Take the answers of a Parquet file into a store.
+    Import(Archive),
+}
+
+#[derive(Debug, Args)]
+pub struct Preview {
+    #[command(flatten)]
+    pub pipeline: PipelineFile,
+    /// The `generate` stage. Default: the first.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// How many rows.
+    #[arg(long, default_value_t = 1)]
+    pub rows: usize,
+    /// Print images in full instead of their hash.
+    #[arg(long)]
+    pub full: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Archive {
+    /// The Parquet file.
+    pub file: PathBuf,
+    /// The store's folder.
+    #[arg(long, default_value = ".groundloom/answers")]
+    pub store: PathBuf,
+}
+
 fn assignment(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .map(|(name, value)| (name.trim().to_owned(), value.to_owned()))
         .ok_or_else(|| "expected PARAM=VALUE".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub struct SchemaOf {
+    /// The pipeline file whose rows are described.
+    pub file: Option<PathBuf>,
+    /// Set a param of the file.
+    #[arg(long = "set", value_name = "PARAM=VALUE", value_parser = assignment, requires = "file")]
+    pub params: Vec<(String, String)>,
+}
+
+impl SchemaOf {
+    pub fn pipeline(self) -> Option<PipelineFile> {
+        Some(PipelineFile { file: self.file?, params: self.params })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -121,6 +203,51 @@ pub struct PlanFile {
 pub struct Stages {
     /// The `type:` to show; all are listed without it.
     pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Why {
+    /// The row: a `row_id`, its key, its file (photos/1.jpg), or its place in a file (a.parquet#7, a.jsonl#OFFSET, a.tar#KEY).
+    pub row: String,
+    /// A data set's folder, or a pipeline file, which also knows of unfinished runs.
+    pub target: PathBuf,
+    /// Set a param of the pipeline file.
+    #[arg(long = "set", value_name = "PARAM=VALUE", value_parser = assignment)]
+    pub params: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The earlier data set.
+    pub old: PathBuf,
+    /// The later one.
+    pub new: PathBuf,
+    /// Print every row that differs as a JSON line.
+    #[arg(long)]
+    pub rows: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Quarantine {
+    /// Print the rows that failed as JSON lines, and how many failed where and why.
+    Show(QuarantineShow),
+    /// Try the rows that failed again, and publish the data set with those that succeed now. Nothing else is done again.
+    Retry(RunFile),
+}
+
+#[derive(Debug, Args)]
+pub struct QuarantineShow {
+    /// The data set's folder.
+    pub output: PathBuf,
+    /// Only rows that failed with this code.
+    #[arg(long)]
+    pub code: Option<String>,
+    /// Only rows that failed in this stage or source.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// Print at most so many rows.
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -32,6 +32,11 @@ impl Failure {
         }
     }
 
+    /// An engine's error where no pipeline file is involved.
+    pub fn from_engine(error: EngineError) -> Self {
+        Self::of(&Arc::new(SourceFile::new("", "")), error)
+    }
+
     /// Prints it to standard error.
     pub fn report(&self) {
         match self {

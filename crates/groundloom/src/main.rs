@@ -5,6 +5,7 @@
 mod arguments;
 mod commands;
 mod failure;
+mod metrics;
 mod progress;
 
 use std::process::ExitCode;
@@ -50,11 +51,16 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Check(command) => commands::check::run(command).await,
         Command::Plan(command) => commands::plan::run(command).await,
         Command::Stages(command) => commands::stages::run(&command),
+        Command::Why(command) => commands::why::run(command).await,
+        Command::Diff(command) => commands::diff::run(&command),
+        Command::Quarantine { command } => commands::quarantine::run(command, machine).await,
         Command::Parse(command) => commands::parse::run(&command),
         Command::Detect(command) => commands::detect::run(&command),
+        Command::Index(command) => commands::index::run(command, machine).await,
         Command::Embed(command) => commands::embed::run(&command),
         Command::Models(command) => commands::models::run(&command),
-        Command::Schema => commands::schema::run(),
+        Command::Prompt(command) => commands::prompt::run(command).await,
+        Command::Schema(command) => commands::schema::run(command).await,
     }
 }
 

@@ -11,25 +11,44 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, StringBuilder},
     compute::{filter_record_batch, is_not_null, kernels::boolean::or_kleene, not},
+    datatypes::Schema,
 };
 use datafusion::{
-    common::{DFSchemaRef, DataFusionError, Result, cast::as_boolean_array, tree_node::TreeNodeRecursion},
+    common::{
+        DFSchemaRef, DataFusionError, Result,
+        cast::{as_boolean_array, as_int64_array, as_uint64_array},
+        tree_node::TreeNodeRecursion,
+    },
     execution::{SendableRecordBatchStream, TaskContext},
-    logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNodeCore},
-    physical_expr::PhysicalExpr,
+    logical_expr::{
+        Expr, ExprSchemable, Extension, LogicalPlan, UserDefinedLogicalNodeCore, expr_rewriter::unnormalize_col,
+    },
+    physical_expr::{
+        PhysicalExpr,
+        utils::{collect_columns, reassign_expr_columns},
+    },
     physical_plan::{
         DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
         execution_plan::EmissionType, stream::RecordBatchStreamAdapter,
     },
 };
 use futures::StreamExt;
-use groundloom_data::columns::ERROR;
+use groundloom_data::{
+    columns::{ERROR, ROW_ID},
+    row_id::{Place, RowId},
+};
 use groundloom_stages::stage::RowFailure;
 
-use super::needed_below;
-use crate::counters::Counters;
+use super::{
+    needed_below,
+    scan::{FILE_COLUMN, ROW_COLUMN},
+};
+use crate::{
+    counters::Counters,
+    drops::{DropLog, Told, told_type},
+};
 
 /// The code that marks a dropped row which `keep_rejected` carries to the sink.
 pub const REJECTED: &str = "rejected";
@@ -52,13 +71,66 @@ pub struct FilterSpec {
 pub struct FilterNode {
     spec: FilterSpec,
     predicate: Expr,
+    /// What it tells of the rows it drops: name and expression.
+    told: Vec<(Arc<str>, Expr)>,
     input: LogicalPlan,
+}
+
+/// A filter tells at most so many values of a row.
+const MOST_TOLD: usize = 4;
+
+/// The scalars that a predicate compares: of `length(caption) between 5 and 300 and ok` these are `length(caption)` and `ok`.
+fn operands(predicate: &Expr, all: &mut Vec<Expr>) {
+    match predicate {
+        Expr::BinaryExpr(binary) => {
+            operands(&binary.left, all);
+            operands(&binary.right, all);
+        }
+        Expr::Not(inner)
+        | Expr::IsNull(inner)
+        | Expr::IsNotNull(inner)
+        | Expr::IsTrue(inner)
+        | Expr::IsFalse(inner)
+        | Expr::IsUnknown(inner)
+        | Expr::IsNotTrue(inner)
+        | Expr::IsNotFalse(inner)
+        | Expr::IsNotUnknown(inner)
+        | Expr::Negative(inner) => operands(inner, all),
+        Expr::Alias(alias) => operands(&alias.expr, all),
+        Expr::Cast(cast) => operands(&cast.expr, all),
+        Expr::Between(between) => {
+            for side in [&between.expr, &between.low, &between.high] {
+                operands(side, all);
+            }
+        }
+        Expr::InList(list) => operands(&list.expr, all),
+        Expr::Like(like) | Expr::SimilarTo(like) => operands(&like.expr, all),
+        // A function that answers yes or no tells little; what it looked at tells more.
+        other => {
+            if !other.column_refs().is_empty() && !all.contains(other) {
+                all.push(other.clone());
+            }
+        }
+    }
 }
 
 impl FilterNode {
     /// Puts a filter on top of `input`; with [`FilterSpec::keep_rejected`] the input must have the error column.
     pub fn new(spec: FilterSpec, predicate: Expr, input: LogicalPlan) -> Self {
-        Self { spec, predicate, input }
+        let mut told = Vec::new();
+        // A sample's draw is known from the id, and rejected rows are kept whole.
+        if &*spec.kind == "filter" && !spec.keep_rejected {
+            operands(&predicate, &mut told);
+        }
+        let schema = input.schema();
+        let scalar = |e: &Expr| e.get_type(schema).is_ok_and(|t| told_type(&t).is_some());
+        let told = told
+            .into_iter()
+            .filter(scalar)
+            .take(MOST_TOLD)
+            .map(|e| (unnormalize_col(e.clone()).human_display().to_string().into(), e))
+            .collect();
+        Self { spec, predicate, told, input }
     }
 
     /// As a logical plan.
@@ -69,11 +141,18 @@ impl FilterNode {
     pub(crate) fn predicate(&self) -> &Expr {
         &self.predicate
     }
+
+    pub(crate) fn told(&self) -> &[(Arc<str>, Expr)] {
+        &self.told
+    }
 }
 
 impl PartialEq for FilterNode {
     fn eq(&self, other: &Self) -> bool {
-        self.spec == other.spec && self.predicate == other.predicate && self.input == other.input
+        self.spec == other.spec
+            && self.predicate == other.predicate
+            && self.told == other.told
+            && self.input == other.input
     }
 }
 impl Eq for FilterNode {}
@@ -101,7 +180,7 @@ impl UserDefinedLogicalNodeCore for FilterNode {
         self.input.schema()
     }
     fn expressions(&self) -> Vec<Expr> {
-        vec![self.predicate.clone()]
+        std::iter::once(&self.predicate).chain(self.told.iter().map(|(_, e)| e)).cloned().collect()
     }
     fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
         self.input.schema().fields().iter().map(|f| f.name().clone()).collect()
@@ -110,16 +189,19 @@ impl UserDefinedLogicalNodeCore for FilterNode {
         write!(f, "NamedFilter: {} ({})", self.spec.name, self.predicate)
     }
     fn with_exprs_and_inputs(&self, mut exprs: Vec<Expr>, mut inputs: Vec<LogicalPlan>) -> Result<Self> {
-        match (exprs.pop(), inputs.pop()) {
-            (Some(predicate), Some(input)) => Ok(Self::new(self.spec.clone(), predicate, input)),
-            _ => datafusion::common::plan_err!("a filter needs a predicate and one input"),
-        }
+        let Some(input) = inputs.pop().filter(|_| exprs.len() == self.told.len() + 1) else {
+            return datafusion::common::plan_err!("a filter needs a predicate, what it tells, and one input");
+        };
+        let told = self.told.iter().map(|(name, _)| Arc::clone(name)).zip(exprs.split_off(1)).collect();
+        Ok(Self { spec: self.spec.clone(), predicate: exprs.remove(0), told, input })
     }
     fn necessary_children_exprs(&self, wanted: &[usize]) -> Option<Vec<Vec<usize>>> {
         let schema = self.input.schema();
         let own = self.predicate.column_refs().into_iter().filter_map(|c| schema.maybe_index_of_column(c));
-        let error = schema.fields().iter().position(|f| f.name() == ERROR);
-        Some(vec![needed_below(wanted, schema.fields().len(), own.chain(error))])
+        let named = |name: &str| schema.fields().iter().position(|f| f.name() == name);
+        // Its id, or what it is made from, is told of every dropped row.
+        let hidden = [ERROR, ROW_ID, FILE_COLUMN, ROW_COLUMN].into_iter().filter_map(named);
+        Some(vec![needed_below(wanted, schema.fields().len(), own.chain(hidden))])
     }
 }
 
@@ -128,6 +210,7 @@ impl UserDefinedLogicalNodeCore for FilterNode {
 pub struct FilterExec {
     spec: FilterSpec,
     predicate: Arc<dyn PhysicalExpr>,
+    told: Arc<[(Told, Arc<dyn PhysicalExpr>)]>,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
     counters: Arc<Counters>,
@@ -137,12 +220,25 @@ impl FilterExec {
     pub(crate) fn try_new(
         node: &FilterNode,
         predicate: Arc<dyn PhysicalExpr>,
+        told: Vec<Arc<dyn PhysicalExpr>>,
         input: Arc<dyn ExecutionPlan>,
     ) -> Result<Self> {
-        Ok(Self::with_input(node.spec.clone(), predicate, input))
+        let schema = input.schema();
+        let mut all = Vec::with_capacity(told.len());
+        for ((what, _), expr) in node.told.iter().zip(told) {
+            if let Some(data_type) = told_type(&expr.data_type(&schema)?) {
+                all.push((Told { stage: Arc::clone(&node.spec.name), what: Arc::clone(what), data_type }, expr));
+            }
+        }
+        Ok(Self::with_input(node.spec.clone(), predicate, all.into(), input))
     }
 
-    fn with_input(spec: FilterSpec, predicate: Arc<dyn PhysicalExpr>, input: Arc<dyn ExecutionPlan>) -> Self {
+    fn with_input(
+        spec: FilterSpec,
+        predicate: Arc<dyn PhysicalExpr>,
+        told: Arc<[(Told, Arc<dyn PhysicalExpr>)]>,
+        input: Arc<dyn ExecutionPlan>,
+    ) -> Self {
         let properties = Arc::new(PlanProperties::new(
             input.equivalence_properties().clone(),
             input.output_partitioning().clone(),
@@ -150,7 +246,12 @@ impl FilterExec {
             input.boundedness(),
         ));
         let counters = Arc::new(Counters::with_reason(&spec.name, &spec.kind, &spec.reason));
-        Self { spec, predicate, input, properties, counters }
+        Self { spec, predicate, told, input, properties, counters }
+    }
+
+    /// What it tells of the rows it drops.
+    pub fn told(&self) -> impl Iterator<Item = Told> + '_ {
+        self.told.iter().map(|(told, _)| told.clone())
     }
 
     /// What this very operator counted so far.
@@ -199,13 +300,17 @@ impl ExecutionPlan for FilterExec {
     }
     fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
         let Some(input) = children.pop() else { return datafusion::common::plan_err!("a filter needs one input") };
-        Ok(Arc::new(Self::with_input(self.spec.clone(), Arc::clone(&self.predicate), input)))
+        let (predicate, told) = (Arc::clone(&self.predicate), Arc::clone(&self.told));
+        Ok(Arc::new(Self::with_input(self.spec.clone(), predicate, told, input)))
     }
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        // A sample's draw can be made again from the id alone: nothing need be told.
+        let log = context.session_config().get_extension::<DropLog>().filter(|_| &*self.spec.kind == "filter");
         let input = self.input.execute(partition, context)?;
+        let dropped = log.map(|log| Dropped::new(log, &self.spec, &self.told, &input.schema())).transpose()?;
         let (spec, predicate, counters) = (self.spec.clone(), Arc::clone(&self.predicate), Arc::clone(&self.counters));
         let stream = input.filter_map(move |batch| {
-            let kept = batch.and_then(|b| keep(&spec, &predicate, &counters, b));
+            let kept = batch.and_then(|b| keep(&spec, &predicate, &counters, dropped.as_ref(), b));
             // Empty batches say nothing to the readers behind.
             std::future::ready(match kept {
                 Ok(batch) if batch.num_rows() == 0 => None,
@@ -220,6 +325,7 @@ fn keep(
     spec: &FilterSpec,
     predicate: &Arc<dyn PhysicalExpr>,
     counters: &Counters,
+    dropped: Option<&Dropped>,
     batch: RecordBatch,
 ) -> Result<RecordBatch> {
     let rows = batch.num_rows();
@@ -241,9 +347,67 @@ fn keep(
         return Ok(batch);
     }
     if !spec.keep_rejected {
+        if let Some(dropped) = dropped {
+            dropped.tell(&batch, &not(&mask)?)?;
+        }
         return Ok(filter_record_batch(&batch, &mask)?);
     }
     mark(spec, &batch, &not(&mask)?)
+}
+
+/// Tells the rows that a filter drops.
+struct Dropped {
+    log: Arc<DropLog>,
+    stage: Arc<str>,
+    reason: Arc<str>,
+    /// Columns that are needed for it, and the expressions over these alone: pictures beside them are not copied.
+    columns: Vec<usize>,
+    told: Vec<Arc<dyn PhysicalExpr>>,
+}
+
+impl Dropped {
+    fn new(
+        log: Arc<DropLog>,
+        spec: &FilterSpec,
+        told: &[(Told, Arc<dyn PhysicalExpr>)],
+        input: &Schema,
+    ) -> Result<Self> {
+        let named = |i: &usize| [ROW_ID, FILE_COLUMN, ROW_COLUMN].contains(&input.field(*i).name().as_str());
+        let mut columns: Vec<usize> = (0..input.fields().len()).filter(named).collect();
+        columns.extend(told.iter().flat_map(|(_, e)| collect_columns(e)).map(|c| c.index()));
+        columns.sort_unstable();
+        columns.dedup();
+        let narrow = input.project(&columns)?;
+        let told =
+            told.iter().map(|(_, e)| reassign_expr_columns(Arc::clone(e), &narrow)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { log, stage: Arc::clone(&spec.name), reason: Arc::clone(&spec.reason), columns, told })
+    }
+
+    fn tell(&self, batch: &RecordBatch, dropped: &BooleanArray) -> Result<()> {
+        let rows = filter_record_batch(&batch.project(&self.columns)?, dropped)?;
+        let ids: ArrayRef = match (rows.column_by_name(ROW_ID), rows.column_by_name(FILE_COLUMN)) {
+            (Some(ids), _) => Arc::clone(ids),
+            (None, Some(files)) => {
+                let places = rows
+                    .column_by_name(ROW_COLUMN)
+                    .ok_or_else(|| DataFusionError::Internal("rows without place".into()))?;
+                let (files, places) = (as_uint64_array(files)?, as_int64_array(places)?);
+                let mut ids = StringBuilder::with_capacity(files.len(), files.len() * RowId::HEX_LEN);
+                for (file, place) in files.values().iter().zip(places.values()) {
+                    RowId::in_file(*file, Place::Row(place.unsigned_abs())).push_hex(&mut ids);
+                }
+                Arc::new(ids.finish())
+            }
+            // A row without identity cannot be asked for.
+            (None, None) => return Ok(()),
+        };
+        let values = self
+            .told
+            .iter()
+            .map(|e| e.evaluate(&rows).and_then(|v| v.into_array(rows.num_rows())))
+            .collect::<Result<Vec<_>>>()?;
+        self.log.tell(&self.stage, &self.reason, &ids, &values)
+    }
 }
 
 /// Marks the refused rows in the error column instead of dropping them.

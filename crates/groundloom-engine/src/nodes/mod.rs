@@ -1,9 +1,12 @@
-//! The operators that Groundloom adds to DataFusion: row-wise stages, filters that count, and scans of shards.
+//! The operators that Groundloom adds to DataFusion: row-wise stages, filters that count, set stages that sort keys only, and scans of shards.
 //!
 //! Every node is plain data; what is alive (models, readers, counters) is reached when a task executes the plan.
 
+pub mod dedup;
 pub mod filter;
 pub mod scan;
+pub mod set;
+pub mod shuffle;
 pub mod stage;
 
 use std::sync::Arc;
@@ -51,7 +54,13 @@ impl ExtensionPlanner for NodePlanner {
         if let Some(node) = node.as_any().downcast_ref::<filter::FilterNode>() {
             let predicate =
                 planner.create_physical_expr(node.predicate(), logical_inputs[0].schema(), session, context)?;
-            return Ok(Some(Arc::new(filter::FilterExec::try_new(node, predicate, Arc::clone(&physical_inputs[0]))?)));
+            let told = node
+                .told()
+                .iter()
+                .map(|(_, e)| planner.create_physical_expr(e, logical_inputs[0].schema(), session, context))
+                .collect::<Result<Vec<_>>>()?;
+            let input = Arc::clone(&physical_inputs[0]);
+            return Ok(Some(Arc::new(filter::FilterExec::try_new(node, predicate, told, input)?)));
         }
         Ok(None)
     }

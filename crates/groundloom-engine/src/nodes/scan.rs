@@ -46,6 +46,8 @@ use crate::counters::Counters;
 
 /// The hash of a row's file, a column of Parquet scans that only the row id's expression sees.
 pub const FILE_COLUMN: &str = "_file";
+/// The kind of a source in the counts.
+pub const SOURCE: &str = "source";
 /// The row's number in its file, likewise.
 pub const ROW_COLUMN: &str = "_row";
 
@@ -224,7 +226,7 @@ impl ShardScanExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        let counters = Arc::new(Counters::new(&name, "source"));
+        let counters = Arc::new(Counters::new(&name, SOURCE));
         Ok(Self { name, reader, full: Arc::clone(full), projection, shards, properties, counters })
     }
 

@@ -27,6 +27,7 @@ use datafusion::{
 };
 use futures::{StreamExt, TryStreamExt, future::BoxFuture};
 use groundloom_data::columns::{ERROR, column, error_type};
+use groundloom_llm::Clients;
 use groundloom_models::ModelPool;
 use groundloom_stages::stage::{Outcome, RowFailure, RowWise, Stage};
 
@@ -39,6 +40,8 @@ use crate::{
 pub struct Resources {
     /// The models of this process.
     pub models: Arc<ModelPool>,
+    /// The clients of language model servers of this process.
+    pub clients: Arc<Clients>,
     /// Windows of one stage that may be in work at the same time, per task.
     pub windows_in_flight: usize,
     /// Where stages say how fast they are.
@@ -236,7 +239,7 @@ impl ExecutionPlan for StageExec {
         let work = self
             .spec
             .stage
-            .open(Arc::clone(&visible), &resources.models)
+            .open_with(Arc::clone(&visible), &resources.models, &resources.clients)
             .map_err(|e| DataFusionError::Execution(format!("stage `{}`: {e}", self.spec.name)))?;
         let window = self.spec.stage.window().max(1);
         let shared = Arc::new(Window {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{error::LlmError, money::Money, request::RequestHash};
 
 /// What a call in flight may cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Reservation {
     /// The budget it is taken from; 0 for none.
     pub budget: u64,

@@ -75,6 +75,10 @@ pub struct Behaviour {
     pub slow: Duration,
     /// The key to ask for.
     pub key: Option<String>,
+    /// How long a batch takes.
+    pub batch_time: Duration,
+    /// The answer to `POST /batches` never arrives.
+    pub lose_batch_ids: bool,
     /// Extra headers of every answer.
     pub headers: Vec<(String, String)>,
     /// Answers by the last user text; others get a text made from it.
@@ -90,6 +94,8 @@ impl Default for Behaviour {
             latency: (0, 0),
             slow: Duration::from_secs(3),
             key: None,
+            batch_time: Duration::from_millis(100),
+            lose_batch_ids: false,
             headers: Vec::new(),
             answers: |_| None,
         }
@@ -106,6 +112,15 @@ pub struct Seen {
     pub body: Vec<u8>,
 }
 
+/// A batch as the server keeps it.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pub id: String,
+    pub lines: usize,
+    metadata: Value,
+    made: std::time::Instant,
+}
+
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Requests by body.
@@ -116,6 +131,10 @@ pub struct Counts {
     pub charged_calls: u64,
     pub charged_prompt_tokens: u64,
     pub charged_completion_tokens: u64,
+    /// Batches that were made, and lines in them.
+    pub batches: Vec<Batch>,
+    /// Uploaded files and results, by id.
+    pub files: HashMap<String, Vec<u8>>,
     /// Most requests at the same time.
     pub most_at_once: usize,
     pub seen: Vec<Seen>,
@@ -264,6 +283,12 @@ async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
 /// Answers one request; whether the connection stays open.
 async fn serve(stream: &mut TcpStream, request: Seen, shared: &Shared, at_once: usize) -> bool {
     let behaviour = &shared.behaviour;
+    if request.target.contains("/files") || request.target.contains("/batches") {
+        return match serve_batches(&request, shared) {
+            Some(answer) => stream.write_all(&answer).await.is_ok(),
+            None => false,
+        };
+    }
     let time = {
         let mut counts = shared.counts.lock().unwrap();
         counts.most_at_once = counts.most_at_once.max(at_once);
@@ -362,6 +387,97 @@ async fn serve(stream: &mut TcpStream, request: Seen, shared: &Shared, at_once: 
             let twice = [good.as_slice(), good.as_slice()].concat();
             stream.write_all(&twice).await.is_ok()
         }
+    }
+}
+
+/// The Batch API; `None` closes the connection without an answer.
+fn serve_batches(request: &Seen, shared: &Shared) -> Option<Vec<u8>> {
+    let behaviour = &shared.behaviour;
+    let mut counts = shared.counts.lock().unwrap();
+    if shared.keep.load(Ordering::SeqCst) {
+        counts.seen.push(request.clone());
+    }
+    let ok = |value: Value| Some(response(200, &[], value.to_string().as_bytes()));
+    let described = |batch: &Batch, files: &HashMap<String, Vec<u8>>| {
+        let done = batch.made.elapsed() >= behaviour.batch_time;
+        let file = |kind: &str| Some(format!("{kind}-{}", batch.id)).filter(|f| done && files.contains_key(f));
+        json!({"id": batch.id, "status": if done { "completed" } else { "in_progress" }, "metadata": batch.metadata,
+            "output_file_id": file("out"), "error_file_id": file("err")})
+    };
+    let path = request.target.split('?').next().unwrap().trim_start_matches("/v1").to_owned();
+    match (request.method.as_str(), path.split('/').collect::<Vec<_>>().as_slice()) {
+        ("POST", ["", "files"]) => {
+            let text = String::from_utf8(request.body.clone()).unwrap();
+            let boundary = request.headers["content-type"].split("boundary=").nth(1).unwrap().to_owned();
+            let part = text.split(&format!("--{boundary}")).find(|p| p.contains("filename=")).unwrap();
+            let content = part.split_once("\r\n\r\n").unwrap().1.trim_end_matches("\r\n").to_owned();
+            let id = format!("file-{}", counts.files.len());
+            counts.files.insert(id.clone(), content.into_bytes());
+            ok(json!({"id": id, "object": "file", "purpose": "batch"}))
+        }
+        ("POST", ["", "batches"]) => {
+            let body: Value = serde_json::from_slice(&request.body).unwrap();
+            let input = String::from_utf8(counts.files[body["input_file_id"].as_str().unwrap()].clone()).unwrap();
+            let id = format!("batch-{}", counts.batches.len());
+            let (mut out, mut err) = (String::new(), String::new());
+            // Results come in another order than requests.
+            for line in input.lines().rev() {
+                let line: Value = serde_json::from_str(line).unwrap();
+                let asked = line["body"].to_string().into_bytes();
+                let time = counts.asked.entry(asked.clone()).or_default();
+                *time += 1;
+                let draw = xxh3_64_with_seed(&[&asked[..], &time.to_le_bytes()].concat(), behaviour.seed);
+                let last = line["body"]["messages"].as_array().unwrap().last().map(text_of).unwrap();
+                let reply = |to: &mut String, status: u16, body: Value| {
+                    let result = json!({"id": "r", "custom_id": line["custom_id"], "response": {"status_code": status, "body": body}, "error": null});
+                    to.push_str(&format!("{result}\n"));
+                };
+                if last.contains("REFUSE") {
+                    reply(&mut err, 400, json!({"error": {"message": "This request is against the rules"}}));
+                } else if (draw >> 11) as f64 / ((1_u64 << 53) as f64) < behaviour.fault_share {
+                    counts.failed += 1;
+                    reply(&mut err, 500, json!({"error": {"message": "something is wrong here"}}));
+                } else {
+                    let text = (behaviour.answers)(&last).unwrap_or_else(|| answer_to(&last));
+                    let (prompt, completion) = (tokens_of(&last), tokens_of(&text));
+                    counts.charged_calls += 1;
+                    counts.charged_prompt_tokens += prompt;
+                    counts.charged_completion_tokens += completion;
+                    reply(
+                        &mut out,
+                        200,
+                        json!({"model": line["body"]["model"], "choices": [{"finish_reason": "stop", "message": {"content": text}}],
+                        "usage": {"prompt_tokens": prompt, "completion_tokens": completion}}),
+                    );
+                }
+            }
+            for (kind, content) in [("out", out), ("err", err)] {
+                if !content.is_empty() {
+                    counts.files.insert(format!("{kind}-{id}"), content.into_bytes());
+                }
+            }
+            let lines = input.lines().count();
+            counts.batches.push(Batch {
+                id,
+                lines,
+                metadata: body["metadata"].clone(),
+                made: std::time::Instant::now(),
+            });
+            if behaviour.lose_batch_ids {
+                return None;
+            }
+            ok(described(counts.batches.last().unwrap(), &counts.files))
+        }
+        ("GET", ["", "batches"]) => {
+            let all: Vec<Value> = counts.batches.iter().rev().map(|b| described(b, &counts.files)).collect();
+            ok(json!({"object": "list", "data": all}))
+        }
+        ("GET", ["", "batches", id]) => {
+            let batch = counts.batches.iter().find(|b| b.id == *id).unwrap();
+            ok(described(batch, &counts.files))
+        }
+        ("GET", ["", "files", id, "content"]) => Some(response(200, &[], &counts.files[*id])),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -5,8 +5,11 @@
 
 use std::str::FromStr;
 
-use pulp::{Simd, WithSimd};
+use pulp::Simd;
+#[cfg(test)]
+use pulp::WithSimd;
 
+#[cfg(test)]
 use super::Isa;
 
 /// An activation function, as `config.json` names it.
@@ -33,6 +36,7 @@ impl Activation {
         "gelu, gelu_pytorch_tanh, gelu_new, gelu_fast, quick_gelu, relu, silu, swish or tanh";
 
     /// Applies the function in place.
+    #[cfg(test)]
     pub(crate) fn apply(self, isa: Isa, values: &mut [f32]) {
         isa.dispatch(Apply { activation: self, values });
     }
@@ -64,20 +68,6 @@ impl FromStr for Activation {
             "tanh" => Self::Tanh,
             _ => return Err(()),
         })
-    }
-}
-
-struct Apply<'a> {
-    activation: Activation,
-    values: &'a mut [f32],
-}
-
-impl WithSimd for Apply<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        self.activation.map::<S>(self.values);
     }
 }
 
@@ -117,7 +107,7 @@ fn tanh<S: Simd>(x: f32) -> f32 {
 #[inline(always)]
 fn gelu_tanh<S: Simd>(x: f32) -> f32 {
     /// √(2/π).
-    const SCALE: f32 = 0.797_884_56;
+    const SCALE: f32 = 0.797_884_6;
     let inner = SCALE * mul_add::<S>(0.044_715 * x * x, x, x);
     // 0.5·x·(1 + tanh(inner)) without the cancellation where tanh is near −1.
     x / (1.0 + exp::<S>(-2.0 * inner))
@@ -137,6 +127,22 @@ fn gelu<S: Simd>(x: f32) -> f32 {
     let tail = 0.5 * sum * t * exp::<S>(-y * y);
     // Φ(|x|) = 1 − tail, Φ(−|x|) = tail: a small result is not the difference of two large ones.
     x * if x < 0.0 { tail } else { 1.0 - tail }
+}
+
+#[cfg(test)]
+struct Apply<'a> {
+    activation: Activation,
+    values: &'a mut [f32],
+}
+
+#[cfg(test)]
+impl WithSimd for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.activation.map::<S>(self.values);
+    }
 }
 
 #[cfg(test)]

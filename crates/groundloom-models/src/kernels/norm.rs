@@ -30,8 +30,8 @@ impl WithSimd for LayerNorm<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         let width = self.weight.len();
         for row in self.values.chunks_exact_mut(width) {
-            let mean = sum::<S>(row, |x| x) / width as f32;
-            let variance = sum::<S>(row, |x| (x - mean) * (x - mean)) / width as f32;
+            let mean = sum(row, |x| x) / width as f32;
+            let variance = sum(row, |x| (x - mean) * (x - mean)) / width as f32;
             let scale = 1.0 / (variance + self.eps).sqrt();
             for ((x, &weight), &bias) in row.iter_mut().zip(self.weight).zip(self.bias) {
                 *x = mul_add::<S>((*x - mean) * scale, weight, bias);
@@ -42,7 +42,7 @@ impl WithSimd for LayerNorm<'_> {
 
 /// The sum of `f` over a row.
 #[inline(always)]
-fn sum<S: Simd>(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0; LANES];
     let (full, rest) = row.as_chunks::<LANES>();
     for chunk in full {
@@ -105,7 +105,7 @@ impl WithSimd for Softmax<'_> {
             }
             let greatest = tree(greatest, |a, b| if a > b { a } else { b });
             row.iter_mut().for_each(|x| *x = exp::<S>(*x - greatest));
-            let whole = 1.0 / sum::<S>(row, |x| x);
+            let whole = 1.0 / sum(row, |x| x);
             row.iter_mut().for_each(|x| *x *= whole);
         }
     }

@@ -1,14 +1,20 @@
 //! One module per command.
 
+mod calls;
 pub mod check;
 pub mod detect;
+pub mod diff;
 pub mod embed;
+pub mod index;
 pub mod models;
 pub mod parse;
 pub mod plan;
+pub mod prompt;
+pub mod quarantine;
 pub mod run;
 pub mod schema;
 pub mod stages;
+pub mod why;
 
 use std::sync::Arc;
 

@@ -10,7 +10,11 @@ use groundloom_engine::{
 use groundloom_formats::card::type_name;
 use serde_json::json;
 
-use crate::{arguments::PlanFile, commands::checked, failure::Failure};
+use crate::{
+    arguments::PlanFile,
+    commands::{calls, checked},
+    failure::Failure,
+};
 
 pub async fn run(command: PlanFile) -> Result<(), Failure> {
     let (file, graph) = checked(&command.pipeline).await?;
@@ -22,7 +26,7 @@ pub async fn run(command: PlanFile) -> Result<(), Failure> {
     };
     let mut out = std::io::stdout().lock();
     if command.json {
-        serde_json::to_writer_pretty(&mut out, &as_json(&plan, &committed))?;
+        serde_json::to_writer_pretty(&mut out, &as_json(&plan, &committed, &calls::expected(&plan).await))?;
         writeln!(out)?;
         return Ok(());
     }
@@ -71,6 +75,13 @@ pub async fn run(command: PlanFile) -> Result<(), Failure> {
             tasks.len() - done
         )?;
     }
+    let calls = calls::expected(&plan).await;
+    if !calls.is_empty() {
+        writeln!(out, "\nLanguage models (answers that are in the store cost nothing)")?;
+    }
+    for call in &calls {
+        writeln!(out, "  {call}")?;
+    }
     writeln!(out, "\nOutput")?;
     for ((segment, node, sink), target) in plan.sinks().zip(&targets) {
         let state = match target.is_current(&plan.generation(segment)).map_err(|e| Failure::of(&file, e))? {
@@ -85,7 +96,7 @@ pub async fn run(command: PlanFile) -> Result<(), Failure> {
     Ok(())
 }
 
-fn as_json(plan: &Plan, committed: &[usize]) -> serde_json::Value {
+fn as_json(plan: &Plan, committed: &[usize], calls: &[calls::Calls]) -> serde_json::Value {
     let nodes: Vec<_> = plan
         .graph
         .nodes
@@ -107,5 +118,5 @@ fn as_json(plan: &Plan, committed: &[usize]) -> serde_json::Value {
             json!({ "node": plan.graph.nodes[s.node].name, "fingerprint": s.fingerprint, "tasks": tasks.len(), "committed": done })
         })
         .collect();
-    json!({ "name": plan.graph.name, "nodes": nodes, "segments": segments })
+    json!({ "name": plan.graph.name, "nodes": nodes, "segments": segments, "language_models": calls })
 }

@@ -7,19 +7,26 @@ use groundloom_engine::{
     run::{self, Plan, RunOptions, SinkSummary, Summary},
     telemetry::{Reading, Telemetry},
 };
+use groundloom_llm::{Clients, Spending};
+use groundloom_spec::SourceFile;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    arguments::{LogFormat, Machine, PipelineFile},
+    arguments::{LogFormat, Machine, RunFile},
     commands::checked,
     failure::Failure,
-    progress,
+    metrics, progress,
 };
 
-pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure> {
-    let (file, graph) = checked(&command).await?;
+pub async fn run(command: RunFile, machine: Machine) -> Result<(), Failure> {
+    let (file, graph) = checked(&command.pipeline).await?;
     let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    work(&file, &plan, machine, command.offline).await
+}
+
+/// Runs a plan and says what came of it; `offline` asks no language model.
+pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine, offline: bool) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     watch_signals(stop.clone());
     let telemetry = Arc::new(Telemetry::default());
@@ -28,20 +35,30 @@ pub async fn run(command: PipelineFile, machine: Machine) -> Result<(), Failure>
         memory_bytes: machine.memory.map(|m| usize::try_from(m).unwrap_or(usize::MAX)),
         stop,
         telemetry: Arc::clone(&telemetry),
+        clients: Arc::new(Clients::new(offline)),
     };
+    if let Some(address) = machine.metrics {
+        metrics::serve(address, Arc::clone(&telemetry)).await?;
+    }
     let (observer, finish) = progress::observer(machine.log, Arc::clone(&telemetry));
-    let outcome = run::run(&plan, &options, observer).await;
+    let outcome = run::run(plan, &options, observer).await;
+    // Requests that are on their way are paid for: their answers are kept, also when the run failed.
+    options.clients.settled().await;
     finish();
-    let summary = outcome.map_err(|e| Failure::of(&file, e))?;
+    let spending = options.clients.spending();
+    if spending.any() && machine.log == LogFormat::Text {
+        eprintln!("\nLanguage models: {spending}");
+    }
+    let summary = outcome.map_err(|e| Failure::of(file, e))?;
     match machine.log {
         LogFormat::Text => print(&summary, &telemetry.read()),
-        LogFormat::Json => eprintln!("{}", as_json(&summary, &telemetry.read())),
+        LogFormat::Json => eprintln!("{}", as_json(&summary, &telemetry.read(), &spending)),
     }
     Ok(())
 }
 
 /// Once: tasks under way are finished, if they can be soon, and committed work stays. Twice: at once.
-fn watch_signals(stop: CancellationToken) {
+pub fn watch_signals(stop: CancellationToken) {
     tokio::spawn(async move {
         wait_for_signal().await;
         eprintln!(
@@ -165,7 +182,7 @@ fn print_sink(sink: &SinkSummary) {
     }
 }
 
-fn as_json(summary: &Summary, measured: &Reading) -> serde_json::Value {
+fn as_json(summary: &Summary, measured: &Reading, spending: &Spending) -> serde_json::Value {
     let sinks: Vec<_> = summary
         .sinks
         .iter()
@@ -179,5 +196,6 @@ fn as_json(summary: &Summary, measured: &Reading) -> serde_json::Value {
         "tasks_reused": summary.tasks_reused,
         "sinks": sinks,
         "measured": measured,
+        "language_models": spending,
     })
 }

@@ -1,0 +1,101 @@
+"""Calls a second beside the openai package with asyncio, against one local server that answers after 50 ms.
+
+    pip install openai==3.54.0
+    cargo build --release -p groundloom-llm --example throughput
+    python scripts/bench_calls.py target/release/examples/throughput [ROWS] [CONCURRENCY]
+
+The server is a process of its own and the same for both. The ceiling is concurrency / 0.05 s.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+ANSWER = json.dumps({"id": "c", "object": "chat.completion", "created": 1, "model": "test-model",
+                     "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "a picture of something"}}],
+                     "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}}).encode()
+RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER) + ANSWER
+
+
+class Connection(asyncio.Protocol):
+    """Answers each request 50 ms after its last byte; enough HTTP for both clients."""
+
+    def connection_made(self, transport):
+        self.transport, self.buffer = transport, b""
+
+    def data_received(self, data):
+        self.buffer += data
+        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
+            head = self.buffer[:end].lower()
+            at = head.find(b"content-length:")
+            length = int(head[at + 15:].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self.buffer) < end + 4 + length:
+                return
+            self.buffer = self.buffer[end + 4 + length:]
+            asyncio.get_running_loop().call_later(0.05, self.transport.write, RESPONSE)
+
+
+def serve(port):
+    async def run():
+        server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0, backlog=4096)
+        port.value = server.sockets[0].getsockname()[1]
+        await server.serve_forever()
+
+    asyncio.run(run())
+
+
+def openai_asyncio(url, rows, concurrency):
+    """In a process of its own, so that processor time and memory are its own."""
+    import openai
+
+    async def run():
+        limits = openai._base_client.httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        http = openai.DefaultAsyncHttpxClient(limits=limits)
+        client = openai.AsyncOpenAI(base_url=url, api_key="k", http_client=http)
+        gate = asyncio.Semaphore(concurrency)
+
+        async def ask(row):
+            async with gate:
+                await client.chat.completions.create(
+                    model="test-model", max_tokens=64, messages=[{"role": "user", "content": f"describe picture number {row}"}])
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        start, cpu = time.perf_counter(), used.ru_utime + used.ru_stime
+        await asyncio.gather(*(ask(row) for row in range(rows)))
+        seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+        cpu = used.ru_utime + used.ru_stime - cpu
+        return {"rows": rows, "concurrency": concurrency, "seconds": round(seconds, 3), "rows_per_second": round(rows / seconds),
+                "cpu_ms_per_call": round(1000 * cpu / rows, 3), "peak_mib": used.ru_maxrss // 1024}
+
+    print(json.dumps(asyncio.run(run())))
+
+
+def main():
+    if sys.argv[1] == "--openai":
+        return openai_asyncio(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    binary = sys.argv[1]
+    rows, concurrency = (int(n) for n in (sys.argv[2:4] + ["5000", "64"][len(sys.argv[2:4]):]))
+    port = multiprocessing.Value("i", 0)
+    server = multiprocessing.Process(target=serve, args=(port,), daemon=True)
+    server.start()
+    while port.value == 0:
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{port.value}/v1"
+    print(f"ceiling {concurrency / 0.05:.0f} rows/s; load {os.getloadavg()[0]:.1f}")
+    with tempfile.TemporaryDirectory() as store:
+        for name in ("first", "replayed"):
+            line = subprocess.run([binary, url, str(rows), str(concurrency), store], capture_output=True, text=True, check=True).stdout
+            print("groundloom", name, line.strip())
+    line = subprocess.run([sys.executable, __file__, "--openai", url, str(rows), str(concurrency)], capture_output=True, text=True, check=True).stdout
+    print("openai + asyncio", line.strip())
+    server.terminate()
+
+
+if __name__ == "__main__":
+    main()

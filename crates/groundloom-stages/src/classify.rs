@@ -1,0 +1,246 @@
+//! `classify`: which classes an image belongs to.
+
+use std::{cmp::Ordering, num::NonZeroUsize, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, Float32Builder, ListBuilder, StringBuilder, StructBuilder},
+    datatypes::{DataType, FieldRef, Fields, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
+use async_trait::async_trait;
+use groundloom_data::{DecodeLimits, MediaError, MediaView, columns, media::decode_rgb};
+use groundloom_models::{Classifier, ModelError, ModelPool, Work, resolve_classifier};
+use groundloom_spec::Config;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    embed::default_max_pixels,
+    embeddable, inputs,
+    stage::{ColumnError, Outcome, RowWise, Stage, StageError, codes},
+    window::{Fault, Window},
+};
+
+/// Adds the likeliest classes of each row's image, by a model that was trained on them (ImageNet's thousand, for example).
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Classify {
+    /// Column with the image: `struct<bytes, path>`. EXIF orientation is applied.
+    #[serde(default = "default_image")]
+    #[schemars(length(min = 1))]
+    pub image: String,
+    /// The path of a model folder in Hugging Face layout: ViT, DINOv2 or BEiT for image classification.
+    #[schemars(length(min = 1))]
+    pub model: String,
+    /// How many classes are written, the likeliest first.
+    #[serde(default = "default_top")]
+    #[schemars(range(min = 1))]
+    pub top: usize,
+    /// Column to write: `list<struct<label, score>>`; the scores of all classes sum to 1.
+    #[serde(default = "default_output")]
+    #[schemars(length(min = 1))]
+    pub output: String,
+    /// The largest number of pixels that is decoded; a header that announces more is refused before anything is allocated.
+    #[serde(default = "default_max_pixels")]
+    #[schemars(range(min = 1))]
+    pub max_pixels: u64,
+}
+
+fn default_image() -> String {
+    "image".to_owned()
+}
+
+fn default_top() -> usize {
+    5
+}
+
+fn default_output() -> String {
+    "classes".to_owned()
+}
+
+impl Config for Classify {
+    const NAME: &'static str = "classify";
+    const SUMMARY: &'static str = "Add the likeliest classes of each row's image";
+    const EXAMPLE: &'static str = "classed: { type: classify, image: image, model: models/vit-base-patch16-224 }";
+}
+
+fn class_fields() -> Fields {
+    [("label", DataType::Utf8), ("score", DataType::Float32)]
+        .map(|(name, kind)| columns::column(name, kind))
+        .to_vec()
+        .into()
+}
+
+impl Stage for Classify {
+    fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
+        inputs::require(input, "image", &self.image, MediaView::check_type)?;
+        let item = columns::column("item", DataType::Struct(class_fields()));
+        Ok(vec![columns::column(&self.output, DataType::List(item))])
+    }
+
+    fn open(&self, _input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
+        Ok(Arc::new(Classification { config: self.clone(), models: Arc::clone(models) }))
+    }
+
+    /// A few of the pool's batches, so that its threads share them.
+    fn window(&self) -> usize {
+        256
+    }
+
+    fn models(&self) -> Result<Vec<String>, StageError> {
+        embeddable::identity(&self.model)
+    }
+}
+
+/// An image of a window, still encoded.
+struct Picture {
+    images: Arc<MediaView>,
+    row: usize,
+    limits: DecodeLimits,
+}
+
+/// Decodes and classifies.
+struct ClassifyEncoded {
+    classifier: Arc<dyn Classifier>,
+}
+
+impl Work for ClassifyEncoded {
+    type Item = Picture;
+    type Output = Result<Vec<f32>, MediaError>;
+
+    fn batch(&self) -> NonZeroUsize {
+        const { NonZeroUsize::new(32).unwrap() }
+    }
+
+    fn run(&self, items: &[Picture]) -> Vec<Result<Self::Output, ModelError>> {
+        let decoded: Vec<_> = items
+            .iter()
+            .map(|item| decode_rgb(item.images.bytes(item.row).unwrap_or_default(), &item.limits))
+            .collect();
+        let good: Vec<_> = decoded.iter().filter_map(|image| image.as_ref().ok()).collect();
+        let mut answers = self.classifier.classify(&good).into_iter();
+        let next = |image: &Result<_, MediaError>| match image {
+            Ok(_) => answers.next().map(|answer| answer.map(Ok)),
+            Err(error) => Some(Ok(Err(error.clone()))),
+        };
+        decoded.iter().filter_map(next).collect()
+    }
+}
+
+struct Classification {
+    config: Classify,
+    models: Arc<ModelPool>,
+}
+
+impl std::fmt::Debug for Classification {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Classification").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl RowWise for Classification {
+    async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
+        let Classify { image, model: name, top, max_pixels, .. } = &self.config;
+        let images = Arc::new(MediaView::try_new(inputs::column(rows, image)?).map_err(inputs::type_changed(image))?);
+        let load_name = name.clone();
+        let load = move || resolve_classifier(&load_name).map(|classifier| ClassifyEncoded { classifier });
+        let model = self.models.get(&format!("classifier {name}"), load).await?;
+        let limits = DecodeLimits { max_pixels: *max_pixels, ..DecodeLimits::default() };
+        let there = (0..rows.num_rows()).filter(|&row| images.bytes(row).is_some());
+        let items = there.map(|row| Picture { images: Arc::clone(&images), row, limits }).collect();
+        let mut answers = model.submit(items).await.into_iter();
+
+        let mut window = Window::default();
+        let labels = model.work().classifier.labels();
+        let item = columns::column("item", DataType::Struct(class_fields()));
+        let classes =
+            StructBuilder::new(class_fields(), vec![Box::new(StringBuilder::new()), Box::new(Float32Builder::new())]);
+        let mut output = ListBuilder::new(classes).with_field(item);
+        for row in 0..rows.num_rows() {
+            let answer = match images.bytes(row) {
+                Some(_) => answers.next(),
+                None => {
+                    window.fail(row, Fault::missing(image, "give each row an image"));
+                    output.append(false);
+                    continue;
+                }
+            };
+            let fault = match answer {
+                Some(Ok(Ok(scores))) => {
+                    let classes = output.values();
+                    for class in likeliest(&scores, *top) {
+                        if let Some(label) = classes.field_builder::<StringBuilder>(0) {
+                            label.append_value(&labels[class]);
+                        }
+                        if let Some(score) = classes.field_builder::<Float32Builder>(1) {
+                            score.append_value(scores[class]);
+                        }
+                        classes.append(true);
+                    }
+                    output.append(true);
+                    window.count("classified", 1);
+                    continue;
+                }
+                Some(Ok(Err(error))) => Fault::image(&error, images.path(row)),
+                Some(Err(error @ ModelError::ShutDown { .. })) => return Err(error.into()),
+                Some(Err(error)) => Fault { code: codes::MODEL_FAILED, message: error.to_string() },
+                None => return Err(ModelError::ShutDown { model: name.clone() }.into()),
+            };
+            window.fail(row, fault);
+            output.append(false);
+        }
+        Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))
+    }
+}
+
+/// The numbers of the `top` greatest scores, the greatest first; equal ones by number.
+fn likeliest(scores: &[f32], top: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| match scores[b].total_cmp(&scores[a]) {
+        Ordering::Equal => a.cmp(&b),
+        other => other,
+    });
+    order.truncate(top);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::{fs, path::Path};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixtures;
+
+    #[test]
+    fn the_greatest_come_first() {
+        assert_eq!(likeliest(&[0.1, 0.4, 0.1, 0.4], 3), [1, 3, 0]);
+        assert_eq!(likeliest(&[0.1], 5), [0]);
+    }
+
+    #[test]
+    fn images_get_classes_and_a_damaged_one_fails_by_itself() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let model = here.join("../groundloom-models/tests/data/fixtures/vit");
+        let cat = fs::read(here.join("../../examples/photos/chelsea.png")).unwrap();
+        let rows = fixtures::rows([(
+            "image",
+            fixtures::media([Some((&cat, "a.png")), None, Some((&cat[..99], "cut.png")), Some((&cat, "b.png"))]),
+        )]);
+        let stage: Classify = serde_json::from_value(json!({"model": model, "top": 2})).unwrap();
+        let outcome = fixtures::run(&stage, &rows);
+        let found = fixtures::json(&outcome.columns[0]);
+        assert_eq!(found[0], found[3]);
+        let classes = found[0].as_array().unwrap();
+        assert!(classes.len() == 2 && classes[0]["label"].as_str().unwrap().starts_with("LABEL_"), "{classes:?}");
+        assert!(classes[0]["score"].as_f64().unwrap() >= classes[1]["score"].as_f64().unwrap());
+        let failures: Vec<_> = fixtures::failures(&outcome).iter().map(|f| (f.0, f.1)).collect();
+        assert_eq!(failures, [(1, codes::MISSING_VALUE), (2, codes::UNDECODABLE_IMAGE)]);
+        let other: Classify = serde_json::from_value(json!({"model": "all-minilm-l6-v2"})).unwrap();
+        assert!(other.models().is_ok());
+    }
+}

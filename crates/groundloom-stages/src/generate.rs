@@ -1,0 +1,616 @@
+//! `generate`: asks a language model about every row.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use arrow::{
+    array::{ArrayRef, Int64Builder, StringBuilder, StructArray},
+    buffer::NullBuffer,
+    datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
+use async_trait::async_trait;
+use futures::{FutureExt, StreamExt, future::BoxFuture};
+use groundloom_data::{MediaView, columns};
+use groundloom_llm::{
+    AnswerForm, AnswerSchema, Api, BatchOptions, Client, ClientConfig, Clients, Detail, Endpoint, Estimate, Finish,
+    Image, Key, KeyHeader, Limits, LlmError, Message, Money, Pace, Part, PriceTable, Prompt, Reply, Request,
+    RequestHash, Retry, Sampling,
+};
+use groundloom_models::ModelPool;
+use groundloom_spec::Config;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    inputs,
+    row_values::RowValues,
+    stage::{ColumnError, Outcome, RowWise, Stage, StageError},
+    window::{Fault, Window},
+};
+
+/// Asks a language model about every row, through any OpenAI-compatible server: OpenAI, Azure, vLLM, llama.cpp, Ollama, TGI.
+///
+/// The prompt is a file of Jinja templates with few-shot examples; `groundloom prompt preview` shows the exact request for a row. Every answer lands in the store
+/// before it is used, so that no answer that arrived is ever paid for again: not by this run after a kill, and not by any other that asks the same.
+/// Rows that the server refuses, that get no answer after all attempts, or whose answer is cut or not in the form that was asked for, go to quarantine
+/// (`llm_refused`, `llm_no_answer`, `llm_cut`, `llm_form`). A wrong key, a missing model, an empty account, a limit that is reached or a server that stays away end the run.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Generate {
+    /// The prompt file: `<<system>>`, `<<examples FILE>>`, `<<user>>` and `<<assistant>>` lines, each followed by a template that sees the row's columns.
+    #[schemars(length(min = 1))]
+    pub prompt: String,
+    /// The model's name on the server.
+    #[schemars(length(min = 1))]
+    pub model: String,
+    /// The server's base URL with its version.
+    #[serde(default = "default_url")]
+    pub url: String,
+    /// Name of the environment variable that holds the key, such as `OPENAI_API_KEY`. It is read when the first request is made: checking, planning and replaying offline
+    /// need no key, and servers on your own machine want none. The key goes to `url` and nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub key_env: Option<String>,
+    /// How the key is sent.
+    #[serde(default)]
+    pub key_header: KeyStyle,
+    /// Query parameters of every request: `{ api-version: "2024-10-21" }` for Azure.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub query: BTreeMap<String, String>,
+    /// Which interface of the server is used.
+    #[serde(default)]
+    pub api: Interface,
+    /// Image columns to send with the last turn, in front of its text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    /// How closely the model looks at images. Default: the server's choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_detail: Option<ImageDetail>,
+    /// The most tokens of an answer. It is what a call in flight reserves.
+    #[serde(default = "default_max_output_tokens")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_output_tokens: u64,
+    /// How freely words are chosen, from 0 to 2. Default: the server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 2.0))]
+    pub temperature: Option<f64>,
+    /// Nucleus sampling. Default: the server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub top_p: Option<f64>,
+    /// Random seed, for servers that take one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<i64>,
+    /// Texts that end an answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// Further fields of the request as a JSON text, in the server's own words: `'{"top_k": 50}'`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<String>,
+    /// A file with a JSON Schema that answers must fit. They are checked here, and asked for again when they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    /// How often an answer that does not fit the schema is asked for again.
+    #[serde(default = "default_repairs")]
+    #[schemars(range(max = 10))]
+    pub repairs: u32,
+    /// Column to write: the answer, text. Beside it `OUTPUT_info` says where it came from.
+    #[serde(default = "default_output")]
+    pub output: String,
+    /// Keep answers that were cut (`finish` in the info column says so) instead of sending their rows to quarantine.
+    #[serde(default)]
+    pub keep_cut: bool,
+    /// Folder of the answer store, on a local disk. Runs and pipelines may share it.
+    #[serde(default = "default_store")]
+    pub store: String,
+    /// Price table (CSV). Default: the one that is built in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prices: Option<String>,
+    /// The most money that may be spent, in the price table's currency. The run stops before the call that could pass it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub max_cost: Option<f64>,
+    /// The most tokens, input and output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+    /// The most calls that are answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_calls: Option<u64>,
+    /// The name under which is spent: what earlier runs spent under it counts against the limits. Default: server, model and prompt file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<String>,
+    /// The most calls at the same time. It starts lower and adapts to the server.
+    #[serde(default = "default_concurrency")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub concurrency: usize,
+    /// The most calls a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub requests_per_minute: Option<u64>,
+    /// The most tokens a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tokens_per_minute: Option<u64>,
+    /// Ask through the server's Batch API: up to a day later, at a lower price. Batches of killed runs are gone on with. Rows go in batches of up to 8,192.
+    #[serde(default)]
+    pub batch: bool,
+    /// How often the server is asked whether a batch is done.
+    #[serde(default = "default_batch_poll")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub batch_poll_seconds: u64,
+    /// The share of the list price that requests in a batch cost.
+    #[serde(default = "default_batch_price")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub batch_price: f64,
+    /// How long one request may take.
+    #[serde(default = "default_timeout")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub timeout_seconds: u64,
+    /// Requests per row at most, when they fail. Pauses that the server asks for do not count.
+    #[serde(default = "default_attempts")]
+    #[schemars(range(min = 1, max = 100))]
+    pub attempts: u32,
+    /// The run ends when the server has failed for so long without a single success.
+    #[serde(default = "default_give_up")]
+    #[schemars(range(min = 1, max = 604_800))]
+    pub give_up_seconds: u64,
+}
+
+/// How the key is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyStyle {
+    /// `Authorization: Bearer KEY`.
+    #[default]
+    Bearer,
+    /// `api-key: KEY`, as Azure has it.
+    ApiKey,
+}
+
+/// An interface of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Interface {
+    /// Chat completions, which every server has.
+    #[default]
+    ChatCompletions,
+    /// OpenAI's responses.
+    Responses,
+}
+
+/// How closely a model looks at an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageDetail {
+    /// A small version.
+    Low,
+    /// The full image.
+    High,
+    /// The server decides.
+    Auto,
+}
+
+fn default_url() -> String {
+    "https://api.openai.com/v1".to_owned()
+}
+fn default_max_output_tokens() -> u64 {
+    1024
+}
+fn default_repairs() -> u32 {
+    1
+}
+fn default_output() -> String {
+    "answer".to_owned()
+}
+fn default_store() -> String {
+    ".groundloom/answers".to_owned()
+}
+fn default_concurrency() -> usize {
+    64
+}
+fn default_batch_poll() -> u64 {
+    60
+}
+fn default_batch_price() -> f64 {
+    0.5
+}
+fn default_timeout() -> u64 {
+    180
+}
+fn default_attempts() -> u32 {
+    8
+}
+fn default_give_up() -> u64 {
+    900
+}
+
+impl Config for Generate {
+    const NAME: &'static str = "generate";
+    const SUMMARY: &'static str = "Ask a language model about every row, and never pay twice";
+    const EXAMPLE: &'static str = "replies: { type: generate, prompt: prompts/llava-conversation.jinja, model: gpt-4o-mini, key_env: OPENAI_API_KEY, max_cost: 5 }";
+}
+
+/// `OUTPUT_info`: where an answer came from.
+fn info_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("model", DataType::Utf8, true),
+        Field::new("prompt", DataType::Utf8, true),
+        Field::new("request", DataType::Utf8, true),
+        Field::new("finish", DataType::Utf8, true),
+        Field::new("prompt_tokens", DataType::Int64, true),
+        Field::new("completion_tokens", DataType::Int64, true),
+    ])
+}
+
+/// How requests are made from rows: everything of the stage that needs no server.
+#[derive(Debug)]
+pub struct RequestMaker {
+    config: Generate,
+    prompt: Prompt,
+    schema: Option<AnswerSchema>,
+    extra: Map<String, Value>,
+}
+
+impl Generate {
+    /// Reads the files that the stage names.
+    ///
+    /// # Errors
+    /// [`LlmError::Prompt`], [`LlmError::Schema`] or [`LlmError::Setup`] naming the file.
+    pub fn request_maker(&self) -> Result<RequestMaker, LlmError> {
+        let setup = |message: String| LlmError::Setup(message.into());
+        let prompt = Prompt::read(Path::new(&self.prompt))?;
+        let schema = match &self.schema {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| setup(format!("{path}: cannot be read: {e}")))?;
+                let value = serde_json::from_str(&text).map_err(|e| setup(format!("{path}: no JSON: {e}")))?;
+                Some(AnswerSchema::new(value)?)
+            }
+            None => None,
+        };
+        let extra = match &self.extra {
+            Some(text) => serde_json::from_str(text)
+                .map_err(|e| setup(format!("`extra`: expected a JSON object such as {{\"top_k\": 50}}: {e}")))?,
+            None => Map::new(),
+        };
+        if self.api == Interface::Responses && (self.seed.is_some() || !self.stop.is_empty()) {
+            return Err(setup(
+                "`seed` and `stop` are no fields of the responses interface; use `api: chat_completions`".into(),
+            ));
+        }
+        Ok(RequestMaker { config: self.clone(), prompt, schema, extra })
+    }
+
+    fn price_table(&self) -> Result<PriceTable, LlmError> {
+        match &self.prices {
+            Some(path) => PriceTable::read(Path::new(path)),
+            None => PriceTable::built_in(),
+        }
+    }
+
+    fn client_config(&self, key: Option<Key>) -> Result<ClientConfig, LlmError> {
+        let max_cost = self.max_cost.map(|cost| format!("{cost:.6}").parse::<Money>()).transpose();
+        Ok(ClientConfig {
+            endpoint: Endpoint {
+                url: self.url.clone(),
+                key,
+                key_header: match self.key_header {
+                    KeyStyle::Bearer => KeyHeader::Bearer,
+                    KeyStyle::ApiKey => KeyHeader::ApiKey,
+                },
+                query: self.query.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+                timeout: Duration::from_secs(self.timeout_seconds),
+            },
+            namespace: String::new(),
+            pace: Pace {
+                max_concurrency: self.concurrency,
+                requests_per_minute: self.requests_per_minute,
+                tokens_per_minute: self.tokens_per_minute,
+                give_up_after: Duration::from_secs(self.give_up_seconds),
+            },
+            retry: Retry { attempts: self.attempts, ..Retry::default() },
+            limits: Limits {
+                max_cost: max_cost.map_err(|e| LlmError::Setup(format!("`max_cost`: {e}").into()))?,
+                max_tokens: self.max_tokens,
+                max_calls: self.max_calls,
+            },
+            budget: self.budget.clone().unwrap_or_else(|| format!("{} {} {}", self.url, self.model, self.prompt)),
+            offline: false,
+        })
+    }
+
+    /// What a request may cost by the stage's price table.
+    ///
+    /// # Errors
+    /// [`LlmError::Prices`].
+    pub fn estimate(&self, request: &Request) -> Result<Estimate, LlmError> {
+        Ok(Estimate::of(request, &self.price_table()?))
+    }
+}
+
+impl RequestMaker {
+    /// The requests of a window of rows, or why a row has none.
+    fn requests(&self, rows: &RecordBatch) -> Result<Vec<Result<Request, Fault>>, StageError> {
+        let values = RowValues::read(rows, &self.prompt.columns())?;
+        let mut images = Vec::new();
+        for name in &self.config.images {
+            let view = MediaView::try_new(inputs::column(rows, name)?).map_err(inputs::type_changed(name))?;
+            images.push((name, view));
+        }
+        let detail = self.config.image_detail.map(|d| match d {
+            ImageDetail::Low => Detail::Low,
+            ImageDetail::High => Detail::High,
+            ImageDetail::Auto => Detail::Auto,
+        });
+        values
+            .into_rows()
+            .enumerate()
+            .map(|(row, values)| {
+                let mut messages = match self.prompt.messages(&values?) {
+                    Ok(messages) => messages,
+                    Err(error) => return Ok(Err(Fault { code: codes::PROMPT, message: error.to_string() })),
+                };
+                let mut parts = Vec::new();
+                for (name, view) in &images {
+                    let Some(bytes) = view.bytes(row) else {
+                        return Ok(Err(Fault::missing(name, "give each row an image")));
+                    };
+                    match Image::new(bytes::Bytes::copy_from_slice(bytes), detail) {
+                        Ok(image) => parts.push(Part::Image(image)),
+                        Err(message) => return Ok(Err(Fault::invalid(name, message))),
+                    }
+                }
+                if let Some(Message { parts: last, .. }) = messages.last_mut() {
+                    parts.append(last);
+                    *last = parts;
+                }
+                Ok(Ok(self.request(messages)))
+            })
+            .collect()
+    }
+
+    fn request(&self, messages: Vec<Message>) -> Request {
+        let config = &self.config;
+        Request {
+            api: match config.api {
+                Interface::ChatCompletions => Api::ChatCompletions,
+                Interface::Responses => Api::Responses,
+            },
+            model: config.model.clone(),
+            messages,
+            sampling: Sampling {
+                temperature: config.temperature,
+                top_p: config.top_p,
+                seed: config.seed,
+                stop: config.stop.clone(),
+            },
+            max_output_tokens: config.max_output_tokens,
+            form: self.schema.as_ref().map(|schema| AnswerForm {
+                name: "answer".into(),
+                schema: schema.value().clone(),
+                strict: true,
+            }),
+            extra: self.extra.clone(),
+        }
+    }
+
+    /// The requests of rows, for `prompt preview` and `plan`.
+    ///
+    /// # Errors
+    /// A [`StageError`] when the rows lack a column.
+    pub fn preview(&self, rows: &RecordBatch) -> Result<Vec<Result<Request, String>>, StageError> {
+        Ok(self.requests(rows)?.into_iter().map(|r| r.map_err(|fault| fault.message)).collect())
+    }
+}
+
+/// The codes of this stage.
+mod codes {
+    pub(super) const PROMPT: &str = "llm_prompt";
+    pub(super) const REFUSED: &str = "llm_refused";
+    pub(super) const NO_ANSWER: &str = "llm_no_answer";
+    pub(super) const FORM: &str = "llm_form";
+    pub(super) const CUT: &str = "llm_cut";
+}
+
+impl Stage for Generate {
+    fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
+        for name in &self.images {
+            inputs::require(input, "images", name, MediaView::check_type)?;
+        }
+        let prompt = Prompt::read(Path::new(&self.prompt)).map_err(|e| ColumnError {
+            key: "prompt",
+            column: self.prompt.clone(),
+            message: e.to_string(),
+        })?;
+        for column in prompt.columns() {
+            inputs::require(input, "prompt", &column, |_| Ok(()))?;
+        }
+        Ok(vec![
+            columns::column(&self.output, DataType::Utf8),
+            columns::column(&format!("{}_info", self.output), DataType::Struct(info_fields())),
+        ])
+    }
+
+    fn open(&self, input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
+        self.open_with(input, models, &Arc::new(Clients::default()))
+    }
+
+    fn open_with(
+        &self,
+        _input: SchemaRef,
+        _models: &Arc<ModelPool>,
+        clients: &Arc<Clients>,
+    ) -> Result<Arc<dyn RowWise>, StageError> {
+        // Without the variable the server is asked without a key: those on one's own machine want none, and others say so in their own words.
+        let value = self.key_env.as_ref().and_then(|name| std::env::var(name).ok());
+        let key = value.filter(|v| !v.trim().is_empty()).map(|v| Key::new(&v));
+        let client = clients.client(self.client_config(key)?, Path::new(&self.store), self.price_table()?)?;
+        Ok(Arc::new(Asking { maker: self.request_maker()?, client }))
+    }
+
+    fn as_generate(&self) -> Option<&Generate> {
+        Some(self)
+    }
+
+    fn window(&self) -> usize {
+        // Images are copied into requests: fewer rows at a time.
+        match (self.images.is_empty(), self.batch) {
+            (true, false) => 1024,
+            (true, true) => 8192,
+            (false, false) => 128,
+            (false, true) => 512,
+        }
+    }
+
+    fn models(&self) -> Result<Vec<String>, StageError> {
+        let maker = self.request_maker()?;
+        Ok(vec![format!("{}@{}", self.model, self.url), format!("{}@{}", self.prompt, maker.prompt.version())])
+    }
+
+    fn notes(&self) -> Vec<String> {
+        vec![format!("Answers of {} were generated by a language model and hold its mistakes.", self.model)]
+    }
+}
+
+#[derive(Debug)]
+struct Asking {
+    maker: RequestMaker,
+    client: Arc<Client>,
+}
+
+impl Asking {
+    async fn ask(&self, request: &Request) -> Result<(String, Reply, u32), LlmError> {
+        match &self.maker.schema {
+            Some(schema) => {
+                let formed = self.client.ask_for(request, schema, self.maker.config.repairs).await?;
+                Ok((formed.value.to_string(), formed.reply, formed.repairs))
+            }
+            None => {
+                let reply = self.client.ask(request).await?;
+                Ok((reply.answer.text.clone(), reply, 0))
+            }
+        }
+    }
+
+    /// In batch mode: sees to it that answers are in the store; why some are not.
+    async fn batch(&self, requests: &[Result<Request, Fault>]) -> Result<HashMap<RequestHash, LlmError>, LlmError> {
+        let config = &self.maker.config;
+        if !config.batch {
+            return Ok(HashMap::new());
+        }
+        let requests: Vec<&Request> = requests.iter().flatten().collect();
+        let poll = Duration::from_secs(config.batch_poll_seconds);
+        let options = BatchOptions { poll, price_share: config.batch_price };
+        self.client.answer_in_batches(&requests, options).await
+    }
+
+    fn fault(&self, error: &LlmError) -> Fault {
+        match error {
+            LlmError::NoAnswer { .. } => Fault { code: codes::NO_ANSWER, message: error.to_string() },
+            LlmError::Form { text, .. } => {
+                Fault { code: codes::FORM, message: format!("{error}; the answer: {}", start_of(text)) }
+            }
+            _ => Fault { code: codes::REFUSED, message: error.to_string() },
+        }
+    }
+}
+
+fn start_of(text: &str) -> String {
+    text.chars().take(2_000).collect()
+}
+
+#[derive(Default)]
+struct Answers {
+    text: StringBuilder,
+    model: StringBuilder,
+    prompt: StringBuilder,
+    request: StringBuilder,
+    finish: StringBuilder,
+    prompt_tokens: Int64Builder,
+    completion_tokens: Int64Builder,
+    valid: Vec<bool>,
+}
+
+impl Answers {
+    fn append(&mut self, answer: Option<(&str, &Reply)>, prompt: &str) {
+        let reply = answer.map(|(_, reply)| reply);
+        let tokens = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let usage = reply.and_then(|r| r.answer.usage);
+        self.text.append_option(answer.map(|(text, _)| text));
+        self.model.append_option(reply.map(|r| r.answer.model.as_str()));
+        self.prompt.append_option(reply.map(|_| prompt));
+        self.request.append_option(reply.map(|r| r.hash.to_string()));
+        self.finish.append_option(reply.map(|r| r.answer.finish.name().to_owned()));
+        self.prompt_tokens.append_option(usage.map(|u| tokens(u.prompt_tokens)));
+        self.completion_tokens.append_option(usage.map(|u| tokens(u.completion_tokens)));
+        self.valid.push(reply.is_some());
+    }
+
+    fn finish(mut self) -> Vec<ArrayRef> {
+        let fields: Vec<ArrayRef> = vec![
+            Arc::new(self.model.finish()),
+            Arc::new(self.prompt.finish()),
+            Arc::new(self.request.finish()),
+            Arc::new(self.finish.finish()),
+            Arc::new(self.prompt_tokens.finish()),
+            Arc::new(self.completion_tokens.finish()),
+        ];
+        let info = StructArray::new(info_fields(), fields, Some(NullBuffer::from(self.valid)));
+        vec![Arc::new(self.text.finish()), Arc::new(info)]
+    }
+}
+
+#[async_trait]
+impl RowWise for Asking {
+    async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
+        let config = &self.maker.config;
+        let requests = self.maker.requests(rows)?;
+        let unanswered = self.batch(&requests).await?;
+        let calls: Vec<BoxFuture<'_, Option<Result<(String, Reply, u32), LlmError>>>> = requests
+            .iter()
+            .map(|request| match request {
+                Ok(request) => match unanswered.get(&self.client.hash(request)) {
+                    Some(error) => std::future::ready(Some(Err(error.clone()))).boxed(),
+                    None => self.ask(request).map(Some).boxed(),
+                },
+                Err(_) => std::future::ready(None).boxed(),
+            })
+            .collect();
+        let asked: Vec<_> = futures::stream::iter(calls).buffered(config.concurrency.max(1)).collect().await;
+        let (mut window, mut answers) = (Window::default(), Answers::default());
+        let version = self.maker.prompt.version();
+        for (row, (request, answer)) in requests.into_iter().zip(asked).enumerate() {
+            match (request, answer) {
+                (_, Some(Ok((text, reply, repairs)))) => {
+                    window.count("repairs", repairs as usize);
+                    if reply.answer.finish == Finish::Length && !config.keep_cut {
+                        let message = format!(
+                            "cut at {} output tokens; allow more, or keep it with `keep_cut: true`; the answer: {}",
+                            config.max_output_tokens,
+                            start_of(&text)
+                        );
+                        window.fail(row, Fault { code: codes::CUT, message });
+                    }
+                    window.count("answers", 1);
+                    answers.append(Some((&text, &reply)), version);
+                }
+                (_, Some(Err(error))) if error.is_of_one_row() => {
+                    window.fail(row, self.fault(&error));
+                    answers.append(None, version);
+                }
+                (_, Some(Err(error))) => return Err(error.into()),
+                (Err(fault), None) => {
+                    window.fail(row, fault);
+                    answers.append(None, version);
+                }
+                (Ok(_), None) => return Err(StageError::Other("a request was left out".into())),
+            }
+        }
+        Ok(window.finish(answers.finish()))
+    }
+}
