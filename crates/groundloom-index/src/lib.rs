@@ -6,6 +6,7 @@ mod codes;
 mod collected;
 mod error;
 mod evaluation;
+pub mod exchange;
 mod graph;
 mod groups;
 mod index;

@@ -257,3 +257,22 @@ fn keyed(keys: &[u8], dims: usize, random: &mut Random) -> (arrow::array::Record
     columns[0] = std::sync::Arc::new(names);
     (arrow::array::RecordBatch::try_new(plain.schema(), columns).unwrap(), all)
 }
+
+#[test]
+fn exported_vectors_stand_beside_their_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = clustered(500, 12, 10, 0.5, 6);
+    let index = build(&folder.path().join("index"), &all, Metric::L2, ColumnSettings::default());
+    assert_eq!(index.export_npy(0, "img_emb", folder.path()).unwrap(), 500);
+    let matrix = groundloom_index::exchange::read_npy(&folder.path().join("img_emb/img_emb_0.npy")).unwrap();
+    assert!(matrix.rows().eq(all.iter().map(Vec::as_slice)));
+    let file = std::fs::File::open(folder.path().join("metadata/metadata_0.parquet")).unwrap();
+    let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
+    let names: Vec<String> = rows
+        .flat_map(|batch| {
+            let keys = batch.unwrap().column(0).as_any().downcast_ref::<arrow::array::StringArray>().unwrap().clone();
+            keys.iter().map(|k| k.unwrap().to_owned()).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(names.iter().enumerate().all(|(i, name)| *name == key(i)) && names.len() == 500);
+}

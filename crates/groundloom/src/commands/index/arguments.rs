@@ -25,6 +25,8 @@ pub enum IndexCommand {
     Stats(Stats),
     /// Print groups of near-duplicates.
     Dedup(Dedup),
+    /// Write a column's vectors as .npy beside the rows as Parquet, in clip-retrieval's layout.
+    Export(Export),
     /// Serve an index over HTTP, with a page to search it. A token in GROUNDLOOM_INDEX_TOKEN is asked of every request.
     Serve(Serve),
 }
@@ -196,6 +198,21 @@ pub struct Dedup {
     /// Compare all rows instead of searching.
     #[arg(long)]
     pub exact: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The index folder.
+    pub index: PathBuf,
+    /// The vector column; needed when there are several.
+    #[arg(long)]
+    pub column: Option<String>,
+    /// Name of the vectors' folder and file: img_emb or text_emb for clip-retrieval.
+    #[arg(long, default_value = "img_emb")]
+    pub name: String,
+    /// The folder to write to.
+    #[arg(long, short)]
+    pub output: PathBuf,
 }
 
 #[derive(Debug, Args)]

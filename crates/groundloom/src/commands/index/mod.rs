@@ -26,6 +26,7 @@ pub async fn run(command: IndexCommand, machine: Machine) -> Result<(), Failure>
         IndexCommand::Eval(command) => report::eval(&command),
         IndexCommand::Stats(command) => report::stats(&command),
         IndexCommand::Dedup(command) => report::dedup(&command),
+        IndexCommand::Export(command) => report::export(&command),
         IndexCommand::Serve(command) => serve::run(command, machine).await,
     }
 }

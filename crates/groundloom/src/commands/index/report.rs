@@ -1,4 +1,4 @@
-//! `groundloom index eval`, `stats`, `dedup`.
+//! `groundloom index eval`, `stats`, `dedup`, `export`.
 
 use std::io::{BufWriter, Write};
 
@@ -83,6 +83,22 @@ pub fn dedup(command: &arguments::Dedup) -> Result<(), Failure> {
     out.flush()?;
     eprintln!("{} groups; {more} of {} rows are near-duplicates of one that is kept", groups.len(), index.rows());
     Ok(())
+}
+
+pub fn export(command: &arguments::Export) -> Result<(), Failure> {
+    let index = open(&command.index)?;
+    let column = index.manifest().column(command.column.as_deref()).map_err(failure)?;
+    let plain =
+        !command.name.is_empty() && command.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if !plain {
+        return Err(Failure::Usage(format!("--name {:?}: expected letters, digits, _ and -", command.name)));
+    }
+    let rows = index.export_npy(column, &command.name, &command.output).map_err(failure)?;
+    Ok(writeln!(
+        std::io::stdout().lock(),
+        "{}",
+        json!({ "exported": rows, "folder": command.output.display().to_string() })
+    )?)
 }
 
 fn keys(index: &Index, group: &[Position]) -> Result<Vec<serde_json::Value>, Failure> {
