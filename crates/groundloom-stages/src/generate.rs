@@ -55,7 +55,6 @@ pub struct Generate {
     /// Name of the environment variable that holds the key, such as `OPENAI_API_KEY`. It is read when the first request is made: checking, planning and replaying offline
     /// need no key, and servers on your own machine want none. The key goes to `url` and nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
     pub key_env: Option<String>,
     /// How the key is sent.
     #[serde(default)]
