@@ -63,9 +63,13 @@ fn every_row_of_the_input_has_an_answer() {
         let mut first_of_repeats = String::new();
         for (file, starts) in offsets.iter().enumerate() {
             for (row, offset) in starts.iter().enumerate() {
+                let n = file * 40 + row;
+                // Every row of one form, some of the other: each question is a process.
+                if sink == "jsonl" && n % 5 != 0 {
+                    continue;
+                }
                 let name = format!("{file}.jsonl#{offset}");
                 let answer = why(&bench, &name, "p.yaml");
-                let n = file * 40 + row;
                 if row == 7 {
                     assert_eq!(answer["fate"], "quarantined", "{name}");
                     assert_eq!((&answer["stage"], &answer["code"]), (&"jsonl".into(), &"malformed_json".into()));
@@ -91,8 +95,9 @@ fn every_row_of_the_input_has_an_answer() {
                 }
             }
         }
-        assert_eq!(kept.len() + sampled_out, 3 * 30 - 1 - 2);
+        assert!(kept.len() > 5 && sampled_out > 5);
         if sink == "parquet" {
+            assert_eq!(kept.len() + sampled_out, 3 * 30 - 1 - 2);
             let mut written: Vec<usize> =
                 integers(&bench.rows(&format!("{out}/data")), "n").into_iter().map(|n| n as usize).collect();
             written.sort_unstable();
@@ -151,6 +156,41 @@ sinks: {{ out: {{ type: parquet, path: out }} }}
     // The page of this row holds wanted ones too.
     assert_eq!(why(&bench, "x.parquet#28000", "q.yaml")["values"]["n"], 28_000);
     assert_eq!(why(&bench, "x.parquet#29999", "q.yaml")["fate"], "kept");
+}
+
+#[test]
+fn what_is_told_of_a_row_never_fails_a_run() {
+    let bench = Bench::new();
+    bench.write("in/a.jsonl", "{\"n\": 1, \"t\": \"7\"}\n{\"n\": 0, \"t\": \"seven\"}\n{\"n\": 2, \"t\": \"x\"}\n");
+    for (predicate, kept) in [
+        // Simplified to less than it names; the column is written nowhere.
+        ("n > 5 or 1 = 1", 3),
+        ("n > 1 or n is not null or length(t) < 0", 3),
+        // A value that cannot be computed for the rows that are refused.
+        ("n = 1 and cast(t as int) = 7", 1),
+        ("n = 1 and to_timestamp(t, '%s') > to_timestamp(0)", 1),
+        ("n in (1, 2) and t like 'x%' and not t = 'y'", 1),
+        ("case when n > 0 then n else -n end > 1", 1),
+        ("n + 1 > n and n - 1 > 5", 0),
+    ] {
+        bench.write(
+            "p.yaml",
+            format!(
+                "sources: {{ rows: {{ type: jsonl, path: 'in/*.jsonl' }} }}
+stages:
+  few: {{ type: filter, where: \"{predicate}\" }}
+  narrow: {{ type: sql, query: 'select t from few' }}
+sinks: {{ out: {{ type: parquet, path: out }} }}
+"
+            ),
+        );
+        bench.ok(&["run", "p.yaml"]);
+        assert_eq!(bench.rows("out/data").num_rows(), kept, "{predicate}");
+        if kept < 3 {
+            let why = bench.ok(&["why", "a.jsonl#19", "out"]);
+            assert!(why.out.contains("\"stage\":\"few\""), "{predicate}: {}", why.out);
+        }
+    }
 }
 
 #[test]

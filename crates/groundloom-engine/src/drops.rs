@@ -39,7 +39,10 @@ pub fn told_type(data_type: &DataType) -> Option<DataType> {
     use DataType as T;
     match data_type {
         T::Utf8 | T::LargeUtf8 | T::Utf8View => Some(T::Utf8),
-        t if t.is_primitive() || *t == T::Boolean => Some(t.clone()),
+        t if t.is_integer() => Some(t.clone()),
+        T::Boolean | T::Float32 | T::Float64 | T::Date32 | T::Timestamp(..) | T::Decimal128(..) => {
+            Some(data_type.clone())
+        }
         _ => None,
     }
 }
@@ -177,4 +180,29 @@ fn stored(value: &ArrayRef, data_type: &DataType) -> Result<ArrayRef> {
         }
     }
     Ok(Arc::new(short.finish()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn long_texts_are_shortened_at_a_character() {
+        let long = "ä".repeat(TEXT_BYTES);
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("short"), None, Some(long.as_str())]));
+        let kept = stored(&texts, &DataType::Utf8).unwrap();
+        let kept = kept.as_string::<i32>();
+        assert_eq!((kept.value(0), kept.is_null(1)), ("short", true));
+        assert_eq!(kept.value(2), format!("{}…", "ä".repeat(TEXT_BYTES / 2)));
+    }
+
+    #[test]
+    fn only_scalars_are_told() {
+        assert_eq!(told_type(&DataType::LargeUtf8), Some(DataType::Utf8));
+        assert_eq!(told_type(&DataType::Float32), Some(DataType::Float32));
+        assert_eq!(told_type(&groundloom_data::columns::boxes_type()), None);
+        assert_eq!(told_type(&DataType::Binary), None);
+        assert_eq!(told_type(&DataType::Interval(arrow::datatypes::IntervalUnit::MonthDayNano)), None);
+    }
 }

@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::{counters::Counters, drops::DropLog};
 
-/// Whether rows can be compared by a column of this type: media by their bytes, everything else by value, except maps and unions.
+/// Whether rows can be compared by a column of this type: media by their bytes, everything else by value, where Arrow's row format knows the type.
 pub fn is_comparable(data_type: &DataType) -> bool {
     is_media(data_type) || RowConverter::supports_fields(&[SortField::new(data_type.clone())])
 }
@@ -211,4 +211,95 @@ pub(super) fn without_repeats(
             Ok(Some((passed, (rows, repeats, end))))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use std::collections::HashMap;
+
+    use arrow::{
+        array::{BinaryArray, Int64Array, StructArray},
+        datatypes::Fields,
+    };
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+    use groundloom_data::columns::media_type;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Row = (Option<i64>, Option<String>, Option<Vec<u8>>);
+
+    fn batch(rows: &[Row]) -> RecordBatch {
+        let DataType::Struct(media) = media_type() else { panic!("media are structs") };
+        let bytes: BinaryArray = rows.iter().map(|r| r.2.as_deref()).collect();
+        // Every row has a path of its own: it must not count.
+        let paths: StringArray = (0..rows.len()).map(|i| Some(format!("{:p}-{i}", rows.as_ptr()))).collect();
+        let images = StructArray::new(Fields::clone(&media), vec![Arc::new(bytes), Arc::new(paths)], None);
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("a", Arc::new(rows.iter().map(|r| r.0).collect::<Int64Array>())),
+            ("b", Arc::new(rows.iter().map(|r| r.1.as_deref()).collect::<StringArray>())),
+            ("image", Arc::new(images)),
+        ];
+        RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).unwrap()
+    }
+
+    fn row() -> impl Strategy<Value = Row> {
+        (
+            prop::option::weighted(0.9, 0i64..3),
+            prop::option::weighted(0.9, "[ab]{0,2}"),
+            prop::option::weighted(0.9, prop::collection::vec(0u8..2, 0..3)),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_equal_where_rows_are(rows in prop::collection::vec(row(), 1..60), cut in 0usize..60) {
+            let by = ["b", "image", "a"].map(str::to_owned);
+            let schema = batch(&rows).schema();
+            let columns = KeyColumns::new(&schema, &by).unwrap();
+            // Where batches are cut must not matter.
+            let (left, right) = rows.split_at(cut.min(rows.len()));
+            let mut keys = Vec::new();
+            for part in [left, right].into_iter().filter(|p| !p.is_empty()) {
+                keys.extend(columns.of(&batch(part)).unwrap());
+            }
+            let mut by_row: HashMap<&Row, u128> = HashMap::new();
+            let mut by_key: HashMap<u128, &Row> = HashMap::new();
+            for (row, key) in rows.iter().zip(keys) {
+                prop_assert_eq!(key.is_some(), row.0.is_some() && row.1.is_some() && row.2.is_some());
+                let Some(key) = key else { continue };
+                prop_assert_eq!(*by_row.entry(row).or_insert(key), key);
+                prop_assert_eq!(*by_key.entry(key).or_insert(row), row);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn repeats_name_the_first_of_their_key_over_batches() {
+        let schema = super::super::set::keys_schema();
+        let make = |rows: &[(u8, u64, &str)]| {
+            let mut keys = FixedSizeBinaryBuilder::new(16);
+            rows.iter().for_each(|r| keys.append_value([r.0; 16]).unwrap());
+            let places: UInt64Array = rows.iter().map(|r| Some(r.1)).collect();
+            let ids: StringArray = rows.iter().map(|r| Some(r.2)).collect();
+            let columns: Vec<ArrayRef> = vec![Arc::new(keys.finish()), Arc::new(places), Arc::new(ids)];
+            Ok(RecordBatch::try_new(Arc::clone(&schema), columns).unwrap())
+        };
+        let batches = vec![
+            make(&[(1, 4, "a"), (1, 7, "b")]),
+            make(&[(1, 9, "c"), (2, 0, "d")]),
+            make(&[(3, 2, "e"), (3, 3, "f")]),
+        ];
+        let input = RecordBatchStreamAdapter::new(Arc::clone(&schema), futures::stream::iter(batches));
+        let found: Vec<RecordBatch> = repeats(Box::pin(input)).try_collect().await.unwrap();
+        let told: Vec<(u64, String)> = found
+            .iter()
+            .flat_map(|b| {
+                let (places, ids) = (b.column(0).as_primitive::<UInt64Type>(), b.column(1).as_string::<i32>());
+                (0..b.num_rows()).map(|i| (places.value(i), ids.value(i).to_owned())).collect::<Vec<_>>()
+            })
+            .collect();
+        assert_eq!(told, [(7, "a".to_owned()), (9, "a".to_owned()), (3, "e".to_owned())]);
+    }
 }

@@ -11,9 +11,9 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, StringBuilder},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, StringBuilder, new_null_array},
     compute::{filter_record_batch, is_not_null, kernels::boolean::or_kleene, not},
-    datatypes::Schema,
+    datatypes::{DataType, Schema},
 };
 use datafusion::{
     common::{
@@ -124,12 +124,14 @@ impl FilterNode {
         }
         let schema = input.schema();
         let scalar = |e: &Expr| e.get_type(schema).is_ok_and(|t| told_type(&t).is_some());
-        let told = told
-            .into_iter()
-            .filter(scalar)
-            .take(MOST_TOLD)
-            .map(|e| (unnormalize_col(e.clone()).human_display().to_string().into(), e))
-            .collect();
+        let mut named: Vec<(Arc<str>, Expr)> = Vec::new();
+        for expr in told.into_iter().filter(scalar) {
+            let name = unnormalize_col(expr.clone()).human_display().to_string();
+            if named.len() < MOST_TOLD && !named.iter().any(|(taken, _)| **taken == *name) {
+                named.push((name.into(), expr));
+            }
+        }
+        let told = named;
         Self { spec, predicate, told, input }
     }
 
@@ -197,7 +199,9 @@ impl UserDefinedLogicalNodeCore for FilterNode {
     }
     fn necessary_children_exprs(&self, wanted: &[usize]) -> Option<Vec<Vec<usize>>> {
         let schema = self.input.schema();
-        let own = self.predicate.column_refs().into_iter().filter_map(|c| schema.maybe_index_of_column(c));
+        // The predicate may have been simplified to less than what is told.
+        let exprs = std::iter::once(&self.predicate).chain(self.told.iter().map(|(_, e)| e));
+        let own = exprs.flat_map(Expr::column_refs).filter_map(|c| schema.maybe_index_of_column(c));
         let named = |name: &str| schema.fields().iter().position(|f| f.name() == name);
         // Its id, or what it is made from, is told of every dropped row.
         let hidden = [ERROR, ROW_ID, FILE_COLUMN, ROW_COLUMN].into_iter().filter_map(named);
@@ -362,7 +366,7 @@ struct Dropped {
     reason: Arc<str>,
     /// Columns that are needed for it, and the expressions over these alone: pictures beside them are not copied.
     columns: Vec<usize>,
-    told: Vec<Arc<dyn PhysicalExpr>>,
+    told: Vec<(DataType, Arc<dyn PhysicalExpr>)>,
 }
 
 impl Dropped {
@@ -378,8 +382,10 @@ impl Dropped {
         columns.sort_unstable();
         columns.dedup();
         let narrow = input.project(&columns)?;
-        let told =
-            told.iter().map(|(_, e)| reassign_expr_columns(Arc::clone(e), &narrow)).collect::<Result<Vec<_>>>()?;
+        let over_narrow = |(what, e): &(Told, Arc<dyn PhysicalExpr>)| {
+            Ok((what.data_type.clone(), reassign_expr_columns(Arc::clone(e), &narrow)?))
+        };
+        let told = told.iter().map(over_narrow).collect::<Result<Vec<_>>>()?;
         Ok(Self { log, stage: Arc::clone(&spec.name), reason: Arc::clone(&spec.reason), columns, told })
     }
 
@@ -401,11 +407,12 @@ impl Dropped {
             // A row without identity cannot be asked for.
             (None, None) => return Ok(()),
         };
-        let values = self
-            .told
-            .iter()
-            .map(|e| e.evaluate(&rows).and_then(|v| v.into_array(rows.num_rows())))
-            .collect::<Result<Vec<_>>>()?;
+        // What the rest of the predicate shielded may fail on the rows that it refused: then there is no value to tell.
+        let value = |(data_type, e): &(DataType, Arc<dyn PhysicalExpr>)| {
+            let value = e.evaluate(&rows).and_then(|v| v.into_array(rows.num_rows()));
+            value.unwrap_or_else(|_| new_null_array(data_type, rows.num_rows()))
+        };
+        let values: Vec<ArrayRef> = self.told.iter().map(value).collect();
         self.log.tell(&self.stage, &self.reason, &ids, &values)
     }
 }

@@ -1,6 +1,6 @@
 //! The work of `shuffle`: a number per row to sort by, and the late fetch of media bytes.
 
-use std::{fmt, fs::File, ops::Range, path::PathBuf, sync::Arc};
+use std::{fmt, fs::File, path::PathBuf, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, UInt64Array},
@@ -153,9 +153,9 @@ impl Late {
             let here: Vec<usize> = order[next..].iter().copied().take_while(|i| places.value(*i) < end).collect();
             next += here.len();
             if !here.is_empty() {
-                let rows = here.iter().map(|i| (places.value(*i) - start) as usize);
+                let rows: Vec<usize> = here.iter().map(|i| (places.value(*i) - start) as usize).collect();
                 let mut at = here.iter();
-                for batch in self.read(file, rows.map(|row| row..row + 1))? {
+                for batch in self.read(file, &rows)? {
                     for (row, i) in (0..batch.num_rows()).zip(&mut at) {
                         found[*i] = (batches.len(), row);
                     }
@@ -178,7 +178,8 @@ impl Late {
             .collect()
     }
 
-    fn read(&self, file: &LateFile, rows: impl Iterator<Item = Range<usize>>) -> Result<Vec<RecordBatch>> {
+    /// The late columns of the rows with these numbers, which ascend.
+    fn read(&self, file: &LateFile, rows: &[usize]) -> Result<Vec<RecordBatch>> {
         let failed = |e: &dyn fmt::Display| DataFusionError::Execution(format!("{}: {e}", file.path.display()));
         let opened = File::open(&file.path).map_err(|e| failed(&e))?;
         // With the page index only the pages that hold a wanted row are read.
@@ -191,9 +192,12 @@ impl Late {
         }
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
         let total = usize::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+        if rows.last().is_some_and(|last| *last >= total) {
+            return Err(short(file));
+        }
         let reader = builder
             .with_projection(mask)
-            .with_row_selection(RowSelection::from_consecutive_ranges(rows, total))
+            .with_row_selection(RowSelection::from_consecutive_ranges(rows.iter().map(|row| *row..*row + 1), total))
             .build()
             .map_err(|e| failed(&e))?;
         reader
@@ -211,4 +215,83 @@ fn short(file: &LateFile) -> DataFusionError {
         "{}: holds fewer rows than when it was written; run the pipeline again",
         file.path.display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use arrow::{
+        array::{BinaryArray, Int32Array},
+        datatypes::Field,
+    };
+    use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The bytes of row `n` of all files.
+    fn bytes_of(n: usize) -> Option<Vec<u8>> {
+        (n % 11 != 5).then(|| vec![(n % 251) as u8; n * 37 % 90])
+    }
+
+    fn write(folder: &std::path::Path, sizes: &[usize], group: usize) -> Late {
+        let schema = Arc::new(Schema::new(vec![
+            Field::new("n", DataType::Int32, false),
+            Field::new("bytes", DataType::Binary, true),
+        ]));
+        let (mut first, mut files) = (0, Vec::new());
+        for (i, rows) in sizes.iter().enumerate() {
+            let path = folder.join(format!("{i}.parquet"));
+            let properties = WriterProperties::builder()
+                .set_max_row_group_row_count(Some(group))
+                .set_data_page_row_count_limit(3)
+                .set_write_batch_size(2)
+                .build();
+            let file = File::create(&path).unwrap();
+            let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).unwrap();
+            let values: Vec<Option<Vec<u8>>> = (first..first + rows).map(bytes_of).collect();
+            let bytes: BinaryArray = values.iter().map(|v| v.as_deref()).collect();
+            let n: Int32Array = (first..first + rows).map(|n| Some(n as i32)).collect();
+            writer
+                .write(&RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(n), Arc::new(bytes)]).unwrap())
+                .unwrap();
+            writer.close().unwrap();
+            let bytes = std::fs::metadata(&path).unwrap().len();
+            files.push(LateFile { path, rows: *rows as u64, bytes });
+            first += rows;
+        }
+        Late { columns: vec!["bytes".to_owned()], files }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn any_rows_are_fetched_in_any_order(
+            sizes in prop::collection::vec(0usize..30, 1..5), group in 1usize..12, order in any::<u64>(), share in 1usize..4
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let late = write(folder.path(), &sizes, group);
+            let mut places: Vec<usize> = (0..sizes.iter().sum()).filter(|n| n % share == 0).collect();
+            places.sort_by_key(|n| xxh3_64_with_seed(&n.to_le_bytes(), order));
+            if places.is_empty() {
+                return Ok(());
+            }
+            let wanted: UInt64Array = places.iter().map(|n| Some(*n as u64)).collect();
+            let found = late.fetch(&wanted).unwrap();
+            let found = found[0].as_binary::<i32>();
+            for (i, n) in places.iter().enumerate() {
+                let value = found.is_valid(i).then(|| found.value(i).to_vec());
+                prop_assert_eq!(value, bytes_of(*n), "row {}", n);
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_behind_the_files_is_an_error_and_no_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let late = write(folder.path(), &[4, 3], 2);
+        assert!(late.fetch(&UInt64Array::from(vec![7])).is_err());
+        let short = Late { files: vec![LateFile { rows: 9, ..late.files[0].clone() }], ..late };
+        assert!(short.fetch(&UInt64Array::from(vec![8])).is_err());
+    }
 }
