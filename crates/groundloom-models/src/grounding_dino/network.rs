@@ -50,7 +50,7 @@ enum Projection {
     /// 1×1.
     Pointwise(Linear),
     /// 3×3 by steps of two, padded by one.
-    Strided(Strided),
+    Strided(Box<Strided>),
 }
 
 /// A batch of prompts, each row padded to the same length.
@@ -124,7 +124,7 @@ impl GroundingDino {
                 let weight = convolution.values("weight", &[width, inputs, 1, 1])?;
                 Projection::Pointwise(Linear::new(&weight, &convolution.values("bias", &[width])?))
             } else {
-                Projection::Strided(Strided::load(&convolution, inputs, width)?)
+                Projection::Strided(Box::new(Strided::load(&convolution, inputs, width)?))
             };
             projections.push((projection, GroupNorm::load(&at.at("1"), GROUPS, width, 1e-5)?));
         }
