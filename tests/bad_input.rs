@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, io::Cursor};
 
 use arrow::array::Array;
 use image::{DynamicImage, ImageFormat};
-use support::{Bench, root, texts};
+use support::{Bench, integers, root, texts};
 
 const FOLDER: &str = "
 sources: { pairs: { type: image_folder, path: photos, metadata: captions.jsonl } }
@@ -206,4 +206,33 @@ fn missing_input_is_said_at_its_place_in_the_file() {
     let said = bench.run(&["check", "p.yaml"]);
     assert_eq!(said.code, Some(2));
     assert!(said.err.contains("p.yaml:1:43") && said.err.contains("nowhere"), "{}", said.err);
+}
+
+#[test]
+fn every_kind_of_picture_goes_through_a_pipeline() {
+    let media = root().join("crates/groundloom-data/tests/media");
+    let bench = Bench::new();
+    // CMYK, YCCK, 1, 2, 8 and 16 bits, palettes, animations, EXIF orientations: each with a PNG of what Pillow shows.
+    let mut sizes = BTreeMap::new();
+    for path in fs::read_dir(&media).unwrap().map(|f| f.unwrap().path()) {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let shown = media.join(format!("{name}.png"));
+        if shown.exists() {
+            bench.write(&format!("photos/{name}"), fs::read(&path).unwrap());
+            sizes.insert(name, image::image_dimensions(shown).unwrap());
+        }
+    }
+    assert!(sizes.len() > 30);
+    bench.write(
+        "p.yaml",
+        "sources: { pictures: { type: image_folder, path: photos } }\nstages: { size: { type: image_info } }\n\
+         sinks: { out: { type: parquet, path: out } }\n",
+    );
+    bench.ok(&["run", "p.yaml"]);
+    let rows = bench.rows("out/data");
+    let number = |column: &str| integers(&rows, column).into_iter().map(|n| n as u32).collect::<Vec<_>>();
+    let found: BTreeMap<String, (u32, u32)> =
+        texts(&rows, "file_name").into_iter().zip(number("width").into_iter().zip(number("height"))).collect();
+    assert_eq!(found, sizes);
+    assert!(!bench.path("out/_quarantine").exists());
 }

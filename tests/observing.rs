@@ -139,3 +139,13 @@ fn an_address_that_is_taken_is_an_error_of_the_arguments() {
     assert_eq!(said.code, Some(2), "{}", said.err);
     assert!(said.err.contains(&address), "{}", said.err);
 }
+
+#[test]
+fn a_run_goes_on_when_nobody_reads_what_it_says() {
+    let bench = Bench::new();
+    input(&bench, 2);
+    let mut child = start(&bench, &["run", "p.yaml"]);
+    drop(child.stderr.take());
+    assert!(child.wait().unwrap().success());
+    assert!(bench.path("out/_manifest/manifest.json").exists());
+}

@@ -42,10 +42,10 @@ impl Failure {
         match self {
             Self::Invalid(file, diagnostics) => {
                 let errors = diagnostics.iter().filter(|d| d.severity == groundloom_spec::Severity::Error).count();
-                eprintln!("{}", render(file, diagnostics, std::io::stderr().is_terminal()));
-                eprintln!("{errors} error{} in {}; nothing was started", if errors == 1 { "" } else { "s" }, file.name);
+                say!("{}", render(file, diagnostics, std::io::stderr().is_terminal()));
+                say!("{errors} error{} in {}; nothing was started", if errors == 1 { "" } else { "s" }, file.name);
             }
-            Self::Usage(message) | Self::Failed(message) | Self::TooManyBad(message) => eprintln!("error: {message}"),
+            Self::Usage(message) | Self::Failed(message) | Self::TooManyBad(message) => say!("error: {message}"),
             Self::OutputClosed => {}
         }
     }

@@ -2,6 +2,16 @@
 //!
 //! What a person reads goes to standard error, data to standard output as JSON lines, so that everything pipes.
 
+#![deny(clippy::print_stderr)]
+
+/// Writes a line for people. Unlike `eprintln!` it does not panic when nobody reads any more (`groundloom run … 2>&1 | head`).
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod arguments;
 mod commands;
 mod failure;

@@ -22,7 +22,7 @@ pub async fn serve(address: SocketAddr, telemetry: Arc<Telemetry>) -> Result<(),
         .await
         .map_err(|e| Failure::Usage(format!("--metrics {address}: {e}; name another address")))?;
     if let Ok(bound) = listener.local_addr() {
-        eprintln!("metrics at http://{bound}/metrics");
+        say!("metrics at http://{bound}/metrics");
     }
     let mut registry = Registry::with_prefix("groundloom");
     registry.register_collector(Box::new(Meters(telemetry)));

@@ -105,21 +105,21 @@ fn lines(telemetry: Arc<Telemetry>) -> (Observer, Box<dyn FnOnce()>) {
         match event {
             Event::Planned { tasks, reused } => {
                 (s.tasks, s.done, s.reused) = (tasks, reused, reused);
-                eprintln!("{tasks} task{}, {reused} done by an earlier run", if tasks == 1 { "" } else { "s" });
+                say!("{tasks} task{}, {reused} done by an earlier run", if tasks == 1 { "" } else { "s" });
             }
             Event::SegmentStarted { segment, tasks, .. } => {
-                eprintln!("{segment}: {tasks} task{} to do", if tasks == 1 { "" } else { "s" });
+                say!("{segment}: {tasks} task{} to do", if tasks == 1 { "" } else { "s" });
             }
             Event::Rows { rows } => s.rows += rows,
             Event::TaskDone { .. } => s.done += 1,
-            Event::Publishing { sink } => eprintln!("{sink}: writing files, card and report"),
+            Event::Publishing { sink } => say!("{sink}: writing files, card and report"),
         }
         if s.last.elapsed() >= EVERY {
             let seconds = s.started.elapsed().as_secs_f64();
             let now = telemetry.read();
             let stages = rates(&s.before, &now, s.last.elapsed().as_secs_f64());
             let stages = if stages.is_empty() { stages } else { format!("; {stages}") };
-            eprintln!(
+            say!(
                 "{}/{} tasks, {} rows, {:.0} rows/s{}{stages}",
                 s.done,
                 s.tasks,
@@ -149,7 +149,7 @@ fn json_lines(telemetry: Arc<Telemetry>) -> (Observer, Box<dyn FnOnce()>) {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.elapsed() >= EVERY {
             *last = Instant::now();
-            eprintln!("{}", json!({ "event": "measured", "reading": telemetry.read() }));
+            say!("{}", json!({ "event": "measured", "reading": telemetry.read() }));
         }
     });
     (observer, Box::new(|| {}))
@@ -166,5 +166,5 @@ fn json_line(event: &Event) {
         Event::TaskDone { segment, bytes } => json!({ "event": "task_done", "segment": segment, "bytes": bytes }),
         Event::Publishing { sink } => json!({ "event": "publishing", "sink": sink }),
     };
-    eprintln!("{line}");
+    say!("{line}");
 }

@@ -4,6 +4,6 @@ use crate::{arguments::PipelineFile, commands::checked, failure::Failure};
 
 pub async fn run(command: PipelineFile) -> Result<(), Failure> {
     let (file, graph) = checked(&command).await?;
-    eprintln!("{}: fine ({} nodes)", file.name, graph.nodes.len());
+    say!("{}: fine ({} nodes)", file.name, graph.nodes.len());
     Ok(())
 }

@@ -32,7 +32,7 @@ pub fn run(command: &Detect) -> Result<(), Failure> {
                 out.write_all(b"\n")?;
             }
             Err(message) => {
-                eprintln!("error: {}: {message}", path.display());
+                say!("error: {}: {message}", path.display());
                 failed += 1;
             }
         }
@@ -100,7 +100,7 @@ fn named_classes(text: &str, detector: &dyn Detector) -> Result<Vec<(String, Str
         let lemma = head.map(|t| t.lemma().to_lowercase()).unwrap_or_default();
         match vocabulary.lookup(&phrase.to_lowercase(), &lemma) {
             Some(class) => known.push((phrase.to_owned(), class.to_owned())),
-            None => eprintln!("warning: `{phrase}` is none of the classes that {} knows", detector.info().name),
+            None => say!("warning: `{phrase}` is none of the classes that {} knows", detector.info().name),
         }
     }
     Ok(known)

@@ -27,25 +27,25 @@ pub fn run(command: &Diff) -> Result<(), Failure> {
         writeln!(out)?;
     }
     out.flush()?;
-    eprintln!("{:>12}  rows before, {} after", found.old_rows, found.new_rows);
+    say!("{:>12}  rows before, {} after", found.old_rows, found.new_rows);
     for (count, what, by) in [(found.gained, "gained", &found.gained_from), (found.lost, "lost", &found.lost_to)] {
-        eprintln!("{count:>12}  {what}");
+        say!("{count:>12}  {what}");
         for (stage, rows) in by {
             let stage = match (stage.is_empty(), what) {
                 (true, "gained") => "the old data set does not know of them",
                 (true, _) => "the new data set does not know of them",
                 (false, _) => stage,
             };
-            eprintln!("{rows:>12}    {stage}");
+            say!("{rows:>12}    {stage}");
         }
     }
-    eprintln!("{:>12}  changed", found.changed);
+    say!("{:>12}  changed", found.changed);
     for (column, rows) in &found.changed_columns {
-        eprintln!("{rows:>12}    in {column}");
+        say!("{rows:>12}    in {column}");
     }
     for (columns, what) in [(&found.columns_gained, "new"), (&found.columns_lost, "gone or of another type")] {
         if !columns.is_empty() {
-            eprintln!("              columns {what}: {}", columns.join(", "));
+            say!("              columns {what}: {}", columns.join(", "));
         }
     }
     Ok(())

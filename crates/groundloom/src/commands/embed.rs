@@ -28,7 +28,7 @@ pub fn run(command: &Embed) -> Result<(), Failure> {
                 out.write_all(b"\n")?;
             }
             Err(message) => {
-                eprintln!("error: {name}: {message}");
+                say!("error: {name}: {message}");
                 failed += 1;
             }
         }

@@ -42,7 +42,7 @@ async fn checked(command: &PipelineFile) -> Result<(Arc<SourceFile>, Graph), Fai
         Some(graph) => {
             found.extend(graph.warnings.clone());
             if !found.is_empty() {
-                eprintln!("{}", render(&file, &found, false));
+                say!("{}", render(&file, &found, false));
             }
             Ok((file, graph))
         }

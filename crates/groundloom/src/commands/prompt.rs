@@ -21,13 +21,13 @@ pub async fn run(command: Prompt) -> Result<(), Failure> {
         Prompt::Prices => Ok(write!(std::io::stdout().lock(), "{}", groundloom_llm::BUILT_IN_PRICES)?),
         Prompt::Export(Archive { file, store }) => {
             let done = Store::open_read_only(&store).and_then(|s| s.export(&file)).map_err(failed)?;
-            eprintln!("{} answers written to {}", done.written, file.display());
+            say!("{} answers written to {}", done.written, file.display());
             Ok(())
         }
         Prompt::Import(Archive { file, store }) => {
             let store = Store::open(&store).map_err(failed)?;
             let Archived { written, known } = store.import(&file).await.map_err(failed)?;
-            eprintln!("{written} answers taken into {}, {known} were there already", store.folder().display());
+            say!("{written} answers taken into {}, {known} were there already", store.folder().display());
             Ok(())
         }
     }

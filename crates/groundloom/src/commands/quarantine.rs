@@ -23,8 +23,8 @@ async fn retry(command: RunFile, machine: Machine) -> Result<(), Failure> {
     let plan = Plan::new(graph.clone()).map_err(|e| Failure::of(&file, e))?;
     let prepared = retries::prepare(&plan).map_err(|e| Failure::of(&file, e))?;
     match prepared.rows {
-        0 => eprintln!("no finished task has failed rows to try again"),
-        rows => eprintln!("trying {rows} failed row{} again", if rows == 1 { "" } else { "s" }),
+        0 => say!("no finished task has failed rows to try again"),
+        rows => say!("trying {rows} failed row{} again", if rows == 1 { "" } else { "s" }),
     }
     let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
     super::run::work(&file, &plan, machine, command.offline).await
@@ -54,10 +54,10 @@ fn show(command: &QuarantineShow) -> Result<(), Failure> {
         }
     }
     if counts.is_empty() {
-        eprintln!("no row in quarantine");
+        say!("no row in quarantine");
     }
     for ((stage, code), rows) in &counts {
-        eprintln!("{rows:>12}  {stage}: {code}");
+        say!("{rows:>12}  {stage}: {code}");
     }
     Ok(())
 }

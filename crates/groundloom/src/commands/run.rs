@@ -47,12 +47,12 @@ pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine, 
     finish();
     let spending = options.clients.spending();
     if spending.any() && machine.log == LogFormat::Text {
-        eprintln!("\nLanguage models: {spending}");
+        say!("\nLanguage models: {spending}");
     }
     let summary = outcome.map_err(|e| Failure::of(file, e))?;
     match machine.log {
         LogFormat::Text => print(&summary, &telemetry.read()),
-        LogFormat::Json => eprintln!("{}", as_json(&summary, &telemetry.read(), &spending)),
+        LogFormat::Json => say!("{}", as_json(&summary, &telemetry.read(), &spending)),
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine, 
 pub fn watch_signals(stop: CancellationToken) {
     tokio::spawn(async move {
         wait_for_signal().await;
-        eprintln!(
+        say!(
             "stopping: the tasks under way get {} s, what is finished is kept (once more to stop at once)",
             RunOptions::GRACE.as_secs()
         );
@@ -86,7 +86,7 @@ async fn wait_for_signal() {
 fn print(summary: &Summary, measured: &Reading) {
     if summary.sinks.iter().all(|s| s.up_to_date) {
         for sink in &summary.sinks {
-            eprintln!(
+            say!(
                 "{} is up to date: {} rows, nothing to do ({:.2} s)",
                 shown(sink),
                 sink.manifest.rows,
@@ -103,7 +103,7 @@ fn print(summary: &Summary, measured: &Reading) {
         0 => String::new(),
         n => format!(", {n} task{} reused from an earlier run", if n == 1 { "" } else { "s" }),
     };
-    eprintln!(
+    say!(
         "\n{} rows read in {:.1} s ({:.0} rows/s){reused}",
         summary.rows_read,
         summary.seconds,
@@ -111,12 +111,12 @@ fn print(summary: &Summary, measured: &Reading) {
     );
     if let Some(sink) = summary.sinks.first() {
         let path = shown(sink);
-        eprintln!("Output: {path}");
+        say!("Output: {path}");
         if sink.url.is_some() {
             let own = sink.path.display();
-            eprintln!("Next: the card (README.md) and the manifest name its files; a copy of all is in {own}");
+            say!("Next: the card (README.md) and the manifest name its files; a copy of all is in {own}");
         } else if sink.manifest.files.iter().any(|f| f.path == "report.html") {
-            eprintln!(
+            say!(
                 "Next: open {path}/report.html in a browser, or load the rows in Python: datasets.load_dataset(\"{path}\")"
             );
         }
@@ -127,14 +127,14 @@ fn print(summary: &Summary, measured: &Reading) {
 fn print_times(measured: &Reading) {
     let worked = |seconds: f64, n: u64| if n > 0 { n as f64 / seconds.max(1e-9) } else { 0.0 };
     if measured.stages.iter().any(|s| s.rows > 0) {
-        eprintln!("\nTime of the stages (windows side by side are added up)");
+        say!("\nTime of the stages (windows side by side are added up)");
     }
     for stage in measured.stages.iter().filter(|s| s.rows > 0) {
         let rate = worked(stage.seconds, stage.rows);
-        eprintln!("  {:>9.1} s  {:>10.0} rows/s  {}", stage.seconds, rate, stage.stage);
+        say!("  {:>9.1} s  {:>10.0} rows/s  {}", stage.seconds, rate, stage.stage);
     }
     for model in measured.models.iter().filter(|m| m.batches > 0) {
-        eprintln!(
+        say!(
             "  {:>9.1} s  {:>10.0} items/s  model {}: {:.1} items a batch, waited {:.1} s",
             model.busy_seconds,
             worked(model.busy_seconds, model.items),
@@ -159,25 +159,25 @@ fn print_sink(sink: &SinkSummary) {
     let Manifest { funnel, rows, quarantined, rejected, .. } = &sink.manifest;
     let read: u64 = funnel.first().map_or(*rows, |f| f.rows_in);
     let dropped: BTreeMap<String, u64> = groundloom_formats::card::dropped_by_reason(funnel);
-    eprintln!("\n{}", sink.manifest.sink);
-    eprintln!("  {:>12}  rows in", read);
-    eprintln!("  {:>12}  kept", rows);
+    say!("\n{}", sink.manifest.sink);
+    say!("  {:>12}  rows in", read);
+    say!("  {:>12}  kept", rows);
     for (reason, n) in dropped.iter().filter(|(_, n)| **n > 0) {
-        eprintln!("  {n:>12}  dropped: {reason}");
+        say!("  {n:>12}  dropped: {reason}");
     }
     if *rejected > 0 {
-        eprintln!("  {rejected:>12}  of the dropped are in _rejected/");
+        say!("  {rejected:>12}  of the dropped are in _rejected/");
     }
     let bad: u64 = quarantined.values().sum();
-    eprintln!("  {bad:>12}  quarantined{}", if bad > 0 { " (see _quarantine/)" } else { "" });
+    say!("  {bad:>12}  quarantined{}", if bad > 0 { " (see _quarantine/)" } else { "" });
     for (code, n) in quarantined {
-        eprintln!("  {n:>12}    {code}");
+        say!("  {n:>12}    {code}");
     }
     for stage in funnel {
         let counts: Vec<String> =
             stage.counts.iter().map(|(what, n)| format!("{} {n}", what.replace('_', " "))).collect();
         if !counts.is_empty() {
-            eprintln!("  {}: {}", stage.stage, counts.join(", "));
+            say!("  {}: {}", stage.stage, counts.join(", "));
         }
     }
 }

@@ -33,7 +33,7 @@ pub async fn run(command: Why) -> Result<(), Failure> {
     }
     let mut out = std::io::stdout().lock();
     for row in &found {
-        eprintln!("{}", told(row));
+        say!("{}", told(row));
         serde_json::to_writer(&mut out, &as_json(row))?;
         writeln!(out)?;
     }
@@ -46,7 +46,7 @@ pub async fn run(command: Why) -> Result<(), Failure> {
     };
     for unwritten in &said {
         let (text, value) = without_row(&command.row, unwritten);
-        eprintln!("{text}");
+        say!("{text}");
         serde_json::to_writer(&mut out, &value)?;
         writeln!(out)?;
     }

@@ -77,7 +77,7 @@ pub fn build(command: &arguments::Build) -> Result<(), Failure> {
                 ))),
                 Ok(model) => Ok(ModelIdentity { weights: model.info().weights_sha256.clone(), name }),
                 Err(problem) => {
-                    eprintln!("warning: {problem}; the index keeps the name, without a hash of weights");
+                    say!("warning: {problem}; the index keeps the name, without a hash of weights");
                     Ok(ModelIdentity { name, weights: String::new() })
                 }
             }
@@ -99,9 +99,12 @@ pub fn build(command: &arguments::Build) -> Result<(), Failure> {
     for entry in &writer.manifest().segments {
         for (column, segment) in writer.manifest().columns.iter().zip(&entry.columns) {
             if let Some(tuning) = segment.tuning.filter(|t| t.recall < t.target) {
-                eprintln!(
+                say!(
                     "warning: {:?} reaches recall {:.3} of {:.3} with {} nodes in view; raise --m or --ef-construction",
-                    column.name, tuning.recall, tuning.target, tuning.ef
+                    column.name,
+                    tuning.recall,
+                    tuning.target,
+                    tuning.ef
                 );
             }
         }

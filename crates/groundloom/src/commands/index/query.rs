@@ -44,7 +44,7 @@ pub fn run(command: &Query) -> Result<(), Failure> {
     let answer = index.search(&vector, &search).map_err(failure)?;
     let positions: Vec<_> = answer.hits.iter().map(|h| h.position).collect();
     if positions.is_empty() {
-        eprintln!("no row {}", if filter.is_some() { "matches the condition" } else { "has a vector" });
+        say!("no row {}", if filter.is_some() { "matches the condition" } else { "has a vector" });
         return Ok(());
     }
     if let Some(columns) = &command.columns {

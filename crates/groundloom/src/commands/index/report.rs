@@ -81,7 +81,7 @@ pub fn dedup(command: &arguments::Dedup) -> Result<(), Failure> {
         out.write_all(b"\n")?;
     }
     out.flush()?;
-    eprintln!("{} groups; {more} of {} rows are near-duplicates of one that is kept", groups.len(), index.rows());
+    say!("{} groups; {more} of {} rows are near-duplicates of one that is kept", groups.len(), index.rows());
     Ok(())
 }
 

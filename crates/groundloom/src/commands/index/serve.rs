@@ -73,7 +73,7 @@ pub async fn run(command: arguments::Serve, machine: Machine) -> Result<(), Fail
     };
     let server = Server::bind(SocketAddr::new(host, command.port), settings).await.map_err(failure)?;
     let url = format!("http://{}/", server.address());
-    eprintln!("serving {} at {url} (Ctrl-C stops it)", command.index.display());
+    say!("serving {} at {url} (Ctrl-C stops it)", command.index.display());
     writeln!(std::io::stdout().lock(), "{}", json!({ "url": url }))?;
     let stop = CancellationToken::new();
     watch_signals(stop.clone());

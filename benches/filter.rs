@@ -1,6 +1,6 @@
 //! Cost of the engine: Parquet → filter → Parquet as a pipeline, beside DataFusion alone on the same rows.
 //!
-//! `cargo bench -p groundloom-engine` (`ROWS=1000000` for a quick look). Rounds alternate; medians and their ratio are printed.
+//! `cargo bench --bench filter` (`ROWS=1000000` for a quick look). Rounds alternate; medians and their ratio are printed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
