@@ -462,6 +462,9 @@ impl<'a> Runner<'a> {
         });
         options.telemetry.watch(&resources.models);
         let context = session::context(session::runtime(options.memory_bytes, &spill)?, Some(resources));
+        if let Some(bytes) = options.memory_bytes {
+            session::leave_room_to_merge(&context, bytes);
+        }
         for node in &plan.graph.nodes {
             if let Work::Source { discovery: Discovery { reader: Reader::Parquet, shards, .. }, .. } = &node.work {
                 scan::register_stores(&context, &plan.graph.stores, shards)?;

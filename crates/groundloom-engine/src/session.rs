@@ -30,6 +30,13 @@ pub fn runtime(memory_bytes: Option<usize>, spill: &std::path::Path) -> Result<A
     builder.build_arc()
 }
 
+/// Under a memory limit sorts must give up rows while there is still room to merge them: where the keys are most of the row, merging takes as much again.
+pub fn leave_room_to_merge(context: &SessionContext, memory_bytes: usize) {
+    let state = context.state_ref();
+    let mut state = state.write();
+    state.config_mut().options_mut().execution.sort_spill_reservation_bytes = memory_bytes / 100 * 45;
+}
+
 /// A session in which one partition of a plan is exactly one shard: nothing is repartitioned, stolen or reordered.
 pub fn context(runtime: Arc<RuntimeEnv>, resources: Option<Arc<Resources>>) -> SessionContext {
     let mut config = SessionConfig::new()
