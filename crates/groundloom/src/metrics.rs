@@ -75,15 +75,53 @@ impl Collector for Meters {
         out.counter("tasks_done", "Tasks committed by this run", tasks_done)?;
         out.counter("rows_read", "Rows read from sources", rows_read)?;
         out.counter("rows_kept", "Good rows in committed parts", rows_kept)?;
-        out.counters("rows_quarantined", "Failed rows in committed tasks", "code", &quarantined, |(c, n)| (c, **n))?;
-        out.counters("stage_rows", "Rows a stage worked on", "stage", &stages, |s| (&s.stage, s.rows))?;
-        out.gauges("stage_windows_in_flight", "Windows under way", "stage", &stages, |s| (&s.stage, s.in_flight))?;
-        out.seconds("stage_busy", "Time of a stage's windows, added up", "stage", &stages, |s| (&s.stage, s.seconds))?;
-        out.gauges("model_batches_waiting", "Batches not answered yet", "model", &models, |m| (&m.model, m.waiting))?;
-        out.counters("model_items", "Items a model answered", "model", &models, |m| (&m.model, m.items))?;
-        out.counters("model_batches", "Batches a model computed", "model", &models, |m| (&m.model, m.batches))?;
-        out.seconds("model_busy", "Time a model computed", "model", &models, |m| (&m.model, m.busy_seconds))?;
-        out.seconds("model_wait", "Time batches waited for a model", "model", &models, |m| (&m.model, m.wait_seconds))
+        out.family(
+            ("rows_quarantined", "Failed rows in committed tasks", None),
+            MetricType::Counter,
+            "code",
+            &quarantined,
+            |(c, n)| (c, ConstCounter::new(**n)),
+        )?;
+        out.family(("stage_rows", "Rows a stage worked on", None), MetricType::Counter, "stage", &stages, |s| {
+            (&s.stage, ConstCounter::new(s.rows))
+        })?;
+        out.family(("stage_windows_in_flight", "Windows under way", None), MetricType::Gauge, "stage", &stages, |s| {
+            (&s.stage, ConstGauge::new(s.in_flight.cast_signed()))
+        })?;
+        out.family(
+            ("stage_busy", "Time of a stage's windows, added up", Some(&Unit::Seconds)),
+            MetricType::Counter,
+            "stage",
+            &stages,
+            |s| (&s.stage, ConstCounter::new(s.seconds)),
+        )?;
+        out.family(
+            ("model_batches_waiting", "Batches not answered yet", None),
+            MetricType::Gauge,
+            "model",
+            &models,
+            |m| (&m.model, ConstGauge::new(m.waiting.cast_signed())),
+        )?;
+        out.family(("model_items", "Items a model answered", None), MetricType::Counter, "model", &models, |m| {
+            (&m.model, ConstCounter::new(m.items))
+        })?;
+        out.family(("model_batches", "Batches a model computed", None), MetricType::Counter, "model", &models, |m| {
+            (&m.model, ConstCounter::new(m.batches))
+        })?;
+        out.family(
+            ("model_busy", "Time a model computed", Some(&Unit::Seconds)),
+            MetricType::Counter,
+            "model",
+            &models,
+            |m| (&m.model, ConstCounter::new(m.busy_seconds)),
+        )?;
+        out.family(
+            ("model_wait", "Time batches waited for a model", Some(&Unit::Seconds)),
+            MetricType::Counter,
+            "model",
+            &models,
+            |m| (&m.model, ConstCounter::new(m.wait_seconds)),
+        )
     }
 }
 
@@ -103,50 +141,19 @@ impl Output<'_, '_> {
         ConstGauge::new(value.cast_signed()).encode(encoder)
     }
 
-    fn counters<T>(
+    /// One metric per item, told apart by a label.
+    fn family<T, M: EncodeMetric>(
         &mut self,
-        name: &str,
-        help: &str,
+        (name, help, unit): (&str, &str, Option<&Unit>),
+        kind: MetricType,
         label: &str,
         items: impl IntoIterator<Item = T>,
-        read: impl Fn(&T) -> (&str, u64),
+        read: impl Fn(&T) -> (&str, M),
     ) -> Done {
-        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut encoder = self.0.encode_descriptor(name, help, unit, kind)?;
         for item in items {
-            let (value, n) = read(&item);
-            ConstCounter::new(n).encode(encoder.encode_family(&[(label, value)])?)?;
-        }
-        Ok(())
-    }
-
-    fn gauges<T>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        items: impl IntoIterator<Item = T>,
-        read: impl Fn(&T) -> (&str, u64),
-    ) -> Done {
-        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for item in items {
-            let (value, n) = read(&item);
-            ConstGauge::new(n.cast_signed()).encode(encoder.encode_family(&[(label, value)])?)?;
-        }
-        Ok(())
-    }
-
-    fn seconds<T>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        items: impl IntoIterator<Item = T>,
-        read: impl Fn(&T) -> (&str, f64),
-    ) -> Done {
-        let mut encoder = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Counter)?;
-        for item in items {
-            let (value, n) = read(&item);
-            ConstCounter::new(n).encode(encoder.encode_family(&[(label, value)])?)?;
+            let (value, metric) = read(&item);
+            metric.encode(encoder.encode_family(&[(label, value)])?)?;
         }
         Ok(())
     }
