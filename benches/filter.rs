@@ -122,7 +122,7 @@ sinks: {{ out: {{ type: parquet, path: '{0}/ours' }} }}",
     );
     let spec = groundloom_spec::parse(SourceFile::new("bench.yaml", text), &[], &|_| None).unwrap();
     let graph = graph::check(&spec, &Stores::new()).await.unwrap();
-    let plan = Plan::new(graph).unwrap();
+    let plan = Plan::new(graph, false).unwrap();
     let options = RunOptions {
         threads: std::thread::available_parallelism().unwrap(),
         memory_bytes: None,

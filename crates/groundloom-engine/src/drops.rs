@@ -20,6 +20,7 @@ use groundloom_formats::{PartWriter, Sink};
 
 use crate::{
     error::EngineError,
+    finalise::notes_sink,
     ledger::{Ledger, OpenPart, Part, PartKind},
     segment::Fingerprint,
 };
@@ -96,11 +97,11 @@ impl fmt::Debug for DropLog {
 
 impl DropLog {
     /// The log of a task whose stages tell these values; its file is made with the first row.
-    pub fn new(ledger: &Ledger, task: &Fingerprint, sink: &Arc<dyn Sink>, told: Vec<Told>) -> Self {
+    pub fn new(ledger: &Ledger, task: &Fingerprint, told: Vec<Told>) -> Self {
         Self {
             task: task.clone(),
             ledger: ledger.clone(),
-            sink: Arc::clone(sink),
+            sink: notes_sink(),
             schema: schema(&told),
             told,
             open: Mutex::new(None),

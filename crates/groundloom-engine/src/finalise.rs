@@ -14,7 +14,7 @@ use groundloom_data::funnel::StageCounts;
 use groundloom_formats::{
     Sink,
     card::{self, CardFacts},
-    parquet_sink::{self, ParquetSink},
+    parquet_sink::{self, Layout, ParquetCompression, ParquetSink},
     report::{self, ReportFacts},
     sink::Published as Made,
 };
@@ -43,19 +43,30 @@ const LAYOUT: u32 = 1;
 
 /// The sink that writes rows which stay inside a run (results between segments) or beside the data (quarantine): plain Parquet with every column.
 pub fn kept_sink() -> Arc<dyn Sink> {
-    Arc::new(ParquetSink {
+    Arc::new(own_sink(Layout::Data))
+}
+
+/// The sink that notes which rows were dropped.
+pub fn notes_sink() -> Arc<dyn Sink> {
+    Arc::new(own_sink(Layout::Notes))
+}
+
+fn own_sink(layout: Layout) -> ParquetSink {
+    ParquetSink {
         path: String::new(),
         form: None,
         columns: None,
-        compression: groundloom_formats::parquet_sink::ParquetCompression::Snappy,
+        compression: ParquetCompression::Snappy,
         file_bytes: 256 << 20,
-    })
+        layout,
+    }
 }
 
 /// Puts the files of a sink together and publishes them.
 ///
 /// # Errors
 /// When a part is damaged, the disk is full, or the target cannot be exchanged; the old generation is in place then.
+#[tracing::instrument(name = "publish", skip_all, fields(sink = %finished.plan.graph.nodes[sink_node].name))]
 pub fn publish(
     finished: &Finished<'_>,
     sink_node: NodeId,

@@ -180,7 +180,7 @@ fn file_stem(name: &str) -> String {
 }
 
 fn checking_session() -> SessionContext {
-    session::context(Arc::new(datafusion::execution::runtime_env::RuntimeEnv::default()), None)
+    session::context(Arc::new(datafusion::execution::runtime_env::RuntimeEnv::default()), None, false)
 }
 
 struct Checker {

@@ -9,7 +9,7 @@ use std::{
 use arrow::datatypes::{DataType, Schema, SchemaRef};
 use groundloom_formats::{
     FormatError, PartWriter, Sink,
-    parquet_sink::{ParquetCompression, ParquetSink},
+    parquet_sink::{Layout, ParquetCompression, ParquetSink},
     sink::Published,
 };
 use groundloom_index::{Coding, ColumnSettings, ColumnSpec, GraphSettings, IndexError, Metric, ModelIdentity, Writer};
@@ -96,6 +96,7 @@ impl IndexSink {
             columns: None,
             compression: ParquetCompression::Snappy,
             file_bytes: 1 << 30,
+            layout: Layout::Data,
         }
     }
 

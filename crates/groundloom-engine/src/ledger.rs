@@ -14,6 +14,7 @@ use std::{
 use groundloom_data::funnel::StageCounts;
 use groundloom_formats::FormatError;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{error::EngineError, segment::Fingerprint};
 
@@ -94,6 +95,9 @@ impl Entry {
     }
 }
 
+/// File of a ledger that says what its segment is.
+const IDENTITY: &str = "segment.json";
+
 /// The ledger of one segment.
 #[derive(Debug, Clone)]
 pub struct Ledger {
@@ -112,6 +116,34 @@ impl Ledger {
             fs::create_dir_all(&sub).map_err(|e| EngineError::io(&sub, e))?;
         }
         Ok(Self { folder })
+    }
+
+    /// Notes what the segment is, for [`Ledger::described`].
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn describe(&self, identity: &Value) -> Result<(), EngineError> {
+        let path = self.folder.join(IDENTITY);
+        if path.exists() {
+            return Ok(());
+        }
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        let written = fs::write(&temporary, identity.to_string()).and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(|e| EngineError::io(&path, e))
+    }
+
+    /// What the segments were whose ledgers are in the work folder, the newest first. What cannot be read is left out.
+    pub fn described(work: &Path) -> Vec<Value> {
+        let folders = fs::read_dir(work.join("segments")).into_iter().flatten().flatten();
+        let mut found: Vec<_> = folders
+            .filter_map(|folder| {
+                let path = folder.path().join(IDENTITY);
+                let changed = fs::metadata(&path).and_then(|m| m.modified()).ok()?;
+                Some((changed, serde_json::from_slice(&fs::read(&path).ok()?).ok()?))
+            })
+            .collect();
+        found.sort_by_key(|(changed, _)| std::cmp::Reverse(*changed));
+        found.into_iter().map(|(_, identity)| identity).collect()
     }
 
     /// Every entry that is whole, in no particular order; none where there is no ledger.

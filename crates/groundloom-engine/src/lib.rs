@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod catalogue;
+mod content_ids;
 pub mod contract;
 pub mod counters;
 pub mod diff;

@@ -231,7 +231,7 @@ pub fn tables(context: &SessionContext, query: &str) -> Result<Vec<String>, Refu
 /// The query does not fit the tables, or depends on the moment.
 pub async fn sql(query: &str, tables: &[(Arc<str>, LogicalPlan)]) -> Result<Query, Refusal> {
     let runtime = Arc::new(datafusion::execution::runtime_env::RuntimeEnv::default());
-    let outline = session::context(Arc::clone(&runtime), None);
+    let outline = session::context(Arc::clone(&runtime), None, false);
     for (name, plan) in tables {
         let schema = Arc::new(crate::nodes::stage::visible_schema(plan.schema().as_arrow()));
         outline.register_table(name.as_ref(), Arc::new(EmptyTable::new(schema)))?;
@@ -245,7 +245,7 @@ pub async fn sql(query: &str, tables: &[(Arc<str>, LogicalPlan)]) -> Result<Quer
     {
         return Ok(Query { plan: ordered(plan)?, row_wise: true });
     }
-    let context = session::context(runtime, None);
+    let context = session::context(runtime, None, false);
     for (name, plan) in tables {
         // A set stage reads finished inputs: whatever failed is in quarantine already.
         let columns = all_columns(plan).into_iter().filter(|e| !matches!(e, Expr::Column(c) if c.name == ERROR));

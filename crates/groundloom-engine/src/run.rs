@@ -24,6 +24,7 @@ use groundloom_llm::Clients;
 use groundloom_models::ModelPool;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     contract,
@@ -43,13 +44,13 @@ use crate::{
     retries::{self, Retries},
     row_ids,
     run_record::OpenRecord,
-    segment::{Base, Fingerprint, Segment, SegmentId, SegmentWork, Segments},
+    segment::{self, Base, Fingerprint, Segment, SegmentId, SegmentWork, Segments},
     session,
     task::{RowIds, RowsDone, Task},
     telemetry::Telemetry,
 };
 
-/// How a run works on this machine. None of it changes a byte of the output.
+/// How a run works on this machine. None of it changes a byte of the output, but that a memory limit changes the order in which queries leave rows that they do not order.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// Tasks at the same time, and threads of the models.
@@ -178,16 +179,21 @@ pub struct Plan {
     pub segments: Segments,
     /// The tasks of each segment.
     pub tasks: Vec<Vec<PlannedTask>>,
+    /// Whether queries are planned for a memory limit.
+    pub limited: bool,
 }
 
 impl Plan {
     /// Plans a checked pipeline. Which task depends on what is known from the inputs' listing alone, and on which of them had failed rows tried again.
     ///
+    /// `limited` says that set stages will work under a memory limit: queries are then planned from operators that spill, which leave rows in another order where the query asks
+    /// for none, so they are other tasks.
+    ///
     /// # Errors
     /// When a stage cannot say which model weights it uses, or the list of retries is damaged.
-    pub fn new(graph: Graph) -> Result<Self, EngineError> {
-        let segments =
-            Segments::cut(&graph).map_err(|e| EngineError::Execution(DataFusionError::Execution(e.to_string())))?;
+    pub fn new(graph: Graph, limited: bool) -> Result<Self, EngineError> {
+        let segments = Segments::cut(&graph, limited)
+            .map_err(|e| EngineError::Execution(DataFusionError::Execution(e.to_string())))?;
         let mut tasks: Vec<Vec<PlannedTask>> = Vec::with_capacity(segments.all.len());
         let target =
             graph.nodes.iter().find_map(|n| if let Work::Sink(sink) = &n.work { Some(sink.path()) } else { None });
@@ -227,7 +233,7 @@ impl Plan {
             };
             tasks.push(planned.into_iter().flat_map(|t| retries.expand(t)).collect());
         }
-        Ok(Self { graph, segments, tasks })
+        Ok(Self { graph, segments, tasks, limited })
     }
 
     /// The segments that end in a sink, with the sink's node.
@@ -273,21 +279,49 @@ impl Plan {
         self.sinks().map(|(_, _, sink)| Target::of(sink.path())).collect()
     }
 
-    /// How many tasks of each segment are committed already.
-    ///
-    /// # Errors
-    /// When the work folder cannot be read.
-    pub fn committed(&self, work: &Path) -> Result<Vec<usize>, EngineError> {
-        let mut counts = Vec::with_capacity(self.tasks.len());
-        for (segment, tasks) in self.segments.all.iter().zip(&self.tasks) {
+    /// How many tasks of each segment are committed already, and why the others are to be done.
+    pub fn reuse(&self, work: &Path) -> Vec<Reuse> {
+        let known = Ledger::described(work);
+        let of_segment = |(segment, tasks): (&Segment, &Vec<PlannedTask>)| {
             let ledger = Ledger::existing(work, &segment.fingerprint);
-            let mut count = 0;
-            for task in tasks {
-                count += usize::from(ledger.peek(&task.task).is_some());
-            }
-            counts.push(count);
-        }
-        Ok(counts)
+            let missing: Vec<&PlannedTask> = tasks.iter().filter(|t| ledger.peek(&t.task).is_none()).collect();
+            let before = known.iter().find(|k| k["node"] == segment.identity["node"] && **k != segment.identity);
+            let why = match (missing.is_empty(), known.contains(&segment.identity), before) {
+                (true, ..) => Vec::new(),
+                (false, true, _) => not_done(&missing, tasks.len()),
+                (false, false, Some(before)) => segment::changes(before, &segment.identity),
+                (false, false, None) if known.is_empty() => Vec::new(),
+                (false, false, None) => vec!["it is new in this pipeline".to_owned()],
+            };
+            Reuse { committed: tasks.len() - missing.len(), why }
+        };
+        self.segments.all.iter().zip(&self.tasks).map(of_segment).collect()
+    }
+}
+
+/// What a plan finds of a segment's work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reuse {
+    /// Tasks that are committed.
+    pub committed: usize,
+    /// Why the others are not; nothing where the pipeline was never run.
+    pub why: Vec<String>,
+}
+
+/// Why tasks of a segment that is as it was are to be done.
+fn not_done(missing: &[&PlannedTask], all: usize) -> Vec<String> {
+    let mut files: Vec<&str> = missing
+        .iter()
+        .filter_map(|t| if let TaskInput::Shard(shard) = &t.input { shard.files.first() } else { None })
+        .map(|f| f.path.as_str())
+        .collect();
+    files.dedup();
+    let shown = files.iter().take(3).map(|f| format!("`{f}`")).collect::<Vec<_>>().join(", ");
+    let more = if files.len() > 3 { format!(" and {} more", files.len() - 3) } else { String::new() };
+    match (files.is_empty(), missing.len() == all) {
+        (false, false) => vec![format!("new or changed input, or not reached yet: from {shown}{more}")],
+        (false, true) => vec!["not reached yet, or all of the input changed".to_owned()],
+        (true, _) => vec!["what it reads is made anew, or it was not reached yet".to_owned()],
     }
 }
 
@@ -330,6 +364,7 @@ pub(crate) fn shard_identity(shard: &Shard) -> Value {
 ///
 /// # Errors
 /// What ends the run; all that was committed stays, and running the same plan again goes on from there.
+#[tracing::instrument(name = "run", skip_all, fields(pipeline = %plan.graph.name))]
 pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Result<Summary, EngineError> {
     let started = Instant::now();
     let targets = plan.targets()?;
@@ -461,10 +496,7 @@ impl<'a> Runner<'a> {
             telemetry: Arc::clone(&options.telemetry),
         });
         options.telemetry.watch(&resources.models);
-        let context = session::context(session::runtime(options.memory_bytes, &spill)?, Some(resources));
-        if let Some(bytes) = options.memory_bytes {
-            session::leave_room_to_merge(&context, bytes);
-        }
+        let context = session::context(session::runtime(options.memory_bytes, &spill)?, Some(resources), plan.limited);
         for node in &plan.graph.nodes {
             if let Work::Source { discovery: Discovery { reader: Reader::Parquet, shards, .. }, .. } = &node.work {
                 scan::register_stores(&context, &plan.graph.stores, shards)?;
@@ -472,6 +504,9 @@ impl<'a> Runner<'a> {
         }
         let ledgers =
             plan.segments.all.iter().map(|s| Ledger::open(&work, &s.fingerprint)).collect::<Result<Vec<_>, _>>()?;
+        for (ledger, segment) in ledgers.iter().zip(&plan.segments.all) {
+            ledger.describe(&segment.identity)?;
+        }
         Ok(Self {
             plan,
             options,
@@ -507,6 +542,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Does what is left of a segment; its entries in shard order.
+    #[tracing::instrument(name = "segment", skip_all, fields(node = %self.plan.graph.nodes[self.plan.segments.all[id].node].name))]
     async fn segment(&mut self, id: SegmentId, mut entries: Vec<Option<Entry>>) -> Result<Vec<Entry>, EngineError> {
         let segment = &self.plan.segments.all[id];
         let mut missing: Vec<usize> = (0..entries.len()).filter(|i| entries[*i].is_none()).collect();
@@ -529,7 +565,7 @@ impl<'a> Runner<'a> {
                     let ledger = self.ledgers[id].clone();
                     let observer = Arc::clone(&self.observer);
                     let done: RowsDone = Arc::new(move |rows| observer(Event::Rows { rows }));
-                    let work = tokio::spawn(async move { task.run(&ledger, &done).await });
+                    let work = tokio::spawn(async move { task.run(&ledger, &done).await }.in_current_span());
                     running.push(async move { (index, bytes, AbortOnDrop(work).await) });
                 }
                 let finished = tokio::select! {
@@ -889,6 +925,7 @@ impl<'a> Runner<'a> {
             task: planned.task.clone(),
             plan,
             session: Arc::new(self.context.state()),
+            memory_bytes: self.options.memory_bytes,
             rows_in,
             sources: self.sources(id).into(),
             row_ids,

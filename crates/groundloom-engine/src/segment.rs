@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Changes whenever the engine would write other bytes for the same pipeline, or lays out its work folder differently.
-const ENGINE_VERSION: u32 = 2;
+const ENGINE_VERSION: u32 = 3;
 
 /// What decides the bytes of a segment or a task: 32 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -81,6 +81,8 @@ pub struct Segment {
     pub work: SegmentWork,
     /// Decides its bytes, together with a shard.
     pub fingerprint: Fingerprint,
+    /// What the fingerprint is of.
+    pub identity: Value,
     /// Rows after which nobody needs more, where all readers are `limit`s.
     pub enough: Option<u64>,
 }
@@ -93,12 +95,12 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Cuts the graph.
+    /// Cuts the graph; `limited` = for a run under a memory limit.
     ///
     /// # Errors
     /// When a stage cannot say which model weights it uses.
-    pub fn cut(graph: &Graph) -> Result<Self, StageError> {
-        let mut cut = Cut { graph, all: Vec::new(), of_node: vec![None; graph.nodes.len()] };
+    pub fn cut(graph: &Graph, limited: bool) -> Result<Self, StageError> {
+        let mut cut = Cut { graph, limited, all: Vec::new(), of_node: vec![None; graph.nodes.len()] };
         for id in 0..graph.nodes.len() {
             cut.node(id)?;
         }
@@ -135,6 +137,7 @@ impl Segments {
 
 struct Cut<'a> {
     graph: &'a Graph,
+    limited: bool,
     all: Vec<Segment>,
     /// The segment that leaves a node's rows, for nodes whose rows are kept.
     of_node: Vec<Option<SegmentId>>,
@@ -155,7 +158,8 @@ impl Cut<'_> {
         } else {
             return Ok(());
         };
-        let fingerprint = self.fingerprint(id, &work)?;
+        let identity = self.identity(id, &work)?;
+        let fingerprint = Fingerprint::of(&identity);
         let limits = node.readers.iter().map(|r| match &self.graph.nodes[*r].work {
             Work::Limit(limit) => Some(limit.rows),
             _ => None,
@@ -165,7 +169,7 @@ impl Cut<'_> {
         } else {
             limits.collect::<Option<Vec<u64>>>().and_then(|l| l.into_iter().max())
         };
-        self.all.push(Segment { node: id, work, fingerprint, enough });
+        self.all.push(Segment { node: id, work, fingerprint, identity, enough });
         self.of_node[id] = Some(self.all.len() - 1);
         Ok(())
     }
@@ -206,7 +210,7 @@ impl Cut<'_> {
         }
     }
 
-    fn fingerprint(&self, id: NodeId, work: &SegmentWork) -> Result<Fingerprint, StageError> {
+    fn identity(&self, id: NodeId, work: &SegmentWork) -> Result<Value, StageError> {
         let (bases, nodes): (Vec<Base>, Vec<NodeId>) = match work {
             SegmentWork::Rows { base, chain, sink } => (vec![*base], chain.iter().copied().chain(*sink).collect()),
             SegmentWork::Set { node, inputs } => (inputs.clone(), vec![*node]),
@@ -234,14 +238,96 @@ impl Cut<'_> {
             }
             stages.push(stage);
         }
-        Ok(Fingerprint::of(&json!({
+        let mut identity = json!({
             "engine": ENGINE_VERSION,
             "node": self.graph.nodes[id].name,
             "bases": bases,
             "stages": stages,
             "kernels": runs_models.then(kernel_class),
-        })))
+        });
+        // Under a limit other operators do a query's work, and leave its rows in another order.
+        if self.limited && matches!((work, &self.graph.nodes[id].work), (SegmentWork::Set { .. }, Work::Sql { .. })) {
+            identity["limited"] = json!(true);
+        }
+        Ok(identity)
     }
+}
+
+/// What became different between two identities of segments that end in the same node, in words.
+pub fn changes(before: &Value, now: &Value) -> Vec<String> {
+    let mut told = Vec::new();
+    if before["engine"] != now["engine"] {
+        told.push("another version of Groundloom lays out its work otherwise".to_owned());
+    }
+    if before["kernels"] != now["kernels"] && before["kernels"].is_string() && now["kernels"].is_string() {
+        told.push(format!("the models ran on {}, and this processor is {}", before["kernels"], now["kernels"]));
+    }
+    if before["limited"] != now["limited"] {
+        let (had, has) = if now["limited"] == true { ("no", "a") } else { ("a", "no") };
+        told.push(format!("it was planned for {had} memory limit, and there is {has} --memory now"));
+    }
+    let list = |of: &Value, key: &str| of[key].as_array().cloned().unwrap_or_default();
+    let (stages, old_stages) = (list(now, "stages"), list(before, "stages"));
+    let named = |stages: &[Value], name: &Value| stages.iter().find(|s| s["name"] == *name).cloned();
+    for stage in &stages {
+        let name = stage["name"].as_str().unwrap_or_default();
+        match named(&old_stages, &stage["name"]) {
+            None => told.push(format!("`{name}` is new here")),
+            Some(old) if old["kind"] != stage["kind"] => told.push(format!("`{name}` was of the type {}", old["kind"])),
+            Some(old) => {
+                told.extend(config_changes(name, &old["config"], &stage["config"]));
+                if old["version"] != stage["version"] || old["window"] != stage["window"] {
+                    told.push(format!("`{name}` works otherwise in this version of Groundloom"));
+                }
+                if old["models"] != stage["models"] {
+                    told.push(format!("the weights of `{name}` are others"));
+                }
+            }
+        }
+    }
+    for old in old_stages.iter().filter(|old| named(&stages, &old["name"]).is_none()) {
+        told.push(format!("`{}` is gone", old["name"].as_str().unwrap_or_default()));
+    }
+    let order = |stages: &[Value]| stages.iter().map(|s| s["name"].clone()).collect::<Vec<_>>();
+    if told.is_empty() && order(&stages) != order(&old_stages) {
+        told.push("the stages stand in another order".to_owned());
+    }
+    let (bases, old_bases) = (list(now, "bases"), list(before, "bases"));
+    for (i, base) in bases.iter().enumerate() {
+        match (base.as_object(), old_bases.get(i)) {
+            (Some(source), Some(old)) if old.is_object() => {
+                let name = source["source"].as_str().unwrap_or_default();
+                told.extend(config_changes(name, &old["config"], &base["config"]));
+                if old["columns"] != base["columns"] {
+                    told.push(format!("the source `{name}` has other columns"));
+                }
+            }
+            (None, Some(old)) if old == base => {}
+            _ => told.push("what it reads is made anew".to_owned()),
+        }
+    }
+    if told.is_empty() {
+        told.push("what it reads is made anew".to_owned());
+    }
+    told.dedup();
+    told
+}
+
+/// `key` of `name` was this and is that.
+fn config_changes(name: &str, before: &Value, now: &Value) -> Vec<String> {
+    let (Some(old), Some(new)) = (before.as_object(), now.as_object()) else { return Vec::new() };
+    let shown = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => "not set".to_owned(),
+        Some(value) => {
+            let text = value.to_string();
+            if text.chars().count() > 60 { format!("{}…", text.chars().take(60).collect::<String>()) } else { text }
+        }
+    };
+    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let differ = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
+    differ.map(|key| format!("`{key}` of `{name}` was {}, is {}", shown(old.get(key)), shown(new.get(key)))).collect()
 }
 
 /// The vector extensions that decide the last bits of f32 sums on this machine: finer than the detector's own kernels need, as candle's matrix products sum in another order with AVX-512 than with AVX2.
@@ -257,4 +343,34 @@ pub fn kernel_class() -> String {
     #[cfg(not(target_arch = "x86_64"))]
     let extension = "base";
     format!("{}-{extension}", std::env::consts::ARCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_told_by_their_names() {
+        let segment =
+            |stages: Value| json!({ "engine": 3, "node": "out", "bases": ["aa"], "stages": stages, "kernels": null });
+        let stage = |name: &str, config: Value| json!({ "name": name, "kind": "filter", "config": config });
+        let before = segment(json!([stage("long", json!({ "where": "n > 3" })), stage("gone", json!({}))]));
+        let now =
+            segment(json!([stage("long", json!({ "where": "n > 4", "reason": "short" })), stage("new", json!({}))]));
+        assert_eq!(
+            changes(&before, &now),
+            [
+                "`reason` of `long` was not set, is \"short\"",
+                "`where` of `long` was \"n > 3\", is \"n > 4\"",
+                "`new` is new here",
+                "`gone` is gone",
+            ]
+        );
+        let mut base = before.clone();
+        base["bases"] = json!(["bb"]);
+        assert_eq!(changes(&before, &base), ["what it reads is made anew"]);
+        let mut limited = before.clone();
+        limited["limited"] = json!(true);
+        assert_eq!(changes(&before, &limited), ["it was planned for no memory limit, and there is a --memory now"]);
+    }
 }

@@ -10,10 +10,11 @@ use datafusion::{
         memory_pool::FairSpillPool,
         runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
+    physical_plan::{ExecutionPlan, sorts::sort::SortExec},
     prelude::SessionConfig,
 };
 
-use crate::nodes::{EngineQueryPlanner, stage::Resources};
+use crate::nodes::{EngineQueryPlanner, rules, stage::Resources};
 
 /// Rows in a batch of DataFusion's own operators; part of what decides windows of rows, so it never changes with the machine.
 pub const BATCH_ROWS: usize = 8192;
@@ -30,15 +31,17 @@ pub fn runtime(memory_bytes: Option<usize>, spill: &std::path::Path) -> Result<A
     builder.build_arc()
 }
 
-/// Under a memory limit sorts must give up rows while there is still room to merge them: where the keys are most of the row, merging takes as much again.
-pub fn leave_room_to_merge(context: &SessionContext, memory_bytes: usize) {
-    let state = context.state_ref();
-    let mut state = state.write();
-    state.config_mut().options_mut().execution.sort_spill_reservation_bytes = memory_bytes / 100 * 45;
+/// Under a memory limit sorts must give up rows while there is still room to merge them: where the keys are most of the row, merging takes as much again. All sorts of `plan` may
+/// be under way at once.
+pub fn leave_room_to_merge(config: &mut SessionConfig, plan: &Arc<dyn ExecutionPlan>, memory_bytes: usize) {
+    fn sorts(plan: &Arc<dyn ExecutionPlan>) -> usize {
+        usize::from(plan.is::<SortExec>()) + plan.children().into_iter().map(sorts).sum::<usize>()
+    }
+    config.options_mut().execution.sort_spill_reservation_bytes = memory_bytes / 100 * 45 / sorts(plan).max(1);
 }
 
-/// A session in which one partition of a plan is exactly one shard: nothing is repartitioned, stolen or reordered.
-pub fn context(runtime: Arc<RuntimeEnv>, resources: Option<Arc<Resources>>) -> SessionContext {
+/// A session in which one partition of a plan is exactly one shard: nothing is repartitioned, stolen or reordered; `limited` = set stages work under a memory limit.
+pub fn context(runtime: Arc<RuntimeEnv>, resources: Option<Arc<Resources>>, limited: bool) -> SessionContext {
     let mut config = SessionConfig::new()
         .with_batch_size(BATCH_ROWS)
         // One partition also where DataFusion would use more: only then do sums, groups and joins come out in one order.
@@ -46,9 +49,7 @@ pub fn context(runtime: Arc<RuntimeEnv>, resources: Option<Arc<Resources>>) -> S
         .with_round_robin_repartition(false)
         .with_repartition_file_scans(false)
         .set_bool("datafusion.execution.enable_file_stream_work_stealing", false)
-        .set_bool("datafusion.sql_parser.enable_ident_normalization", false)
-        // A hash join's build side cannot spill.
-        .set_bool("datafusion.optimizer.prefer_hash_join", false);
+        .set_bool("datafusion.sql_parser.enable_ident_normalization", false);
     if let Some(resources) = resources {
         config = config.with_extension(resources);
     }
@@ -56,6 +57,7 @@ pub fn context(runtime: Arc<RuntimeEnv>, resources: Option<Arc<Resources>>) -> S
         .with_config(config)
         .with_runtime_env(runtime)
         .with_default_features()
+        .with_physical_optimizer_rules(rules::rules(limited))
         .with_query_planner(Arc::new(EngineQueryPlanner))
         .build();
     SessionContext::new_with_state(state)

@@ -1,13 +1,12 @@
 //! One task: a plan over one shard, its rows parted into good, failed and rejected ones, written and committed together.
 
-use std::{collections::HashMap, fs::File, sync::Arc};
+use std::{fs::File, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, StringArray, StringBuilder},
+    array::{Array, ArrayRef, AsArray, BooleanArray, StringArray},
     compute::{filter_record_batch, is_null, not},
-    datatypes::{DataType, Field, FieldRef, Schema, SchemaRef},
+    datatypes::{DataType, Field, FieldRef, Schema},
     record_batch::RecordBatch,
-    row::{RowConverter, SortField},
 };
 use datafusion::{
     execution::{SessionState, TaskContext},
@@ -17,12 +16,12 @@ use futures::StreamExt;
 use groundloom_data::{
     columns::{ERROR, ROW_ID},
     funnel::StageCounts,
-    row_id::RowId,
 };
 use groundloom_formats::{PartWriter, Sink};
-use xxhash_rust::xxh3::xxh3_128;
+use tracing::field::Empty;
 
 use crate::{
+    content_ids::ContentIds,
     drops::{DropLog, Told},
     error::EngineError,
     ledger::{Again, Entry, Ledger, OpenPart, PartKind},
@@ -33,6 +32,7 @@ use crate::{
         stage::StageExec,
     },
     segment::Fingerprint,
+    session,
 };
 
 /// Where a task's rows get their ids.
@@ -53,6 +53,8 @@ pub struct Task {
     pub plan: Arc<dyn ExecutionPlan>,
     /// The session it runs in.
     pub session: Arc<SessionState>,
+    /// Memory before sorts spill, where it is limited.
+    pub memory_bytes: Option<usize>,
     /// Rows of the shard, where known without reading.
     pub rows_in: Option<u64>,
     /// Names of the sources behind the segment, for quarantine rows.
@@ -81,8 +83,13 @@ impl Task {
     ///
     /// # Errors
     /// What ends the run; nothing is committed then and no part file stays.
+    #[tracing::instrument(
+        name = "task",
+        skip_all,
+        fields(task = %self.task, rows_in = Empty, rows_kept = Empty, rows_quarantined = Empty, rows_dropped = Empty)
+    )]
     pub async fn run(&self, ledger: &Ledger, done: &RowsDone) -> Result<Entry, EngineError> {
-        let drops = Arc::new(DropLog::new(ledger, &self.task, &self.aside, told(&self.plan)));
+        let drops = Arc::new(DropLog::new(ledger, &self.task, told(&self.plan)));
         let mut rows = execute_stream(Arc::clone(&self.plan), self.context(&drops))?;
         let mut ids = match self.row_ids {
             RowIds::Carried => None,
@@ -123,6 +130,11 @@ impl Task {
         let (rows_in, counts) = counts(&self.plan, self.rows_in, written, self.again.as_ref());
         let (files, again) = (self.files.clone(), self.again.clone());
         let entry = Entry { task: self.task.clone(), rows_in, parts, counts, files, again };
+        let span = tracing::Span::current();
+        span.record("rows_in", entry.rows_in);
+        span.record("rows_kept", entry.rows(PartKind::Data));
+        span.record("rows_quarantined", entry.rows(PartKind::Quarantine));
+        span.record("rows_dropped", entry.rows(PartKind::Dropped));
         let ledger = ledger.clone();
         tokio::task::spawn_blocking(move || ledger.commit(entry, open))
             .await
@@ -131,7 +143,10 @@ impl Task {
 
     /// The session with the log to which operators tell what they drop.
     fn context(&self, drops: &Arc<DropLog>) -> Arc<TaskContext> {
-        let config = self.session.config().clone().with_extension(Arc::clone(drops));
+        let mut config = self.session.config().clone().with_extension(Arc::clone(drops));
+        if let Some(bytes) = self.memory_bytes {
+            session::leave_room_to_merge(&mut config, &self.plan, bytes);
+        }
         Arc::new(TaskContext::from(self.session.as_ref()).with_session_config(config))
     }
 }
@@ -294,58 +309,4 @@ fn counts(
         before = stage.rows_out;
     }
     (read, chain)
-}
-
-/// Gives ids to the rows of a set stage.
-#[derive(Default)]
-struct ContentIds {
-    converter: Option<RowConverter>,
-    seen: HashMap<u128, u64>,
-}
-
-impl ContentIds {
-    fn give(&mut self, batch: &RecordBatch) -> Result<RecordBatch, EngineError> {
-        let internal = |e: arrow::error::ArrowError| EngineError::Internal(e.to_string());
-        let selected = batch.schema().index_of(ROW_ID).ok();
-        let mut ids = StringBuilder::new();
-        let mut id = |hash: u128, chosen: Option<&str>| {
-            let again = self.seen.entry(hash).or_default();
-            match (chosen, *again) {
-                (Some(chosen), 0) => ids.append_value(chosen),
-                (None, 0) => ids.append_value(format!("{hash:032x}")),
-                (_, again) => ids.append_value(RowId::from_key(&format!("{hash:032x}#{again}")).to_string()),
-            }
-            *again += 1;
-        };
-        if let Some(index) = selected {
-            let column = arrow::compute::cast(batch.column(index), &DataType::Utf8).map_err(internal)?;
-            let column = column.as_string::<i32>();
-            for row in 0..batch.num_rows() {
-                let text = if column.is_valid(row) { column.value(row) } else { "" };
-                id(xxh3_128(text.as_bytes()), Some(text).filter(|t| !t.is_empty()));
-            }
-        } else {
-            let converter = match &mut self.converter {
-                Some(converter) => converter,
-                none => {
-                    let fields =
-                        batch.schema().fields().iter().map(|f| SortField::new(f.data_type().clone())).collect();
-                    none.insert(RowConverter::new(fields).map_err(internal)?)
-                }
-            };
-            for row in &converter.convert_columns(batch.columns()).map_err(internal)? {
-                id(xxh3_128(row.as_ref()), None);
-            }
-        }
-        let mut fields: Vec<FieldRef> = vec![Arc::new(Field::new(ROW_ID, DataType::Utf8, false))];
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(ids.finish())];
-        for (i, field) in batch.schema().fields().iter().enumerate() {
-            if Some(i) != selected {
-                fields.push(Arc::clone(field));
-                columns.push(Arc::clone(batch.column(i)));
-            }
-        }
-        let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, batch.schema().metadata().clone()));
-        RecordBatch::try_new(schema, columns).map_err(internal)
-    }
 }

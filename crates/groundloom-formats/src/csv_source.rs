@@ -91,7 +91,7 @@ impl Source for CsvSource {
         let mut entries = stores.list(&self.path, &EXTENSIONS).await?;
         let first = entries.first().map(|e| e.location.clone()).unwrap_or_default();
         entries.retain(|e| e.size > 0);
-        let shards = entries.iter().map(|entry| shard(vec![whole_file(entry)], None)).collect();
+        let shards = entries.iter().map(|entry| shard(vec![whole_file(entry.clone())], None)).collect();
         let (sampled, stated) = (stores.clone(), column_types::parse_all("types", &self.types)?);
         let schema = blocking(move || infer(&sampled, &entries, &first, form, &stated)).await?;
         let key = self.key.as_deref().map(|k| find_key(&schema, k)).transpose()?;
@@ -136,7 +136,7 @@ fn infer(
     let files = entries.len().min(SAMPLE_FILES);
     for i in 0..files {
         let entry = &entries[i * entries.len() / files];
-        let mut records = Records::open(stores, &whole_file(entry), form)?;
+        let mut records = Records::open(stores, &whole_file(entry.clone()), form)?;
         let Some(names) = records.names(form)? else { continue };
         let (_, _, types) = match &mut found {
             Some(first) => {

@@ -74,7 +74,9 @@ const LARGEST_FILE: u64 = 256 << 20;
 impl Source for ImageFolder {
     async fn discover(&self, stores: &Stores, options: &DiscoverOptions) -> Result<Discovery, FormatError> {
         let entries = stores.list_folder(&self.path, self.recursive).await?;
-        let pictures: Vec<&Entry> = entries.iter().filter(|e| has_extension(&e.path, &self.extensions)).collect();
+        // Of a hundred million pictures no second list is held.
+        let (pictures, others): (Vec<Entry>, Vec<Entry>) =
+            entries.into_iter().partition(|e| has_extension(&e.path, &self.extensions));
         if pictures.is_empty() {
             let message =
                 format!("no picture in `{}`: expected files that end in .{}", self.path, self.extensions.join(", ."));
@@ -83,7 +85,7 @@ impl Source for ImageFolder {
         let (words, files) = match &self.metadata {
             Some(name) => {
                 let name = name.trim_start_matches("./");
-                let Some(entry) = entries.iter().find(|e| e.path == name).cloned() else {
+                let Some(entry) = others.iter().chain(&pictures).find(|e| e.path == name).cloned() else {
                     let message = format!(
                         "there is no `{name}` in `{}`; without `metadata` captions come from text files beside the pictures",
                         self.path
@@ -92,10 +94,10 @@ impl Source for ImageFolder {
                 };
                 let stores = stores.clone();
                 let (metadata, index) = blocking(move || Metadata::read(&stores, &entry)).await?;
-                let files = described(&pictures, &metadata, index);
+                let files = described(pictures, &metadata, index);
                 (Words::Metadata(Arc::new(metadata)), files)
             }
-            None => sidecars(&pictures, &entries),
+            None => sidecars(pictures, &others),
         };
         let schema = self.schema(&words)?;
         let reader = FolderReader { stores: stores.clone(), schema: Arc::clone(&schema), words };
@@ -136,11 +138,11 @@ fn stem(path: &str) -> &str {
 }
 
 /// The pictures, and whether there is a text file beside any. `ShardFile::metadata` is then all of that text file.
-fn sidecars(pictures: &[&Entry], entries: &[Entry]) -> (Words, Vec<ShardFile>) {
+fn sidecars(pictures: Vec<Entry>, others: &[Entry]) -> (Words, Vec<ShardFile>) {
     let texts: HashMap<&str, &Entry> =
-        entries.iter().filter(|e| e.path.ends_with(".txt")).map(|e| (stem(&e.path), e)).collect();
+        others.iter().filter(|e| e.path.ends_with(".txt")).map(|e| (stem(&e.path), e)).collect();
     let mut any = false;
-    let files = pictures.iter().map(|picture| {
+    let files = pictures.into_iter().map(|picture| {
         let text = texts.get(stem(&picture.path));
         any |= text.is_some();
         let mut file = whole_file(picture);
@@ -156,7 +158,7 @@ fn sidecars(pictures: &[&Entry], entries: &[Entry]) -> (Words, Vec<ShardFile>) {
 
 /// The pictures with their metadata rows, in the order of their paths, and in the same order the rows that have no picture of their own: parts of the metadata file,
 /// of which [`row_fault`] tells what is wrong with them.
-fn described(pictures: &[&Entry], metadata: &Metadata, mut index: RowIndex) -> Vec<ShardFile> {
+fn described(pictures: Vec<Entry>, metadata: &Metadata, mut index: RowIndex) -> Vec<ShardFile> {
     let orphan = |name: &str, place: &RowPlace, first: Option<&RowPlace>| ShardFile {
         location: metadata.location.clone(),
         path: name.to_owned(),
@@ -170,7 +172,7 @@ fn described(pictures: &[&Entry], metadata: &Metadata, mut index: RowIndex) -> V
     files.extend(index.nameless.iter().map(|place| orphan("", place, None)));
     for picture in pictures {
         let mut file = whole_file(picture);
-        if let Some(place) = index.rows.remove(&picture.path) {
+        if let Some(place) = index.rows.remove(&file.path) {
             file.version = format!("{}-{:016x}", file.version, place.hash);
             file.metadata = Some(place.range);
         }

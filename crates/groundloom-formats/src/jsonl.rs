@@ -103,7 +103,7 @@ impl Source for JsonlSource {
 pub(crate) fn cut(entries: &[Entry], options: &DiscoverOptions) -> Vec<Shard> {
     let (mut shards, mut run) = (Vec::new(), Vec::new());
     for entry in entries.iter().filter(|e| e.size > 0) {
-        let file = shards::whole_file(entry);
+        let file = shards::whole_file(entry.clone());
         if entry.size <= options.shard_bytes || Compression::of_path(&entry.path) != Compression::None {
             run.push(file);
             continue;

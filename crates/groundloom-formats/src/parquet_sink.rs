@@ -66,6 +66,20 @@ pub struct ParquetSink {
     #[serde(default = "default_file_bytes")]
     #[schemars(range(min = 1))]
     pub file_bytes: u64,
+    /// How columns are laid out; a pipeline file has no say in it.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub layout: Layout,
+}
+
+/// How columns are laid out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// For readers of data: dictionaries, statistics.
+    #[default]
+    Data,
+    /// For notes of many rows that are written fast and read rarely, by row id: everything is delta-coded against its neighbours, and only row ids have statistics.
+    Notes,
 }
 
 /// How Parquet pages are compressed.
@@ -108,6 +122,18 @@ impl ParquetSink {
             .set_compression(codec)
             .set_column_dictionary_enabled(row_id.clone(), false)
             .set_column_encoding(row_id, Encoding::DELTA_BYTE_ARRAY);
+        let texts_and_numbers = schema.fields().iter().filter(|f| self.layout == Layout::Notes && f.name() != ROW_ID);
+        for field in texts_and_numbers {
+            let column = ColumnPath::new(vec![field.name().clone()]);
+            properties = properties
+                .set_column_dictionary_enabled(column.clone(), false)
+                .set_column_statistics_enabled(column.clone(), EnabledStatistics::None);
+            properties = match field.data_type() {
+                DataType::Utf8 => properties.set_column_encoding(column, Encoding::DELTA_BYTE_ARRAY),
+                t if t.is_integer() => properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED),
+                _ => properties,
+            };
+        }
         for field in schema.fields() {
             properties = store_media_plainly(properties, field, vec![field.name().clone()]);
         }

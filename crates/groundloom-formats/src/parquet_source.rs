@@ -161,7 +161,7 @@ fn cut(entry: &Entry, metadata: &ParquetMetaData, bytes: u64) -> Result<Vec<Shar
         rows += u64::try_from(group.num_rows()).unwrap_or(0);
         size += u64::try_from(group.compressed_size()).unwrap_or(0);
         if size >= bytes || i + 1 == groups.len() {
-            let file = ShardFile { range: Some(starts[first]..starts[i + 1]), ..whole_file(entry) };
+            let file = ShardFile { range: Some(starts[first]..starts[i + 1]), ..whole_file(entry.clone()) };
             shards.push(shard(vec![file], Some(rows)));
             (first, rows, size) = (i + 1, 0, 0);
         }

@@ -26,15 +26,9 @@ pub(crate) fn shard(files: Vec<ShardFile>, rows: Option<u64>) -> Shard {
 }
 
 /// A whole file.
-pub(crate) fn whole_file(entry: &Entry) -> ShardFile {
-    ShardFile {
-        location: entry.location.clone(),
-        path: entry.path.clone(),
-        size: entry.size,
-        range: None,
-        version: entry.version.clone(),
-        metadata: None,
-    }
+pub(crate) fn whole_file(entry: Entry) -> ShardFile {
+    let Entry { location, path, size, version } = entry;
+    ShardFile { location, path, size, range: None, version, metadata: None }
 }
 
 /// Runs of whole files, in order.

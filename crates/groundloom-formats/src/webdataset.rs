@@ -126,7 +126,7 @@ fn key_and_part(name: &str) -> Option<(&str, Part)> {
 impl Source for WebDatasetSource {
     async fn discover(&self, stores: &Stores, _options: &DiscoverOptions) -> Result<Discovery, FormatError> {
         let entries = stores.list(&self.path, &EXTENSIONS).await?;
-        let shards = entries.iter().map(|entry| shard(vec![whole_file(entry)], None)).collect();
+        let shards = entries.iter().map(|entry| shard(vec![whole_file(entry.clone())], None)).collect();
         let sampled = stores.clone();
         let columns = blocking(move || Columns::infer(&sampled, &entries)).await?;
         let schema = Arc::clone(&columns.schema);
@@ -150,7 +150,7 @@ impl Columns {
             if archives == SAMPLE_ARCHIVES {
                 break;
             }
-            let mut samples = Samples::open(stores, &whole_file(entry), vec![Part::Json])?;
+            let mut samples = Samples::open(stores, &whole_file(entry.clone()), vec![Part::Json])?;
             let mut rows = 0;
             while rows < SAMPLE_ROWS && (rows == 0 || samples.tar.offset() < SAMPLE_BYTES) {
                 let Some(sample) = samples.next()? else { break };

@@ -17,10 +17,13 @@ mod commands;
 mod failure;
 mod metrics;
 mod progress;
+#[cfg(feature = "otel")]
+mod traces;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     arguments::{Arguments, Command, LogFormat},
@@ -29,7 +32,6 @@ use crate::{
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_log(arguments.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(arguments.threads.get())
         // Parsing and planning recurse deeper than the default stack likes.
@@ -38,7 +40,17 @@ fn main() -> ExitCode {
         .build();
     let outcome = match runtime {
         Ok(runtime) => {
+            #[cfg(feature = "otel")]
+            let traces = traces::start(runtime.handle());
+            #[cfg(feature = "otel")]
+            start_log(arguments.log, traces.as_ref().map(traces::Traces::layer));
+            #[cfg(not(feature = "otel"))]
+            start_log(arguments.log, None::<tracing_subscriber::layer::Identity>);
             let outcome = runtime.block_on(run(arguments));
+            #[cfg(feature = "otel")]
+            if let Some(traces) = traces {
+                traces.finish();
+            }
             // A reader that blocks in a dead network share must not keep the process.
             runtime.shutdown_background();
             outcome
@@ -59,9 +71,9 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Run(command) => commands::run::run(command, machine).await,
         Command::Check(command) => commands::check::run(command).await,
-        Command::Plan(command) => commands::plan::run(command).await,
+        Command::Plan(command) => commands::plan::run(command, machine).await,
         Command::Stages(command) => commands::stages::run(&command),
-        Command::Why(command) => commands::why::run(command).await,
+        Command::Why(command) => commands::why::run(command, machine).await,
         Command::Diff(command) => commands::diff::run(&command),
         Command::Quarantine { command } => commands::quarantine::run(command, machine).await,
         Command::Parse(command) => commands::parse::run(&command),
@@ -74,12 +86,12 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-fn start_log(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("GROUNDLOOM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+fn start_log(format: LogFormat, spans: Option<impl Layer<Registry> + Send + Sync>) {
+    let filter = EnvFilter::try_from_env("GROUNDLOOM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match format {
+        LogFormat::Text => log.with_target(false).with_filter(filter).boxed(),
+        LogFormat::Json => log.json().with_filter(filter).boxed(),
+    };
+    tracing_subscriber::registry().with(spans).with(log).init();
 }

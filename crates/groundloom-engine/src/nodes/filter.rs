@@ -12,7 +12,7 @@ use std::{
 
 use arrow::{
     array::{Array, ArrayRef, BooleanArray, RecordBatch, StringBuilder, new_null_array},
-    compute::{filter_record_batch, is_not_null, kernels::boolean::or_kleene, not},
+    compute::{filter, filter_record_batch, is_not_null, kernels::boolean::or_kleene, not},
     datatypes::{DataType, Schema},
 };
 use datafusion::{
@@ -364,9 +364,12 @@ struct Dropped {
     log: Arc<DropLog>,
     stage: Arc<str>,
     reason: Arc<str>,
-    /// Columns that are needed for it, and the expressions over these alone: pictures beside them are not copied.
+    /// The columns that say which row it is.
+    identity: Vec<usize>,
+    /// The columns that values are made from: pictures beside them are not copied.
     columns: Vec<usize>,
-    told: Vec<(DataType, Arc<dyn PhysicalExpr>)>,
+    /// Type of a value, and how it is made from the whole input and from [`Dropped::columns`] alone.
+    told: Vec<(DataType, Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)>,
 }
 
 impl Dropped {
@@ -377,20 +380,20 @@ impl Dropped {
         input: &Schema,
     ) -> Result<Self> {
         let named = |i: &usize| [ROW_ID, FILE_COLUMN, ROW_COLUMN].contains(&input.field(*i).name().as_str());
-        let mut columns: Vec<usize> = (0..input.fields().len()).filter(named).collect();
-        columns.extend(told.iter().flat_map(|(_, e)| collect_columns(e)).map(|c| c.index()));
+        let identity = (0..input.fields().len()).filter(named).collect();
+        let mut columns: Vec<usize> = told.iter().flat_map(|(_, e)| collect_columns(e)).map(|c| c.index()).collect();
         columns.sort_unstable();
         columns.dedup();
         let narrow = input.project(&columns)?;
         let over_narrow = |(what, e): &(Told, Arc<dyn PhysicalExpr>)| {
-            Ok((what.data_type.clone(), reassign_expr_columns(Arc::clone(e), &narrow)?))
+            Ok((what.data_type.clone(), Arc::clone(e), reassign_expr_columns(Arc::clone(e), &narrow)?))
         };
         let told = told.iter().map(over_narrow).collect::<Result<Vec<_>>>()?;
-        Ok(Self { log, stage: Arc::clone(&spec.name), reason: Arc::clone(&spec.reason), columns, told })
+        Ok(Self { log, stage: Arc::clone(&spec.name), reason: Arc::clone(&spec.reason), identity, columns, told })
     }
 
     fn tell(&self, batch: &RecordBatch, dropped: &BooleanArray) -> Result<()> {
-        let rows = filter_record_batch(&batch.project(&self.columns)?, dropped)?;
+        let rows = filter_record_batch(&batch.project(&self.identity)?, dropped)?;
         let ids: ArrayRef = match (rows.column_by_name(ROW_ID), rows.column_by_name(FILE_COLUMN)) {
             (Some(ids), _) => Arc::clone(ids),
             (None, Some(files)) => {
@@ -407,12 +410,23 @@ impl Dropped {
             // A row without identity cannot be asked for.
             (None, None) => return Ok(()),
         };
-        // What the rest of the predicate shielded may fail on the rows that it refused: then there is no value to tell.
-        let value = |(data_type, e): &(DataType, Arc<dyn PhysicalExpr>)| {
-            let value = e.evaluate(&rows).and_then(|v| v.into_array(rows.num_rows()));
-            value.unwrap_or_else(|_| new_null_array(data_type, rows.num_rows()))
-        };
-        let values: Vec<ArrayRef> = self.told.iter().map(value).collect();
+        let mut refused: Option<RecordBatch> = None;
+        let mut values = Vec::with_capacity(self.told.len());
+        for (data_type, over_all, over_refused) in &self.told {
+            // Numbers are copied more cheaply than the texts they were made from, so values are made of all rows and then picked.
+            let of_all = over_all.evaluate(batch).and_then(|v| v.into_array(batch.num_rows()));
+            if let Ok(value) = of_all {
+                values.push(filter(&value, dropped)?);
+                continue;
+            }
+            if refused.is_none() {
+                refused = Some(filter_record_batch(&batch.project(&self.columns)?, dropped)?);
+            }
+            let Some(rows) = &refused else { continue };
+            // What the rest of the predicate shielded may fail on the rows that it refused, too: then there is no value to tell.
+            let value = over_refused.evaluate(rows).and_then(|v| v.into_array(rows.num_rows()));
+            values.push(value.unwrap_or_else(|_| new_null_array(data_type, rows.num_rows())));
+        }
         self.log.tell(&self.stage, &self.reason, &ids, &values)
     }
 }

@@ -5,7 +5,10 @@
 
 use std::{fmt, sync::Arc};
 
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::{
+    array::{ArrayRef, RecordBatch, UInt64Array},
+    datatypes::{DataType, Field, FieldRef, Schema, SchemaRef},
+};
 use datafusion::{
     common::{DataFusionError, Result, tree_node::TreeNodeRecursion},
     execution::{SendableRecordBatchStream, TaskContext},
@@ -17,7 +20,7 @@ use datafusion::{
         stream::RecordBatchStreamAdapter,
     },
 };
-use futures::{Stream, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use groundloom_data::columns::ROW_ID;
 
 use super::{
@@ -49,6 +52,8 @@ pub enum SetOp {
         /// Another seed draws other numbers.
         seed: u64,
     },
+    /// Rows → the rows with their place behind them.
+    Place,
     /// Sorted draws → the rows, with what was left behind fetched.
     Deal {
         /// The stage's name.
@@ -71,10 +76,16 @@ impl SetOp {
                 fields.extend(input.fields().iter().cloned());
                 Arc::new(Schema::new(fields))
             }
+            Self::Place => {
+                Arc::new(Schema::new(input.fields().iter().cloned().chain([number(PLACE)]).collect::<Vec<_>>()))
+            }
             Self::Deal { schema, .. } => Arc::clone(schema),
         }
     }
 }
+
+/// A column that no table has: its place decides, not its name.
+const PLACE: &str = "_groundloom_place";
 
 fn number(name: &str) -> FieldRef {
     Arc::new(Field::new(name, DataType::UInt64, false))
@@ -145,6 +156,7 @@ impl DisplayAs for SetExec {
             SetOp::Repeats => write!(f, "SetExec: repeats"),
             SetOp::Dedup { name } => write!(f, "SetExec: dedup {name}"),
             SetOp::Draw { seed } => write!(f, "SetExec: draw seed={seed}"),
+            SetOp::Place => write!(f, "SetExec: place"),
             SetOp::Deal { name, late, .. } => {
                 let late = late.as_ref().map(|l| l.columns.join(", ")).unwrap_or_default();
                 write!(f, "SetExec: shuffle {name} late=[{late}]")
@@ -194,6 +206,7 @@ impl ExecutionPlan for SetExec {
                 stream(schema, dedup::without_repeats(input()?, input()?, Arc::clone(name), self.counters.clone(), log))
             }
             SetOp::Draw { seed } => stream(Arc::clone(&schema), shuffle::draw(input()?, schema, *seed)),
+            SetOp::Place => stream(Arc::clone(&schema), placed(input()?, schema)),
             SetOp::Deal { late, .. } => {
                 stream(Arc::clone(&schema), shuffle::deal(input()?, schema, late.clone(), self.counters.clone()))
             }
@@ -203,10 +216,22 @@ impl ExecutionPlan for SetExec {
 
 fn stream(
     schema: SchemaRef,
-    batches: impl Stream<Item = Result<arrow::record_batch::RecordBatch>> + Send + 'static,
+    batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
 ) -> Result<SendableRecordBatchStream> {
     let batches = batches.try_filter(|batch| std::future::ready(batch.num_rows() > 0));
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
+}
+
+/// Rows with their number, as they come.
+fn placed(rows: SendableRecordBatchStream, schema: SchemaRef) -> impl Stream<Item = Result<RecordBatch>> + Send {
+    let mut place = 0u64;
+    rows.map(move |batch| {
+        let batch = batch?;
+        let places = UInt64Array::from_iter_values(place..place + batch.num_rows() as u64);
+        place += batch.num_rows() as u64;
+        let columns = batch.columns().iter().cloned().chain([Arc::new(places) as ArrayRef]).collect();
+        Ok(RecordBatch::try_new(Arc::clone(&schema), columns)?)
+    })
 }
 
 /// A sort by the input's first `columns` columns, ascending; it spills.

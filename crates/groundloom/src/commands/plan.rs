@@ -3,30 +3,26 @@
 use std::io::Write;
 
 use groundloom_engine::{
-    generation::Target,
-    run::{Plan, TaskInput},
+    run::{Plan, Reuse, TaskInput},
     segment::{Base, SegmentWork},
 };
 use groundloom_formats::card::type_name;
 use serde_json::json;
 
 use crate::{
-    arguments::PlanFile,
+    arguments::{Machine, PlanFile},
     commands::{calls, checked},
     failure::Failure,
 };
 
-pub async fn run(command: PlanFile) -> Result<(), Failure> {
+pub async fn run(command: PlanFile, machine: Machine) -> Result<(), Failure> {
     let (file, graph) = checked(&command.pipeline).await?;
-    let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    let plan = Plan::new(graph, machine.is_limited()).map_err(|e| Failure::of(&file, e))?;
     let targets = plan.targets().map_err(|e| Failure::of(&file, e))?;
-    let committed = match targets.first().map(Target::work) {
-        Some(work) => plan.committed(work).map_err(|e| Failure::of(&file, e))?,
-        None => vec![0; plan.tasks.len()],
-    };
+    let reuse = targets.first().map(|target| plan.reuse(target.work())).unwrap_or_default();
     let mut out = std::io::stdout().lock();
     if command.json {
-        serde_json::to_writer_pretty(&mut out, &as_json(&plan, &committed, &calls::expected(&plan).await))?;
+        serde_json::to_writer_pretty(&mut out, &as_json(&plan, &reuse, &calls::expected(&plan).await))?;
         writeln!(out)?;
         return Ok(());
     }
@@ -49,7 +45,7 @@ pub async fn run(command: PlanFile) -> Result<(), Failure> {
         }
     }
     writeln!(out, "\nSegments")?;
-    for ((id, segment), done) in plan.segments.all.iter().enumerate().zip(&committed) {
+    for ((id, segment), Reuse { committed: done, why }) in plan.segments.all.iter().enumerate().zip(&reuse) {
         let tasks = &plan.tasks[id];
         let base = |base: &Base| match base {
             Base::Source(node) => nodes[*node].name.to_string(),
@@ -74,6 +70,9 @@ pub async fn run(command: PlanFile) -> Result<(), Failure> {
             if tasks.len() == 1 { "" } else { "s" },
             tasks.len() - done
         )?;
+        for reason in why {
+            writeln!(out, "     not reused: {reason}")?;
+        }
     }
     let calls = calls::expected(&plan).await;
     if !calls.is_empty() {
@@ -96,7 +95,7 @@ pub async fn run(command: PlanFile) -> Result<(), Failure> {
     Ok(())
 }
 
-fn as_json(plan: &Plan, committed: &[usize], calls: &[calls::Calls]) -> serde_json::Value {
+fn as_json(plan: &Plan, reuse: &[Reuse], calls: &[calls::Calls]) -> serde_json::Value {
     let nodes: Vec<_> = plan
         .graph
         .nodes
@@ -113,9 +112,11 @@ fn as_json(plan: &Plan, committed: &[usize], calls: &[calls::Calls]) -> serde_js
         .all
         .iter()
         .zip(&plan.tasks)
-        .zip(committed)
-        .map(|((s, tasks), done)| {
-            json!({ "node": plan.graph.nodes[s.node].name, "fingerprint": s.fingerprint, "tasks": tasks.len(), "committed": done })
+        .zip(reuse)
+        .map(|((s, tasks), Reuse { committed, why })| {
+            json!({
+                "node": plan.graph.nodes[s.node].name, "fingerprint": s.fingerprint, "tasks": tasks.len(), "committed": committed, "not_reused": why,
+            })
         })
         .collect();
     json!({ "name": plan.graph.name, "nodes": nodes, "segments": segments, "language_models": calls })

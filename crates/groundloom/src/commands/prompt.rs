@@ -40,7 +40,7 @@ fn failed(error: LlmError) -> Failure {
 /// One JSON line a row: the body as it would be sent, and what it may cost.
 async fn preview(command: Preview) -> Result<(), Failure> {
     let (file, graph) = checked(&command.pipeline).await?;
-    let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    let plan = Plan::new(graph, false).map_err(|e| Failure::of(&file, e))?;
     let named = |name: &str| command.stage.as_deref().is_none_or(|wanted| wanted == name);
     let Some((node, generate)) = generating(&plan).find(|(node, _)| named(&node.name)) else {
         let names: Vec<&str> = generating(&plan).map(|(node, _)| node.name.as_ref()).collect();

@@ -20,13 +20,13 @@ pub async fn run(command: Quarantine, machine: Machine) -> Result<(), Failure> {
 
 async fn retry(command: RunFile, machine: Machine) -> Result<(), Failure> {
     let (file, graph) = checked(&command.pipeline).await?;
-    let plan = Plan::new(graph.clone()).map_err(|e| Failure::of(&file, e))?;
+    let plan = Plan::new(graph.clone(), machine.is_limited()).map_err(|e| Failure::of(&file, e))?;
     let prepared = retries::prepare(&plan).map_err(|e| Failure::of(&file, e))?;
     match prepared.rows {
         0 => say!("no finished task has failed rows to try again"),
         rows => say!("trying {rows} failed row{} again", if rows == 1 { "" } else { "s" }),
     }
-    let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    let plan = Plan::new(graph, machine.is_limited()).map_err(|e| Failure::of(&file, e))?;
     super::run::work(&file, &plan, machine, command.offline).await
 }
 

@@ -21,7 +21,7 @@ use crate::{
 
 pub async fn run(command: RunFile, machine: Machine) -> Result<(), Failure> {
     let (file, graph) = checked(&command.pipeline).await?;
-    let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+    let plan = Plan::new(graph, machine.is_limited()).map_err(|e| Failure::of(&file, e))?;
     work(&file, &plan, machine, command.offline).await
 }
 

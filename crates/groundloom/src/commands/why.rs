@@ -9,12 +9,12 @@ use groundloom_engine::{
 use serde_json::{Value, json};
 
 use crate::{
-    arguments::{PipelineFile, Why},
+    arguments::{Machine, PipelineFile, Why},
     commands::checked,
     failure::Failure,
 };
 
-pub async fn run(command: Why) -> Result<(), Failure> {
+pub async fn run(command: Why, machine: Machine) -> Result<(), Failure> {
     let ids = provenance::candidates(&command.row);
     let (files, plan, left) = if command.target.is_dir() {
         let (_, files) = provenance::published(&command.target).map_err(Failure::from_engine)?;
@@ -22,7 +22,7 @@ pub async fn run(command: Why) -> Result<(), Failure> {
     } else {
         let pipeline = PipelineFile { file: command.target.clone(), params: command.params };
         let (file, graph) = checked(&pipeline).await?;
-        let plan = Plan::new(graph).map_err(|e| Failure::of(&file, e))?;
+        let plan = Plan::new(graph, machine.is_limited()).map_err(|e| Failure::of(&file, e))?;
         let (files, left) = of_plan(&plan)?;
         (files, Some(plan), left)
     };
