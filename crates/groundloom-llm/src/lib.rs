@@ -7,6 +7,7 @@ mod client;
 mod clients;
 mod error;
 mod gate;
+mod http_date;
 mod money;
 mod prices;
 mod prompt;

@@ -158,7 +158,8 @@ impl Store {
 
     pub(crate) async fn put_for(&self, hash: RequestHash, stored: &Stored, budget: u64) -> Result<(), LlmError> {
         let json = serde_json::to_vec(stored).map_err(|e| LlmError::store(&self.folder, e))?;
-        let payload = zstd::encode_all(json.as_slice(), 3).map_err(|e| LlmError::store(&self.folder, e))?;
+        // In one piece: an encoder that is not told the length clears tables of a megabyte first, which cost more than all the rest of a call.
+        let payload = zstd::bulk::compress(&json, 3).map_err(|e| LlmError::store(&self.folder, e))?;
         let payload_len = u32::try_from(payload.len()).map_err(|e| LlmError::store(&self.folder, e))?;
         let usage = stored.usage.unwrap_or_default();
         let header = Header {
