@@ -114,7 +114,8 @@ impl Round<'_> {
                     break;
                 }
                 if let Some(held) = Held::take(&path)? {
-                    let reserved = self.client.budget().reserve(spent(&held.state.reserved)).await.ok();
+                    let reserved =
+                        self.client.budget().reserve(spent(&held.state.reserved), self.client.limits()).await.ok();
                     self.finish(held, reserved).await?;
                     break;
                 }
@@ -145,7 +146,8 @@ impl Round<'_> {
                     most.completion_tokens += estimate.most_completion_tokens;
                 }
             }
-            let reserved = self.client.budget().reserve(Spent { calls: hashes.len() as u64, ..spent(&most) }).await?;
+            let asked = Spent { calls: hashes.len() as u64, ..spent(&most) };
+            let reserved = self.client.budget().reserve(asked, self.client.limits()).await?;
             let held = Held::begin(&self.client.batches(), self.client.url(), &hashes, most)?;
             self.submit(held, &file, Some(reserved)).await?;
         }

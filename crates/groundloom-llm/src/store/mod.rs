@@ -187,6 +187,11 @@ impl Store {
         asking::set(&self.folder.join("asking"), hash, reservation)
     }
 
+    /// Marks a second request for a call that is in flight.
+    pub(crate) fn mark_second(&self, hash: RequestHash, reservation: &Reservation) -> Result<Marking, LlmError> {
+        asking::set_second(&self.folder.join("asking"), hash, reservation)
+    }
+
     fn settle(&mut self, writer: &Writer) -> Result<(), LlmError> {
         let abandoned = asking::abandoned(&self.folder.join("asking"))?;
         if abandoned.is_empty() {
@@ -196,7 +201,7 @@ impl Store {
         self.index().refresh(&self.folder.join("segments"))?;
         for mark in abandoned {
             if let Some(reservation) = &mark.reservation
-                && !self.index().contains(&mark.hash)
+                && (mark.twice || !self.index().contains(&mark.hash))
             {
                 self.interrupted += 1;
                 futures::executor::block_on(writer.append(loss(mark.hash, reservation)))?;
