@@ -51,6 +51,9 @@ impl Default for BatchOptions {
 
 type Failures = HashMap<RequestHash, LlmError>;
 
+/// The requests of a batch, and its lines.
+type BatchFile = (Vec<RequestHash>, Vec<u8>);
+
 /// One round: the requests that still need an answer.
 struct Round<'a> {
     client: &'a Arc<Client>,
@@ -155,13 +158,12 @@ impl Round<'_> {
     }
 
     /// What is wanted as files of lines. A batch has one endpoint, and all requests of a stage go to one.
-    fn files(&self) -> Result<Vec<(Vec<RequestHash>, Vec<u8>)>, LlmError> {
-        let mut files: Vec<(Vec<RequestHash>, Vec<u8>)> = Vec::new();
+    fn files(&self) -> Result<Vec<BatchFile>, LlmError> {
+        let mut files: Vec<BatchFile> = Vec::new();
         for (hash, request) in &self.wanted {
             let line = request_line(*hash, request)?;
-            let fits = |(hashes, file): &&mut (Vec<_>, Vec<u8>)| {
-                hashes.len() < MOST_REQUESTS && file.len() + line.len() <= MOST_BYTES
-            };
+            let fits =
+                |(hashes, file): &&mut BatchFile| hashes.len() < MOST_REQUESTS && file.len() + line.len() <= MOST_BYTES;
             match files.last_mut().filter(fits) {
                 Some((hashes, file)) => {
                     hashes.push(*hash);
