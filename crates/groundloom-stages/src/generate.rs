@@ -577,10 +577,12 @@ impl RowWise for Asking {
         let config = &self.maker.config;
         let requests = self.maker.requests(rows)?;
         let unanswered = self.batch(&requests).await?;
+        // A hash reads all images of a row, and only batches leave rows without an answer.
+        let left = |request| unanswered.get(&self.client.hash(request));
         let calls: Vec<BoxFuture<'_, Option<Result<(String, Reply, u32), LlmError>>>> = requests
             .iter()
             .map(|request| match request {
-                Ok(request) => match unanswered.get(&self.client.hash(request)) {
+                Ok(request) => match (!unanswered.is_empty()).then(|| left(request)).flatten() {
                     Some(error) => std::future::ready(Some(Err(error.clone()))).boxed(),
                     None => self.ask(request).map(Some).boxed(),
                 },
