@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         namespace: String::new(),
         pace: Pace { max_concurrency: concurrency, ..Pace::default() },
         retry: Retry::default(),
+        hedge: None,
         limits: Limits::default(),
         budget: "throughput".into(),
         offline: false,

@@ -2,9 +2,10 @@
 
     pip install openai==3.54.0
     cargo build --release -p groundloom-llm --example throughput
-    python scripts/bench_calls.py target/release/examples/throughput [ROWS] [CONCURRENCY]
+    python scripts/bench_calls.py target/release/examples/throughput [ROWS CONCURRENCY]
 
-The server is a process of its own and the same for both. The ceiling is concurrency / 0.05 s.
+Without ROWS and CONCURRENCY: 5,000 rows at 64 and at 1,024 calls at a time, within three minutes. The server is a process of its own and the same for both.
+The ceiling is concurrency / 0.05 s. Best on a machine that does nothing else: the load is printed.
 """
 
 import asyncio
@@ -52,10 +53,11 @@ def serve(port):
 
 def openai_asyncio(url, rows, concurrency):
     """In a process of its own, so that processor time and memory are its own."""
+    import httpx2
     import openai
 
     async def run():
-        limits = openai._base_client.httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         http = openai.DefaultAsyncHttpxClient(limits=limits)
         client = openai.AsyncOpenAI(base_url=url, api_key="k", http_client=http)
         gate = asyncio.Semaphore(concurrency)
@@ -76,24 +78,30 @@ def openai_asyncio(url, rows, concurrency):
     print(json.dumps(asyncio.run(run())))
 
 
+def measure(name, command, *arguments):
+    line = subprocess.run([*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True).stdout
+    print(name, line.strip(), flush=True)
+
+
 def main():
     if sys.argv[1] == "--openai":
         return openai_asyncio(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
-    binary = sys.argv[1]
-    rows, concurrency = (int(n) for n in (sys.argv[2:4] + ["5000", "64"][len(sys.argv[2:4]):]))
+    # A socket per call at a time, on both sides.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    given = [int(n) for n in sys.argv[2:4]]
+    runs = [tuple(given)] if len(given) == 2 else [(5_000, 64), (5_000, 1_024)]
     port = multiprocessing.Value("i", 0)
     server = multiprocessing.Process(target=serve, args=(port,), daemon=True)
     server.start()
     while port.value == 0:
         time.sleep(0.01)
     url = f"http://127.0.0.1:{port.value}/v1"
-    print(f"ceiling {concurrency / 0.05:.0f} rows/s; load {os.getloadavg()[0]:.1f}")
-    with tempfile.TemporaryDirectory() as store:
-        for name in ("first", "replayed"):
-            line = subprocess.run([binary, url, str(rows), str(concurrency), store], capture_output=True, text=True, check=True).stdout
-            print("groundloom", name, line.strip())
-    line = subprocess.run([sys.executable, __file__, "--openai", url, str(rows), str(concurrency)], capture_output=True, text=True, check=True).stdout
-    print("openai + asyncio", line.strip())
+    for rows, concurrency in runs:
+        print(f"ceiling {concurrency / 0.05:.0f} rows/s; load {os.getloadavg()[0]:.1f}", flush=True)
+        with tempfile.TemporaryDirectory() as store:
+            for name in ("first", "replayed"):
+                measure(f"groundloom {name}", [sys.argv[1]], url, rows, concurrency, store)
+        measure("openai + asyncio", [sys.executable, __file__, "--openai"], url, rows, concurrency)
     server.terminate()
 
 

@@ -77,14 +77,15 @@ impl Spent {
     }
 }
 
-/// What one run may spend. Spending of earlier processes of the same run is in the store and counts.
+/// What is spent under one name. Spending of earlier processes under it is in the store and counts.
+///
+/// All clients of a process that name it share it, each with its own limits: what one spends counts against the limits of all.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    limits: Limits,
     accounts: Mutex<Accounts>,
     changed: Notify,
     // Two processes with one budget would each think that they are alone.
-    _lock: Option<File>,
+    lock: Mutex<Option<File>>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -94,9 +95,19 @@ struct Accounts {
 }
 
 impl Budget {
-    /// A budget of which `spent` is gone already. With limits, it is held by one process at a time through a locked file in `folder`.
-    pub fn new(limits: Limits, spent: Spent, folder: &Path, number: u64) -> Result<Arc<Self>, LlmError> {
-        let lock = if limits.any() {
+    /// A budget of which `spent` is gone already.
+    pub fn new(spent: Spent) -> Arc<Self> {
+        let accounts = Mutex::new(Accounts { spent, reserved: Spent::default() });
+        Arc::new(Self { accounts, changed: Notify::new(), lock: Mutex::default() })
+    }
+
+    /// Keeps other processes from spending it too, through a locked file in `folder`.
+    ///
+    /// # Errors
+    /// [`LlmError::Store`] when another process holds it.
+    pub fn hold(&self, folder: &Path, number: u64) -> Result<(), LlmError> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock.is_none() {
             std::fs::create_dir_all(folder).map_err(|e| LlmError::store(folder, e))?;
             let path = folder.join(format!("{number:016x}.lock"));
             let file = File::create(&path).map_err(|e| LlmError::store(&path, e))?;
@@ -106,44 +117,54 @@ impl Budget {
                     "another process is spending this budget right now; wait for it to end, or name another `budget`",
                 )
             })?;
-            Some(file)
-        } else {
-            None
-        };
-        let accounts = Mutex::new(Accounts { spent, reserved: Spent::default() });
-        Ok(Arc::new(Self { limits, accounts, changed: Notify::new(), _lock: lock }))
+            *lock = Some(file);
+        }
+        Ok(())
     }
 
     /// Sets the most that a call can cost aside. Waits while calls in flight may turn out cheaper than what they reserved.
     ///
     /// # Errors
     /// [`LlmError::Limit`] when the call could pass a limit and nothing is in flight that could change that.
-    pub async fn reserve(self: &Arc<Self>, most: Spent) -> Result<Reserved, LlmError> {
+    pub async fn reserve(self: &Arc<Self>, most: Spent, limits: &Limits) -> Result<Reserved, LlmError> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            {
-                let mut accounts = self.accounts();
-                let after = accounts.spent.plus(accounts.reserved).plus(most);
-                let Some(limit) = after.passes(&self.limits) else {
-                    accounts.reserved = accounts.reserved.plus(most);
-                    return Ok(Reserved { budget: Arc::clone(self), most, settled: false });
-                };
-                let alone = accounts.spent.plus(most).passes(&self.limits).is_some();
-                if alone || accounts.reserved.calls == 0 {
-                    let spent = accounts.spent.plus(accounts.reserved);
-                    let spent = spent_sentence(spent.calls, spent.tokens, spent.cost);
-                    return Err(LlmError::Limit { limit, spent });
-                }
+            match self.try_reserve(most, limits) {
+                Ok(reserved) => return Ok(reserved),
+                Err(Full { over: Some(error) }) => return Err(error),
+                Err(Full { over: None }) => changed.await,
             }
-            changed.await;
         }
+    }
+
+    /// As [`Budget::reserve`], without waiting.
+    pub fn try_reserve(self: &Arc<Self>, most: Spent, limits: &Limits) -> Result<Reserved, Full> {
+        let mut accounts = self.accounts();
+        let after = accounts.spent.plus(accounts.reserved).plus(most);
+        let Some(limit) = after.passes(limits) else {
+            accounts.reserved = accounts.reserved.plus(most);
+            return Ok(Reserved { budget: Arc::clone(self), most, settled: false });
+        };
+        let alone = accounts.spent.plus(most).passes(limits).is_some();
+        let over = (alone || accounts.reserved.calls == 0).then(|| {
+            let spent = accounts.spent.plus(accounts.reserved);
+            LlmError::Limit { limit, spent: spent_sentence(spent.calls, spent.tokens, spent.cost) }
+        });
+        Err(Full { over })
     }
 
     fn accounts(&self) -> MutexGuard<'_, Accounts> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A limit leaves no room for a call.
+#[derive(Debug)]
+pub(crate) struct Full {
+    /// The limit, when no call in flight can change that by turning out cheaper.
+    over: Option<LlmError>,
 }
 
 /// What is set aside for a call; given back when dropped.
@@ -192,28 +213,26 @@ mod tests {
         Spent { calls: 1, tokens, cost: Money(tokens) }
     }
 
-    fn budget(limits: Limits, spent: Spent) -> Arc<Budget> {
-        Budget::new(limits, spent, tempfile::tempdir().unwrap().path(), 1).unwrap()
-    }
-
     #[tokio::test]
     async fn calls_in_flight_reserve_their_most_and_give_back_the_rest() {
-        let budget = budget(Limits { max_tokens: Some(100), ..Limits::default() }, Spent::default());
-        let first = budget.reserve(call(60)).await.unwrap();
+        let (budget, limits) = (Budget::new(Spent::default()), Limits { max_tokens: Some(100), ..Limits::default() });
+        let first = budget.reserve(call(60), &limits).await.unwrap();
         let waiting = tokio::spawn({
             let budget = Arc::clone(&budget);
-            async move { budget.reserve(call(60)).await }
+            async move { budget.reserve(call(60), &limits).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished(), "60 + 60 could pass 100, but the first may turn out cheaper");
         first.settle(call(30));
         let second = waiting.await.unwrap().unwrap();
         second.settle_as_lost();
-        let error = budget.reserve(call(11)).await.unwrap_err().to_string();
+        let error = budget.reserve(call(11), &limits).await.unwrap_err().to_string();
         assert!(error.contains("`max_tokens: 100`") && error.contains("2 calls, 90 tokens"), "{error}");
-        drop(budget.reserve(call(10)).await.unwrap());
-        budget.reserve(call(10)).await.unwrap().settle(call(10));
-        assert!(budget.reserve(call(1)).await.is_err());
+        drop(budget.reserve(call(10), &limits).await.unwrap());
+        budget.reserve(call(10), &limits).await.unwrap().settle(call(10));
+        assert!(budget.reserve(call(1), &limits).await.is_err());
+        let wider = Limits { max_tokens: Some(101), ..Limits::default() };
+        assert!(budget.reserve(call(1), &wider).await.is_ok(), "who shares a budget has limits of its own");
     }
 
     #[tokio::test]
@@ -224,20 +243,24 @@ mod tests {
             Limits { max_tokens: Some(59), ..Limits::default() },
             Limits { max_cost: Some(Money(59)), ..Limits::default() },
         ] {
-            assert!(budget(limits, spent).reserve(call(10)).await.is_err(), "{limits:?}");
+            assert!(Budget::new(spent).reserve(call(10), &limits).await.is_err(), "{limits:?}");
         }
         let wide = Limits { max_calls: Some(6), max_tokens: Some(60), max_cost: Some(Money(60)) };
-        assert!(budget(wide, spent).reserve(call(10)).await.is_ok());
+        assert!(Budget::new(spent).reserve(call(10), &wide).await.is_ok());
     }
 
     #[test]
     fn one_process_at_a_time_spends_a_budget() {
         let folder = tempfile::tempdir().unwrap();
-        let limits = Limits { max_calls: Some(1), ..Limits::default() };
-        let held = Budget::new(limits, Spent::default(), folder.path(), 7).unwrap();
-        assert!(Budget::new(limits, Spent::default(), folder.path(), 7).is_err());
-        assert!(Budget::new(limits, Spent::default(), folder.path(), 8).is_ok());
-        drop(held);
-        assert!(Budget::new(limits, Spent::default(), folder.path(), 7).is_ok());
+        let held = |number| {
+            let budget = Budget::new(Spent::default());
+            budget.hold(folder.path(), number).map(|()| budget)
+        };
+        let first = held(7).unwrap();
+        assert!(held(7).is_err());
+        assert!(held(8).is_ok());
+        first.hold(folder.path(), 7).unwrap();
+        drop(first);
+        assert!(held(7).is_ok());
     }
 }

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Notify;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -18,6 +19,7 @@ use crate::{
     budget::{Budget, Limits, Reserved, Spent},
     error::LlmError,
     gate::{Admitted, Gate, Pace},
+    hedge::{Hedge, Latencies},
     money::Money,
     prices::{Price, PriceTable},
     request::{Request, RequestHash},
@@ -55,6 +57,8 @@ pub struct ClientConfig {
     pub pace: Pace,
     /// How patiently.
     pub retry: Retry,
+    /// When a call that is slow is asked a second time; never, if `None`.
+    pub hedge: Option<Hedge>,
     /// What may be spent.
     pub limits: Limits,
     /// The name under which it is spent: what earlier processes spent under it counts against the limits.
@@ -69,6 +73,8 @@ pub struct Client {
     transport: Transport,
     namespace: String,
     retry: Retry,
+    hedge: Option<Hedge>,
+    latencies: Latencies,
     limits: Limits,
     offline: bool,
     gate: Arc<Gate>,
@@ -157,24 +163,30 @@ impl Client {
     /// [`LlmError::Setup`] for an address that is none; [`LlmError::Store`] when the budget's lock is held by another process.
     pub fn new(config: ClientConfig, store: Arc<Store>, prices: PriceTable) -> Result<Arc<Self>, LlmError> {
         let gate = Gate::new(config.pace, config.endpoint.url.clone());
-        Self::with_gate(config, store, prices, gate)
+        let budget = Budget::new(store.spent(budget_number(&config.budget)));
+        Self::sharing(config, store, prices, gate, budget)
     }
 
-    /// As [`Client::new`], at the pace of a gate that other clients go through too.
-    pub(crate) fn with_gate(
+    /// As [`Client::new`], at the pace of a gate and from a budget that other clients share.
+    pub(crate) fn sharing(
         config: ClientConfig,
         store: Arc<Store>,
         prices: PriceTable,
         gate: Arc<Gate>,
+        budget: Arc<Budget>,
     ) -> Result<Arc<Self>, LlmError> {
         let number = budget_number(&config.budget);
         let limits = if config.offline { Limits::default() } else { config.limits };
-        let budget = Budget::new(limits, store.spent(number), &store.folder().join("budgets"), number)?;
+        if limits.any() {
+            budget.hold(&store.folder().join("budgets"), number)?;
+        }
         let ledger = Arc::new(Ledger::new(store.interrupted()));
         Ok(Arc::new(Self {
             transport: Transport::new(config.endpoint)?,
             namespace: config.namespace,
             retry: config.retry,
+            hedge: config.hedge,
+            latencies: Latencies::default(),
             limits,
             offline: config.offline,
             gate,
@@ -212,6 +224,10 @@ impl Client {
 
     pub(crate) fn budget(&self) -> &Arc<Budget> {
         &self.budget
+    }
+
+    pub(crate) const fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     pub(crate) const fn budget_number(&self) -> u64 {
@@ -297,7 +313,8 @@ impl Client {
         let mut attempts = 0;
         loop {
             let admitted = self.gate.admit(tokens).await?;
-            let reserved = self.budget.reserve(Spent { calls: 1, tokens, cost: reservation.cost }).await?;
+            let most = Spent { calls: 1, tokens, cost: reservation.cost };
+            let reserved = self.budget.reserve(most, &self.limits).await?;
             let Marking::Set(mark) = self.store.mark(hash, &reservation)? else {
                 drop((admitted, reserved));
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -311,14 +328,18 @@ impl Client {
                 return self.reply_from_store(request, hash, &stored);
             }
             let attempt = Attempt { hash, price, reservation, mark, reserved, admitted };
-            // In a task of its own: whoever asked may go away, the money is spent all the same.
-            let (client, request, body) = (Arc::clone(self), request.clone(), Arc::clone(&body));
-            let underway = Underway::begin(&self.on_their_way);
-            let sent = tokio::spawn(async move {
-                let _underway = underway;
-                client.send(attempt, &request, &body).await
-            });
-            match sent.await.map_err(|e| LlmError::Setup(format!("a call ended without a result: {e}").into()))?? {
+            let first = self.launch(attempt, request, &body);
+            let sent = match self.hedge.and_then(|hedge| self.latencies.wait(hedge)) {
+                Some(wait) => {
+                    let second = async {
+                        tokio::time::sleep(wait).await;
+                        self.ask_again(hash, price, reservation, most, request, &body).await
+                    };
+                    first_of(first, second).await?
+                }
+                None => first.await?,
+            };
+            match sent {
                 Sent::Answered(answer) => return Ok(Reply { answer, hash, from_store: false }),
                 Sent::TryAgain => {}
                 Sent::Failed(last) => {
@@ -330,6 +351,35 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Sends a request in a task of its own: whoever asked may go away, the money is spent all the same.
+    fn launch(self: &Arc<Self>, attempt: Attempt, request: &Request, body: &Arc<String>) -> Sending {
+        let (client, request, body) = (Arc::clone(self), request.clone(), Arc::clone(body));
+        let underway = Underway::begin(&self.on_their_way);
+        let task = tokio::spawn(async move {
+            let _underway = underway;
+            client.send(attempt, &request, &body).await
+        });
+        async move { task.await.map_err(|e| LlmError::Setup(format!("a call ended without a result: {e}").into()))? }
+            .boxed()
+    }
+
+    /// A second request for a call in flight; `None` when a limit leaves no room for it, or another process asks the same.
+    async fn ask_again(
+        self: &Arc<Self>,
+        hash: RequestHash,
+        price: Price,
+        reservation: Reservation,
+        most: Spent,
+        request: &Request,
+        body: &Arc<String>,
+    ) -> Option<Sending> {
+        let admitted = self.gate.admit(most.tokens).await.ok()?;
+        let reserved = self.budget.try_reserve(most, &self.limits).ok()?;
+        let Ok(Marking::Set(mark)) = self.store.mark_second(hash, &reservation) else { return None };
+        self.ledger.hedged();
+        Some(self.launch(Attempt { hash, price, reservation, mark, reserved, admitted }, request, body))
     }
 
     async fn send(&self, attempt: Attempt, request: &Request, body: &str) -> Result<Sent, LlmError> {
@@ -357,6 +407,7 @@ impl Client {
                     reserved.settle(Spent { calls: 1, tokens, cost });
                     admitted.succeeded(usage.map(|u| u.total()), pause);
                     self.ledger.answered(usage, cost, price.known);
+                    self.latencies.note(started.elapsed());
                     return Ok(Sent::Answered(answer));
                 }
                 Err(what) => Outcome::Lost { what },
@@ -441,4 +492,25 @@ enum Sent {
     /// Not this call's fault.
     TryAgain,
     Failed(String),
+}
+
+/// A request on its way.
+type Sending = BoxFuture<'static, Result<Sent, LlmError>>;
+
+/// The first answer of a request and of a second one, which comes into being when the first is slow. What failed waits for the other.
+async fn first_of(mut first: Sending, second: impl Future<Output = Option<Sending>>) -> Result<Sent, LlmError> {
+    let second = tokio::select! {
+        biased;
+        sent = &mut first => return sent,
+        second = second => second,
+    };
+    let Some(second) = second else { return first.await };
+    let (sent, other) = futures::future::select(first, second).await.factor_first();
+    match sent {
+        Ok(Sent::Answered(_)) => sent,
+        _ => match other.await {
+            Ok(Sent::Answered(answer)) => Ok(Sent::Answered(answer)),
+            _ => sent,
+        },
+    }
 }

@@ -7,12 +7,13 @@ use std::{
 };
 
 use crate::{
+    budget::Budget,
     client::{Client, ClientConfig},
     error::LlmError,
     gate::{Gate, Pace},
     prices::PriceTable,
     spending::Spending,
-    store::Store,
+    store::{Store, budget_number},
 };
 
 /// Makes and holds clients, so that a server's pace and a budget's limits are those of the process.
@@ -25,6 +26,8 @@ pub struct Clients {
 #[derive(Debug, Default)]
 struct Held {
     stores: HashMap<PathBuf, Arc<Store>>,
+    /// By store and name.
+    budgets: HashMap<(PathBuf, String), Arc<Budget>>,
     gates: Vec<(String, Pace, Arc<Gate>)>,
     clients: Vec<(PathBuf, ClientConfig, Arc<Client>)>,
 }
@@ -35,7 +38,8 @@ impl Clients {
         Self { offline, held: Mutex::default() }
     }
 
-    /// The client of this config, made at the first call. Stages that name one server with the same pace share that pace.
+    /// The client of this config, made at the first call. Stages that name one server with the same pace share that pace; those that name one store and
+    /// budget share what is spent, each with its own limits.
     ///
     /// # Errors
     /// As [`Client::new`] and [`Store::open`].
@@ -64,7 +68,11 @@ impl Clients {
                 gate
             }
         };
-        let client = Client::with_gate(config.clone(), opened, prices, gate)?;
+        // One account per name, also where stages with limits of their own ask different servers.
+        let named = held.budgets.entry((store.to_owned(), config.budget.clone()));
+        let budget = named.or_insert_with(|| Budget::new(opened.spent(budget_number(&config.budget))));
+        let budget = Arc::clone(budget);
+        let client = Client::sharing(config.clone(), opened, prices, gate, budget)?;
         held.clients.push((store.to_owned(), config, Arc::clone(&client)));
         Ok(client)
     }

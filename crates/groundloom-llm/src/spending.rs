@@ -29,6 +29,8 @@ pub struct Spending {
     pub lost: u64,
     /// The most that those can have cost.
     pub lost_cost: Money,
+    /// Second requests for calls that were slow; their answers are in `calls` too.
+    pub hedged: u64,
     /// Calls that an earlier process had in flight when it was killed, and which may have been asked again.
     pub interrupted: u64,
 }
@@ -46,6 +48,7 @@ impl Spending {
         self.failed += other.failed;
         self.lost += other.lost;
         self.lost_cost = self.lost_cost.plus(other.lost_cost);
+        self.hedged += other.hedged;
         self.interrupted += other.interrupted;
     }
 
@@ -69,6 +72,9 @@ impl std::fmt::Display for Spending {
         }
         if self.lost > 0 {
             write!(f, ", {} of them may be charged (at most {})", self.lost, self.lost_cost)?;
+        }
+        if self.hedged > 0 {
+            write!(f, "; {} slow calls were asked twice", self.hedged)?;
         }
         if self.interrupted > 0 {
             write!(f, "; {} calls were in flight when an earlier run was killed", self.interrupted)?;
@@ -105,6 +111,10 @@ impl Ledger {
             s.from_store += 1;
             s.saved = s.saved.plus(cost);
         });
+    }
+
+    pub fn hedged(&self) {
+        self.change(|s| s.hedged += 1);
     }
 
     pub fn failed(&self) {

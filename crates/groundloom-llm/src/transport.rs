@@ -1,6 +1,9 @@
 //! One request over HTTP, and what its outcome means for money and for trying again.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{
@@ -9,7 +12,7 @@ use reqwest::{
 };
 use serde_json::Value;
 
-use crate::{error::LlmError, wire::read_failure};
+use crate::{error::LlmError, http_date::seconds_since_1970, wire::read_failure};
 
 /// An answer larger than this is no answer.
 const MOST_BODY: usize = 64 << 20;
@@ -183,7 +186,7 @@ impl Transport {
 fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
     let (message, code) = read_failure(body);
     let what = if message.is_empty() { status.to_string() } else { format!("{status}: {message}") };
-    let pause = retry_after(headers);
+    let pause = retry_after(headers, SystemTime::now());
     let number = status.as_u16();
     let url = url.to_owned();
     match number {
@@ -223,11 +226,18 @@ fn causes(error: &reqwest::Error) -> String {
     text
 }
 
-/// `Retry-After` in seconds, or `retry-after-ms`.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after"))?;
-    Duration::try_from_secs_f64(seconds).ok()
+/// How long the server asks to be left alone: `retry-after-ms`, or `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |name: &str| text(name)?.parse::<f64>().ok();
+    if let Some(seconds) = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after")) {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let date = |name: &str| seconds_since_1970(text(name)?, now);
+    // The server's own clock counts, where it shows it: ours may be set otherwise. A date that has passed asks for no pause.
+    let seconds = date("retry-after")?.saturating_sub(date("date").unwrap_or(now));
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
 /// When the headers say that no request or token is left: how long until there is.
@@ -241,7 +251,7 @@ fn exhausted_until(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// A span of time as OpenAI writes it: `1s`, `6m0s`, `20ms`, `1h2m3.5s`; a bare number is seconds.
-fn parse_span(text: &str) -> Option<Duration> {
+pub(crate) fn parse_span(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     if let Ok(seconds) = rest.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).ok();
@@ -287,12 +297,22 @@ mod tests {
         let headers = |pairs: &[(&'static str, &'static str)]| {
             pairs.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect::<HeaderMap>()
         };
-        assert_eq!(retry_after(&headers(&[("retry-after", "1.5")])), Some(Duration::from_millis(1500)));
-        assert_eq!(
-            retry_after(&headers(&[("retry-after-ms", "40"), ("retry-after", "1")])),
-            Some(Duration::from_millis(40))
-        );
-        assert_eq!(retry_after(&headers(&[("retry-after", "never")])), None);
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_770);
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        for (pairs, millis) in [
+            (&[("retry-after", "1.5")][..], Some(1500)),
+            (&[("retry-after-ms", "40"), ("retry-after", "1")], Some(40)),
+            (&[("retry-after", date)], Some(7_000)),
+            (&[("retry-after", "Sunday, 06-Nov-94 08:49:37 GMT")], Some(7_000)),
+            (&[("retry-after", date), ("date", "Sun, 06 Nov 1994 08:49:07 GMT")], Some(30_000)),
+            (&[("retry-after", date), ("date", "Sun, 06 Nov 1994 09:49:07 GMT")], Some(0)),
+            (&[("retry-after", "never")], None),
+            (&[("retry-after", "-1")], None),
+            (&[("retry-after-ms", "soon"), ("retry-after", date)], Some(7_000)),
+        ] {
+            let pause = retry_after(&headers(pairs), now);
+            assert_eq!(pause.map(|d| d.as_millis()), millis, "{pairs:?}");
+        }
         let none_left = headers(&[
             ("x-ratelimit-remaining-requests", "0"),
             ("x-ratelimit-reset-requests", "12ms"),

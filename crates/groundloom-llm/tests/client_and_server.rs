@@ -8,7 +8,7 @@ mod server;
 use std::{sync::Arc, time::Duration};
 
 use client::{client, config, request};
-use groundloom_llm::{AnswerSchema, Api, Client, Limits, LlmError, Money, Pace, Store};
+use groundloom_llm::{AnswerSchema, Api, Client, ClientConfig, Limits, LlmError, Money, Pace, Retry, Store};
 use serde_json::json;
 use server::{Behaviour, Fault, Server, answer_to};
 
@@ -242,6 +242,67 @@ async fn limits_per_minute_and_pauses_are_kept() {
     texts(ask_all(&client(limited, folder.path()).unwrap(), 26).await);
     assert!(start.elapsed() >= Duration::from_millis(25 * 20));
     assert!(server.counts(|c| c.most_at_once) <= 5);
+}
+
+#[tokio::test]
+async fn slow_calls_are_asked_twice_where_that_is_wanted_and_both_are_kept_and_counted() {
+    let behaviour = Behaviour {
+        fault_share: 0.3,
+        faults: vec![Fault::Slow],
+        slow: Duration::from_millis(300),
+        ..Behaviour::default()
+    };
+    let server = Server::start(behaviour.clone());
+    let folder = tempfile::tempdir().unwrap();
+    let hedge = Some("60ms".parse().unwrap());
+    let hedged = client(ClientConfig { hedge, ..config(&server.url) }, folder.path()).unwrap();
+    assert_eq!(texts(ask_all(&hedged, 40).await), expected(40));
+    hedged.settled().await;
+    let spending = hedged.spending();
+    assert!(spending.hedged >= 3, "{spending}");
+    assert_eq!(server.requests(), 40 + spending.hedged);
+    assert_eq!(
+        (spending.calls, spending.failed),
+        (40 + spending.hedged, 0),
+        "every answer is counted, also the later one"
+    );
+    assert_eq!(
+        hedged.spending().cost,
+        server.counts(|c| Money(c.charged_prompt_tokens * 1_000_000 + c.charged_completion_tokens * 2_000_000))
+    );
+    drop(hedged);
+    assert_eq!(Store::open(folder.path()).unwrap().interrupted(), 0);
+
+    // Everything is slow, and there is room for one call only.
+    let server = Server::start(Behaviour { fault_share: 1.0, ..behaviour });
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { max_calls: Some(1), ..Limits::default() };
+    let capped = client(ClientConfig { hedge, limits, ..config(&server.url) }, folder.path()).unwrap();
+    assert_eq!(texts(ask_all(&capped, 1).await), expected(1));
+    capped.settled().await;
+    assert_eq!((server.requests(), capped.spending().hedged), (1, 0));
+}
+
+#[tokio::test]
+async fn clients_of_one_budget_share_its_limits() {
+    let server = Server::start(Behaviour::default());
+    let folder = tempfile::tempdir().unwrap();
+    let clients = groundloom_llm::Clients::new(false);
+    let limits = Limits { max_calls: Some(3), ..Limits::default() };
+    let client = |attempts| {
+        let config = config(&server.url);
+        let config = ClientConfig { limits, retry: Retry { attempts, ..config.retry }, ..config };
+        clients.client(config, folder.path(), client::prices()).unwrap()
+    };
+    let (one, other) = (client(3), client(4));
+    for (client, text) in [(&one, "a"), (&other, "b"), (&one, "c"), (&other, "a")] {
+        client.ask(&request(text)).await.unwrap();
+    }
+    for (client, text) in [(&one, "d"), (&other, "e")] {
+        let error = client.ask(&request(text)).await.unwrap_err().to_string();
+        assert!(error.contains("`max_calls: 3`"), "{error}");
+    }
+    assert_eq!(server.requests(), 3);
 }
 
 #[tokio::test]

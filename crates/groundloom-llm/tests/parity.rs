@@ -100,6 +100,23 @@ async fn requests_are_those_of_the_openai_package() {
     }
 }
 
+/// Stores that are filled already stay of use: these hashes come from the recorded bodies by Python's `json` and `hashlib` (keys in order, no spaces, an image as its SHA-256).
+#[test]
+fn requests_keep_their_hashes() {
+    let requests = requests();
+    for (name, hash) in [
+        ("few_shot", "f49d30b88a450e3e8c1eb70d0ecf7577092c00c8a9703da4fecf533220bbc4f4"),
+        ("reasoning_model", "78b94649c91f8dbf24b2477232545bf9d672119bc99b9d0f7642ee5c2af9cd4a"),
+        ("image", "ddef3de1352fec39617a531157e084f57d77109a8f5cb8abf5b96274cbdc536b"),
+        ("form", "1115d75b140d8caededf11f84ecd0ba2bc8add1a05ed778039068c4805ffdfc5"),
+        ("extra_body", "b16fdcd56790d3be6da7b8a0cdba39c5cf3a5e39f0e34b6cf6f58e9406521df3"),
+        ("responses", "2221961f4830b58b423447341f8124a771839abdb2219c516522627a7cfe0c58"),
+        ("responses_image_and_form", "efc7eaef163ac2eb7d83e82a1dfa0e4b39a603ffd04119aca47f9d5c4552c07b"),
+    ] {
+        assert_eq!(requests[name].hash("").to_string(), hash, "{name}");
+    }
+}
+
 #[test]
 fn token_counts_are_those_of_tiktoken() {
     for line in lines("token_counts.jsonl") {

@@ -18,7 +18,7 @@ use futures::{FutureExt, StreamExt, future::BoxFuture};
 use groundloom_data::{MediaView, columns};
 use groundloom_llm::{
     AnswerForm, AnswerSchema, Api, BatchOptions, Client, ClientConfig, Clients, Detail, Endpoint, Estimate, Finish,
-    Image, Key, KeyHeader, Limits, LlmError, Message, Money, Pace, Part, PriceTable, Prompt, Reply, Request,
+    Hedge, Image, Key, KeyHeader, Limits, LlmError, Message, Money, Pace, Part, PriceTable, Prompt, Reply, Request,
     RequestHash, Retry, Sampling,
 };
 use groundloom_models::ModelPool;
@@ -121,7 +121,8 @@ pub struct Generate {
     /// The most calls that are answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_calls: Option<u64>,
-    /// The name under which is spent: what earlier runs spent under it counts against the limits. Default: server, model and prompt file.
+    /// The name under which is spent: what earlier runs spent under it counts against the limits. Stages with the same name and store share it, so that
+    /// one `budget: run` with one `max_cost` in each of them limits the whole run. Default: server, model and prompt file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<String>,
     /// The most calls at the same time. It starts lower and adapts to the server.
@@ -155,6 +156,10 @@ pub struct Generate {
     #[serde(default = "default_attempts")]
     #[schemars(range(min = 1, max = 100))]
     pub attempts: u32,
+    /// Ask a second time when an answer is slower than this: a time such as `10s`, or `p95` for the time within which 95 of 100 of the latest answers came. The first answer is
+    /// used; both are paid, kept and counted against the limits, and a second request that could pass one is not made. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge_after: Option<String>,
     /// The run ends when the server has failed for so long without a single success.
     #[serde(default = "default_give_up")]
     #[schemars(range(min = 1, max = 604_800))]
@@ -294,6 +299,7 @@ impl Generate {
 
     fn client_config(&self, key: Option<Key>) -> Result<ClientConfig, LlmError> {
         let max_cost = self.max_cost.map(|cost| format!("{cost:.6}").parse::<Money>()).transpose();
+        let hedge = self.hedge_after.as_ref().map(|after| after.parse::<Hedge>()).transpose();
         Ok(ClientConfig {
             endpoint: Endpoint {
                 url: self.url.clone(),
@@ -313,6 +319,7 @@ impl Generate {
                 give_up_after: Duration::from_secs(self.give_up_seconds),
             },
             retry: Retry { attempts: self.attempts, ..Retry::default() },
+            hedge: hedge.map_err(|e| LlmError::Setup(format!("`hedge_after`: {e}").into()))?,
             limits: Limits {
                 max_cost: max_cost.map_err(|e| LlmError::Setup(format!("`max_cost`: {e}").into()))?,
                 max_tokens: self.max_tokens,
@@ -570,10 +577,12 @@ impl RowWise for Asking {
         let config = &self.maker.config;
         let requests = self.maker.requests(rows)?;
         let unanswered = self.batch(&requests).await?;
+        // A hash reads all images of a row, and only batches leave rows without an answer.
+        let left = |request| unanswered.get(&self.client.hash(request));
         let calls: Vec<BoxFuture<'_, Option<Result<(String, Reply, u32), LlmError>>>> = requests
             .iter()
             .map(|request| match request {
-                Ok(request) => match unanswered.get(&self.client.hash(request)) {
+                Ok(request) => match (!unanswered.is_empty()).then(|| left(request)).flatten() {
                     Some(error) => std::future::ready(Some(Err(error.clone()))).boxed(),
                     None => self.ask(request).map(Some).boxed(),
                 },

@@ -3,23 +3,37 @@
 //! Lines going in: `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}`. Lines coming out: `{"id", "custom_id", "response": {"status_code", "body"}, "error"}`, in any
 //! order, failures in a file of their own (OpenAI's and Azure's references). Lines are joined by `custom_id`, which is the request's hash, and never by place.
 
-use serde_json::{Value, json};
+use async_openai::types::batches::{BatchEndpoint, BatchRequestInput, BatchRequestInputMethod};
+use serde_json::Value;
 
 use crate::{
-    request::{Request, RequestHash},
+    error::LlmError,
+    request::{Api, Request, RequestHash},
     wire::read_failure,
 };
 
 /// Where the interface of `request` lies for a batch: a path with its version, whatever the base URL is.
-pub(super) fn endpoint(request: &Request) -> String {
-    format!("/v1{}", request.api.path())
+pub(super) const fn endpoint(request: &Request) -> BatchEndpoint {
+    match request.api {
+        Api::ChatCompletions => BatchEndpoint::V1ChatCompletions,
+        Api::Responses => BatchEndpoint::V1Responses,
+    }
 }
 
 /// The line of a request, with its line break.
-pub(super) fn request_line(hash: RequestHash, request: &Request) -> String {
-    let line =
-        json!({"custom_id": hash.to_string(), "method": "POST", "url": endpoint(request), "body": request.body()});
-    format!("{line}\n")
+///
+/// # Errors
+/// Never: a body is JSON already.
+pub(super) fn request_line(hash: RequestHash, request: &Request) -> Result<String, LlmError> {
+    let line = BatchRequestInput {
+        custom_id: hash.to_string(),
+        method: BatchRequestInputMethod::POST,
+        url: endpoint(request),
+        body: Some(request.body()),
+    };
+    let mut line = serde_json::to_string(&line).map_err(|e| LlmError::Setup(format!("a batch's line: {e}").into()))?;
+    line.push('\n');
+    Ok(line)
 }
 
 /// What became of one request of a batch.
@@ -34,6 +48,8 @@ pub(super) enum Line {
 }
 
 /// Reads a line of an output or error file; `None` for one that is no line of ours.
+///
+/// Field by field, not as async-openai's `BatchRequestOutput`: lines of requests that expired have no `request_id`, and Azure's have neither `id` nor an error's `code`.
 pub(super) fn read_line(line: &str) -> Option<(RequestHash, Line)> {
     let value: Value = serde_json::from_str(line).ok()?;
     let hash = RequestHash::parse(value["custom_id"].as_str()?)?;
@@ -77,6 +93,8 @@ pub(super) fn upload(file: &[u8]) -> (Vec<u8>, String) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
+use async_openai::types::batches::{BatchCompletionWindow, BatchErrors, BatchRequest, BatchStatus};
 use lines::{Line, endpoint, read_line, request_line, upload};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use state::Held;
 
@@ -48,6 +50,9 @@ impl Default for BatchOptions {
 }
 
 type Failures = HashMap<RequestHash, LlmError>;
+
+/// The requests of a batch, and its lines.
+type BatchFile = (Vec<RequestHash>, Vec<u8>);
 
 /// One round: the requests that still need an answer.
 struct Round<'a> {
@@ -112,7 +117,8 @@ impl Round<'_> {
                     break;
                 }
                 if let Some(held) = Held::take(&path)? {
-                    let reserved = self.client.budget().reserve(spent(&held.state.reserved)).await.ok();
+                    let reserved =
+                        self.client.budget().reserve(spent(&held.state.reserved), self.client.limits()).await.ok();
                     self.finish(held, reserved).await?;
                     break;
                 }
@@ -133,7 +139,7 @@ impl Round<'_> {
 
     /// Submits all that is wanted, at most so much at a time as a batch holds.
     async fn submit_and_collect(&mut self) -> Result<(), LlmError> {
-        for (hashes, file) in self.files() {
+        for (hashes, file) in self.files()? {
             let mut most = Reservation { budget: self.client.budget_number(), ..Reservation::default() };
             for hash in &hashes {
                 if let Some(request) = self.wanted.get(hash) {
@@ -143,7 +149,8 @@ impl Round<'_> {
                     most.completion_tokens += estimate.most_completion_tokens;
                 }
             }
-            let reserved = self.client.budget().reserve(Spent { calls: hashes.len() as u64, ..spent(&most) }).await?;
+            let asked = Spent { calls: hashes.len() as u64, ..spent(&most) };
+            let reserved = self.client.budget().reserve(asked, self.client.limits()).await?;
             let held = Held::begin(&self.client.batches(), self.client.url(), &hashes, most)?;
             self.submit(held, &file, Some(reserved)).await?;
         }
@@ -151,13 +158,12 @@ impl Round<'_> {
     }
 
     /// What is wanted as files of lines. A batch has one endpoint, and all requests of a stage go to one.
-    fn files(&self) -> Vec<(Vec<RequestHash>, Vec<u8>)> {
-        let mut files: Vec<(Vec<RequestHash>, Vec<u8>)> = Vec::new();
+    fn files(&self) -> Result<Vec<BatchFile>, LlmError> {
+        let mut files: Vec<BatchFile> = Vec::new();
         for (hash, request) in &self.wanted {
-            let line = request_line(*hash, request);
-            let fits = |(hashes, file): &&mut (Vec<_>, Vec<u8>)| {
-                hashes.len() < MOST_REQUESTS && file.len() + line.len() <= MOST_BYTES
-            };
+            let line = request_line(*hash, request)?;
+            let fits =
+                |(hashes, file): &&mut BatchFile| hashes.len() < MOST_REQUESTS && file.len() + line.len() <= MOST_BYTES;
             match files.last_mut().filter(fits) {
                 Some((hashes, file)) => {
                     hashes.push(*hash);
@@ -166,17 +172,23 @@ impl Round<'_> {
                 None => files.push((vec![*hash], line.into_bytes())),
             }
         }
-        files
+        Ok(files)
     }
 
     async fn submit(&mut self, mut held: Held, file: &[u8], reserved: Option<Reserved>) -> Result<(), LlmError> {
         let (body, content_type) = upload(file);
         let uploaded = self.post("/files", body.into(), &content_type).await?;
         let file_id = text(&uploaded, "id", "/files")?;
-        let any = self.wanted.values().next().map_or_else(String::new, |r| endpoint(r));
-        let body = json!({
-            "input_file_id": file_id, "endpoint": any, "completion_window": "24h", "metadata": {"groundloom": held.state.name},
-        });
+        let body = BatchRequest {
+            input_file_id: file_id,
+            endpoint: self.wanted.values().next().map_or_else(Default::default, |r| endpoint(r)),
+            completion_window: BatchCompletionWindow::W24H,
+            metadata: Some(HashMap::from([("groundloom".to_owned(), json!(held.state.name))])),
+            output_expires_after: None,
+        };
+        let mut body = json!(body);
+        // The type writes a null, which servers that do not know the field refuse.
+        body.as_object_mut().map(|fields| fields.remove("output_expires_after"));
         let transport = self.client.transport();
         let mut tried = 0;
         let created = loop {
@@ -220,22 +232,21 @@ impl Round<'_> {
             },
         };
         let batch = loop {
+            // Its status is all that has to be there: Azure's batches lack fields that the type of the whole wants, and a status that is new is one to wait through.
             let batch = self.get(&format!("/batches/{id}")).await?;
-            match batch["status"].as_str() {
-                Some("completed" | "expired" | "cancelled" | "failed") => break batch,
+            match BatchStatus::deserialize(&batch["status"]) {
+                Ok(BatchStatus::Failed) => {
+                    held.end()?;
+                    let said = BatchErrors::deserialize(&batch["errors"]).map_or_else(
+                        |_| batch["errors"].to_string(),
+                        |errors| errors.data.into_iter().map(|e| e.message).collect::<Vec<_>>().join("; "),
+                    );
+                    return Err(LlmError::Setup(format!("the server refused the batch {id}: {said}").into()));
+                }
+                Ok(BatchStatus::Completed | BatchStatus::Expired | BatchStatus::Cancelled) => break batch,
                 _ => tokio::time::sleep(self.options.poll).await,
             }
         };
-        if batch["status"] == "failed" {
-            let errors: Vec<&str> = batch["errors"]["data"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|e| e["message"].as_str())
-                .collect();
-            held.end()?;
-            return Err(LlmError::Setup(format!("the server refused the batch {id}: {}", errors.join("; ")).into()));
-        }
         let (mut used, mut seen) = (Spent::default(), HashSet::new());
         for key in ["output_file_id", "error_file_id"] {
             let Some(file) = batch[key].as_str() else { continue };

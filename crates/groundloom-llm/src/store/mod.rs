@@ -158,7 +158,8 @@ impl Store {
 
     pub(crate) async fn put_for(&self, hash: RequestHash, stored: &Stored, budget: u64) -> Result<(), LlmError> {
         let json = serde_json::to_vec(stored).map_err(|e| LlmError::store(&self.folder, e))?;
-        let payload = zstd::encode_all(json.as_slice(), 3).map_err(|e| LlmError::store(&self.folder, e))?;
+        // In one piece: an encoder that is not told the length clears tables of a megabyte first, which cost more than all the rest of a call.
+        let payload = zstd::bulk::compress(&json, 3).map_err(|e| LlmError::store(&self.folder, e))?;
         let payload_len = u32::try_from(payload.len()).map_err(|e| LlmError::store(&self.folder, e))?;
         let usage = stored.usage.unwrap_or_default();
         let header = Header {
@@ -186,6 +187,11 @@ impl Store {
         asking::set(&self.folder.join("asking"), hash, reservation)
     }
 
+    /// Marks a second request for a call that is in flight.
+    pub(crate) fn mark_second(&self, hash: RequestHash, reservation: &Reservation) -> Result<Marking, LlmError> {
+        asking::set_second(&self.folder.join("asking"), hash, reservation)
+    }
+
     fn settle(&mut self, writer: &Writer) -> Result<(), LlmError> {
         let abandoned = asking::abandoned(&self.folder.join("asking"))?;
         if abandoned.is_empty() {
@@ -195,7 +201,7 @@ impl Store {
         self.index().refresh(&self.folder.join("segments"))?;
         for mark in abandoned {
             if let Some(reservation) = &mark.reservation
-                && !self.index().contains(&mark.hash)
+                && (mark.twice || !self.index().contains(&mark.hash))
             {
                 self.interrupted += 1;
                 futures::executor::block_on(writer.append(loss(mark.hash, reservation)))?;

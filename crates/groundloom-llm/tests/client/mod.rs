@@ -28,6 +28,7 @@ pub fn config(url: &str) -> ClientConfig {
         namespace: String::new(),
         pace: Pace { max_concurrency: 32, give_up_after: Duration::from_secs(60), ..Pace::default() },
         retry: Retry { attempts: 12, first_wait: Duration::from_millis(5), longest_wait: Duration::from_millis(50) },
+        hedge: None,
         limits: Limits::default(),
         budget: "test".into(),
         offline: false,
