@@ -5,7 +5,9 @@ mod vectors;
 
 use std::collections::HashSet;
 
-use groundloom_index::{Bitmap, Coding, ColumnSettings, Index, IndexError, Metric, Plan, Search, Writer};
+use groundloom_index::{
+    Bitmap, Builder, Coding, ColumnSettings, GraphSettings, Index, IndexError, Metric, Plan, Search, Writer,
+};
 use proptest::prelude::*;
 use vectors::{Numbers, Random, clustered, column, distance, key, nearest, rows};
 
@@ -128,20 +130,63 @@ fn filters_are_exact_in_number_at_every_selectivity() {
 #[test]
 fn one_graph_whatever_the_threads() {
     let all = clustered(3000, 24, 30, 0.5, 4);
-    let settings = ColumnSettings { graph_from: 100, ..ColumnSettings::default() };
-    let files: Vec<Vec<u8>> = [1, 2, 5]
-        .into_iter()
-        .map(|threads| {
-            let folder = tempfile::tempdir().unwrap();
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| build(folder.path(), &all, Metric::L2, settings));
-            let mut bytes = std::fs::read(folder.path().join("vectors-000000-0.glv")).unwrap();
-            bytes.extend(std::fs::read(folder.path().join("index.json")).unwrap());
-            bytes.extend(std::fs::read(folder.path().join("rows-000000.parquet")).unwrap());
-            bytes
-        })
-        .collect();
-    assert!(files[0] == files[1] && files[1] == files[2], "the bytes depend on threads");
+    for builder in [Builder::Batches, Builder::HnswRs] {
+        let graph = GraphSettings { builder, ..GraphSettings::default() };
+        let settings = ColumnSettings { graph_from: 100, graph, ..ColumnSettings::default() };
+        let files: Vec<Vec<u8>> = [1, 2, 5]
+            .into_iter()
+            .map(|threads| {
+                let folder = tempfile::tempdir().unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| build(folder.path(), &all, Metric::L2, settings));
+                let mut bytes = std::fs::read(folder.path().join("vectors-000000-0.glv")).unwrap();
+                bytes.extend(std::fs::read(folder.path().join("index.json")).unwrap());
+                bytes.extend(std::fs::read(folder.path().join("rows-000000.parquet")).unwrap());
+                bytes
+            })
+            .collect();
+        assert!(files[0] == files[1] && files[1] == files[2], "{builder:?}: the bytes depend on threads");
+    }
+}
+
+#[test]
+fn graphs_of_hnsw_rs_reach_the_target_on_every_metric_and_coding() {
+    // Lengths differ, so that inner products go past 1 and below 0; some vectors stand in several rows.
+    let mut all: Vec<Vec<f32>> = clustered(2000, 24, 40, 0.5, 11);
+    all.iter_mut().enumerate().for_each(|(i, v)| v.iter_mut().for_each(|x| *x *= 1.0 + (i % 5) as f32));
+    all.extend_from_within(..100);
+    let mut random = Random(5);
+    let queries: Vec<Vec<f32>> =
+        (0..60).map(|_| all[random.below(all.len())].iter().map(|x| x + 0.4 * random.normal()).collect()).collect();
+    let graph = GraphSettings { builder: Builder::HnswRs, ..GraphSettings::default() };
+    for (metric, coding) in [
+        (Metric::Cosine, Coding::F32),
+        (Metric::Cosine, Coding::Binary),
+        (Metric::L2, Coding::F32),
+        (Metric::L2, Coding::Int8),
+        (Metric::Ip, Coding::F32),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = ColumnSettings { coding, graph_from: 200, graph, ..ColumnSettings::default() };
+        let index = build(folder.path(), &all, metric, settings);
+        assert_eq!(index.manifest().columns[0].settings.graph.builder, Builder::HnswRs);
+        let tuning = index.manifest().segments[0].columns[0].tuning.unwrap();
+        let found = recall(&index, metric, &all, &queries, None, Some(tuning.ef));
+        let floor = if metric == Metric::Ip { 0.85 } else { 0.93 };
+        assert!(found >= floor, "{metric:?} {coding:?}: recall {found}, tuned {tuning:?}");
+        let keep = Bitmap::from_fn(all.len(), |i| i % 3 == 0);
+        assert!(recall(&index, metric, &all, &queries, Some(&keep), None) >= floor, "{metric:?} {coding:?}");
+    }
+}
+
+#[test]
+fn indices_from_before_the_choice_of_a_builder_open() {
+    let settings = serde_json::json!({ "m": 16, "ef_construction": 128, "seed": 7 });
+    let graph: GraphSettings = serde_json::from_value(settings).unwrap();
+    assert_eq!(graph.builder, Builder::Batches);
+    assert_eq!(serde_json::to_value(Builder::HnswRs).unwrap(), Builder::HnswRs.name());
+    assert_eq!("hnsw_rs".parse::<Builder>().unwrap(), Builder::HnswRs);
+    assert!("hnswlib".parse::<Builder>().unwrap_err().to_string().contains("`batches` or `hnsw_rs`"));
 }
 
 #[test]
