@@ -309,7 +309,7 @@ fn exported_vectors_stand_beside_their_rows() {
     let all = clustered(500, 12, 10, 0.5, 6);
     let index = build(&folder.path().join("index"), &all, Metric::L2, ColumnSettings::default());
     assert_eq!(index.export_npy(0, "img_emb", folder.path()).unwrap(), 500);
-    let matrix = groundloom_index::exchange::read_npy(&folder.path().join("img_emb/img_emb_0.npy")).unwrap();
+    let matrix = exchange::read_npy(&folder.path().join("img_emb/img_emb_0.npy")).unwrap();
     assert!(matrix.rows().eq(all.iter().map(Vec::as_slice)));
     let file = std::fs::File::open(folder.path().join("metadata/metadata_0.parquet")).unwrap();
     let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
@@ -320,4 +320,23 @@ fn exported_vectors_stand_beside_their_rows() {
         })
         .collect();
     assert!(names.iter().enumerate().all(|(i, name)| *name == key(i)) && names.len() == 500);
+}
+
+#[test]
+fn exported_files_of_faiss_and_fromage_hold_the_vectors() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = clustered(300, 12, 10, 0.5, 6);
+    let index = build(&folder.path().join("index"), &all, Metric::L2, ColumnSettings::default());
+    assert_eq!(index.export_faiss(0, "img_emb", folder.path()).unwrap(), 300);
+    let (matrix, metric) = exchange::read_faiss(&folder.path().join("img_emb.index")).unwrap();
+    assert_eq!(metric, Metric::L2);
+    assert!(matrix.rows().eq(all.iter().map(Vec::as_slice)));
+    assert!(folder.path().join("metadata/metadata_0.parquet").exists());
+    let pickle = folder.path().join("cc3m_embeddings.pkl");
+    assert_eq!(index.export_fromage(0, "row_id", &pickle).unwrap(), 300);
+    let read = exchange::read_fromage(&pickle).unwrap();
+    assert_eq!(read.embeddings, matrix);
+    assert!(read.paths.iter().enumerate().all(|(i, path)| *path == key(i)));
+    let error = index.export_fromage(0, "number", &pickle).unwrap_err().to_string();
+    assert!(error.contains("expected texts, found Int64"), "{error}");
 }
