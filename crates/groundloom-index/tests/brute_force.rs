@@ -6,7 +6,7 @@ mod vectors;
 use std::collections::HashSet;
 
 use groundloom_index::{
-    Bitmap, Builder, Coding, ColumnSettings, GraphSettings, Index, IndexError, Metric, Plan, Search, Writer,
+    Bitmap, Builder, Coding, ColumnSettings, GraphSettings, Index, IndexError, Metric, Plan, Search, Writer, exchange,
 };
 use proptest::prelude::*;
 use vectors::{Numbers, Random, clustered, column, distance, key, nearest, rows};
@@ -339,4 +339,29 @@ fn exported_files_of_faiss_and_fromage_hold_the_vectors() {
     assert!(read.paths.iter().enumerate().all(|(i, path)| *path == key(i)));
     let error = index.export_fromage(0, "number", &pickle).unwrap_err().to_string();
     assert!(error.contains("expected texts, found Int64"), "{error}");
+}
+
+#[test]
+fn vector_files_become_rows_beside_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = clustered(100, 12, 10, 0.5, 6);
+    let index = build(&folder.path().join("index"), &all, Metric::L2, ColumnSettings::default());
+    index.export_npy(0, "img_emb", folder.path()).unwrap();
+    let table = folder.path().join("metadata/metadata_0.parquet");
+    let vectors = exchange::read_vectors(&folder.path().join("img_emb/img_emb_0.npy")).unwrap();
+    let spec = column(12, Metric::L2, ColumnSettings::default());
+    for (table, name) in [(Some(table.as_path()), key(7)), (None, "7".to_owned())] {
+        let again = folder.path().join(&name);
+        let mut writer = Writer::create(&again, "row_id", vec![spec.clone()]).unwrap();
+        let changed = writer.add(vectors.rows(table, "row_id", "embedding").unwrap()).unwrap();
+        assert_eq!(changed.added, 100);
+        let again = Index::open(&again).unwrap();
+        let (found, position) = again.find(&HashSet::from([name.clone()])).unwrap().remove(0);
+        assert_eq!((found, again.vector(position, 0).unwrap()), (name, Some(&all[7][..])));
+    }
+    let few = exchange::Vectors { matrix: exchange::Matrix { dims: 12, values: all[0].clone() }, ..vectors };
+    let error = few.rows(Some(&table), "row_id", "embedding").err().unwrap().to_string();
+    assert!(error.contains("each of 1 vectors, found 100 rows"), "{error}");
+    let error = exchange::read_vectors(&table).unwrap_err().to_string();
+    assert!(error.contains(".fvecs") && error.contains("metadata_0.parquet"), "{error}");
 }

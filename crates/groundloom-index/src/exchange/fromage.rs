@@ -193,7 +193,7 @@ impl<'a> Machine<'a> {
                 0x8d => self.text(8)?,
                 b'C' => self.data(1)?,
                 b'B' => self.data(4)?,
-                0x8e => self.data(8)?,
+                0x8e | 0x96 => self.data(8)?,
                 b']' => self.stack.push(Value::List(Vec::new())),
                 b'}' => self.stack.push(Value::Dict(Vec::new())),
                 b')' => self.stack.push(Value::Tuple(Rc::from([]))),
@@ -379,15 +379,12 @@ impl<'a> Machine<'a> {
     }
 
     fn global(&mut self, module: &str, name: &str) -> Outcome<()> {
-        let name = format!("{module}.{name}");
-        let known = ["numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"];
-        if !known.contains(&name.as_str())
-            && !["numpy.ndarray", "numpy.dtype", "_codecs.encode"].contains(&name.as_str())
-        {
-            return Err(format!("the file asks for {name}, which is not run; {WANTED}"));
+        // NumPy 2 calls its core `_core`.
+        let plain = format!("{module}.{name}").replacen("numpy._core.", "numpy.core.", 1);
+        if !KNOWN.contains(&plain.as_str()) {
+            return Err(format!("the file asks for {module}.{name}, which is not run; {WANTED}"));
         }
-        let name = if known.contains(&name.as_str()) { known[0] } else { &name };
-        self.stack.push(Value::Global(name.into()));
+        self.stack.push(Value::Global(plain.into()));
         Ok(())
     }
 
@@ -406,6 +403,15 @@ impl<'a> Machine<'a> {
             }
             ("numpy.ndarray", [shape, Value::Text(dtype), Value::Bytes(bytes)]) => {
                 self.array(shape, width(dtype)?, bytes)?
+            }
+            (
+                "numpy.core.numeric._frombuffer",
+                [Value::Bytes(bytes), Value::Dtype(width), shape, Value::Text(order)],
+            ) => {
+                if &**order != "C" {
+                    return Err(format!("expected rows one after the other (C order); {WANTED}"));
+                }
+                self.array(shape, *width, bytes)?
             }
             _ => return Err(OTHER.into()),
         };
@@ -437,6 +443,15 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 }
+
+/// The functions whose effect is known here.
+const KNOWN: [&str; 5] = [
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.numeric._frombuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "_codecs.encode",
+];
 
 const SHORT: &str = "the pickle is cut off";
 const OTHER: &str = "expected a pickle of paths and embeddings alone, found other things";

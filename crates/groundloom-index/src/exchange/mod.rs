@@ -4,6 +4,7 @@
 mod captions;
 mod faiss;
 mod fromage;
+mod import;
 
 use std::{
     fs::{self, File},
@@ -22,6 +23,7 @@ use arrow::{
 pub use captions::{Captioned, Captions, Missing, read_captions};
 pub use faiss::read_faiss;
 pub use fromage::{Fromage, read_fromage};
+pub use import::{Vectors, read_vectors};
 
 use crate::{
     IndexError,
