@@ -1,6 +1,6 @@
 //! Builds an index over raw vectors and measures it; `scripts/bench_peers.py` runs it beside other libraries.
 //!
-//! `measure BASE QUERIES DIMS TRUTH FOLDER CODING FILTERS…`: the first two are files of little-endian f32, `TRUTH` of u32
+//! `measure BASE QUERIES DIMS TRUTH FOLDER CODING BUILDER FILTERS…`: the first two are files of little-endian f32, `TRUTH` of u32
 //! (10 a query), each filter is `EVERY:TRUTH` (only rows whose number is a multiple of `EVERY`). One JSON line a measurement.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -10,7 +10,9 @@ use arrow::{
     array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray},
     datatypes::{DataType, Field},
 };
-use groundloom_index::{Coding, ColumnSettings, ColumnSpec, Filter, Index, Metric, Position, Search, Writer};
+use groundloom_index::{
+    Coding, ColumnSettings, ColumnSpec, Filter, GraphSettings, Index, Metric, Position, Search, Writer,
+};
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -69,14 +71,15 @@ impl Measured<'_> {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [base, queries, dims, truth, folder, coding, filters @ ..] = arguments.as_slice() else {
-        panic!("expected BASE QUERIES DIMS TRUTH FOLDER CODING FILTERS…");
+    let [base, queries, dims, truth, folder, coding, builder, filters @ ..] = arguments.as_slice() else {
+        panic!("expected BASE QUERIES DIMS TRUTH FOLDER CODING BUILDER FILTERS…");
     };
     let dims: usize = dims.parse().unwrap();
     let (base, queries): (Vec<f32>, Vec<f32>) = (numbers(base), numbers(queries));
     let folder = Path::new(folder);
     let coding: Coding = coding.parse().unwrap();
-    let settings = ColumnSettings { coding, ..ColumnSettings::default() };
+    let graph = GraphSettings { builder: builder.parse().unwrap(), ..GraphSettings::default() };
+    let settings = ColumnSettings { coding, graph, ..ColumnSettings::default() };
     let spec = ColumnSpec { name: "vector".into(), dims, metric: Metric::Ip, model: None, settings };
     let begin = Instant::now();
     Writer::create(folder, "row_id", vec![spec]).unwrap().add(batches(&base, dims).map(Ok)).unwrap();

@@ -11,6 +11,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,6 +21,43 @@ use crate::{
     space::{FloatSpace, Space},
 };
 
+/// What builds a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Builder {
+    /// Batches of nodes on all threads.
+    #[default]
+    Batches,
+    /// The crate `hnsw_rs`, one node after the other.
+    HnswRs,
+}
+
+impl Builder {
+    /// Its name in manifests and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Batches => "batches",
+            Self::HnswRs => "hnsw_rs",
+        }
+    }
+}
+
+impl std::str::FromStr for Builder {
+    type Err = IndexError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "batches" => Ok(Self::Batches),
+            "hnsw_rs" => Ok(Self::HnswRs),
+            other => Err(IndexError::BadSetting {
+                setting: "builder",
+                expected: "`batches` or `hnsw_rs`",
+                found: format!("{other:?}"),
+            }),
+        }
+    }
+}
+
 /// What decides a graph beside its vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GraphSettings {
@@ -27,13 +65,16 @@ pub struct GraphSettings {
     pub m: usize,
     /// Nodes in view while a node's links are chosen, from `m` to 4096.
     pub ef_construction: usize,
-    /// Decides levels and order.
+    /// Decides levels and order; with `hnsw_rs`, whose levels have a seed of their own, the order alone.
     pub seed: u64,
+    /// What builds it. Indices from before there was a choice were built by batches.
+    #[serde(default)]
+    pub builder: Builder,
 }
 
 impl Default for GraphSettings {
     fn default() -> Self {
-        Self { m: 16, ef_construction: 128, seed: 7 }
+        Self { m: 16, ef_construction: 128, seed: 7, builder: Builder::Batches }
     }
 }
 

@@ -12,7 +12,8 @@ use crate::{
     bitmap::Bitmap,
     codes::{Coding, byte_scale, byte_stride, encode_bits, encode_bytes, means, word_stride},
     collected::Collected,
-    graph::{GraphBuilder, GraphSettings, SplitMix},
+    graph::{Builder, GraphBuilder, GraphSettings, SplitMix},
+    hnsw::HnswRs,
     lines::padded,
     metric::Metric,
     tuning::{self, Tuning},
@@ -97,6 +98,67 @@ impl OwnedCodes {
     }
 }
 
+/// A column that is ready to be written.
+struct Built {
+    collected: Collected,
+    codes: OwnedCodes,
+    /// Nodes and links of every level, from 0 up; none without a graph.
+    levels: Vec<(usize, Vec<u32>)>,
+    tuned: Option<Tuning>,
+}
+
+fn by_batches(collected: Collected, settings: &ColumnSettings) -> Built {
+    let nodes = collected.nodes();
+    let codes = OwnedCodes::of(&collected, settings.coding);
+    let mut builder = GraphBuilder::new(&collected.rows, collected.metric == Metric::L2, settings.graph);
+    // The last vectors to go in are questions first: the graph has not seen them.
+    let seen = nodes - tuning::questions(nodes);
+    builder.insert_until(seen);
+    let tuned = tuned(&collected, &codes, builder.view(), seen, settings);
+    builder.insert_until(nodes);
+    let levels = builder.finish();
+    Built { collected, codes, levels, tuned: Some(tuned) }
+}
+
+fn by_hnsw_rs(collected: Collected, settings: &ColumnSettings) -> Built {
+    let nodes = collected.nodes();
+    let mut graph = HnswRs::new(&collected.rows, collected.metric == Metric::L2, settings.graph);
+    let seen = nodes - tuning::questions(nodes);
+    graph.insert_until(&collected.rows, seen);
+    let tuned = {
+        let part = graph.take();
+        let arranged = part.arranged(&collected);
+        let codes = OwnedCodes::of(&arranged, settings.coding);
+        tuned(&arranged, &codes, part.view(settings.graph.m), seen, settings)
+    };
+    graph.insert_until(&collected.rows, nodes);
+    let whole = graph.take();
+    drop(graph);
+    let collected = whole.arranged(&collected);
+    let codes = OwnedCodes::of(&collected, settings.coding);
+    Built { collected, codes, levels: whole.levels, tuned: Some(tuned) }
+}
+
+/// Tunes a search over the first `seen` nodes with the others as questions.
+fn tuned(
+    collected: &Collected,
+    codes: &OwnedCodes,
+    levels: Vec<Links<'_>>,
+    seen: usize,
+    settings: &ColumnSettings,
+) -> Tuning {
+    let searchable = Searchable {
+        vectors: collected.rows.values(),
+        stride: collected.rows.stride(),
+        nodes: seen,
+        l2: collected.metric == Metric::L2,
+        codes: codes.view(collected.dims),
+        levels,
+    };
+    let questions = (seen..collected.nodes()).map(|question| collected.rows.row(question));
+    tuning::tune(&searchable, questions, settings.target_recall)
+}
+
 /// Builds the graph of a column, tunes its search and writes the column's file.
 pub(crate) fn write(
     path: &Path,
@@ -108,31 +170,11 @@ pub(crate) fn write(
     let order = SplitMix(settings.graph.seed).permutation(nodes);
     let collected = collected.reordered(&order);
     let with_graph = nodes >= settings.graph_from.max(2);
-    let codes = if with_graph { OwnedCodes::of(&collected, settings.coding) } else { OwnedCodes::F32 };
-    let mut levels = Vec::new();
-    let mut tuned = None;
-    if with_graph {
-        let l2 = collected.metric == Metric::L2;
-        let mut builder = GraphBuilder::new(&collected.rows, l2, settings.graph);
-        // The last vectors to go in are questions first: the graph has not seen them.
-        let questions = tuning::questions(nodes);
-        builder.insert_until(nodes - questions);
-        let seen = Searchable {
-            vectors: collected.rows.values(),
-            stride: collected.rows.stride(),
-            nodes: nodes - questions,
-            l2,
-            codes: codes.view(collected.dims),
-            levels: builder.view(),
-        };
-        tuned = Some(tuning::tune(
-            &seen,
-            (nodes - questions..nodes).map(|q| collected.rows.row(q)),
-            settings.target_recall,
-        ));
-        builder.insert_until(nodes);
-        levels = builder.finish();
-    }
+    let Built { collected, codes, levels, tuned } = match (with_graph, settings.graph.builder) {
+        (false, _) => Built { collected, codes: OwnedCodes::F32, levels: Vec::new(), tuned: None },
+        (true, Builder::Batches) => by_batches(collected, settings),
+        (true, Builder::HnswRs) => by_hnsw_rs(collected, settings),
+    };
     let (starts, rows) = collected.rows_of_nodes();
     let header = Header {
         dims: collected.dims,

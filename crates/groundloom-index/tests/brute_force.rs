@@ -5,7 +5,9 @@ mod vectors;
 
 use std::collections::HashSet;
 
-use groundloom_index::{Bitmap, Coding, ColumnSettings, Index, IndexError, Metric, Plan, Search, Writer};
+use groundloom_index::{
+    Bitmap, Builder, Coding, ColumnSettings, GraphSettings, Index, IndexError, Metric, Plan, Search, Writer, exchange,
+};
 use proptest::prelude::*;
 use vectors::{Numbers, Random, clustered, column, distance, key, nearest, rows};
 
@@ -128,20 +130,63 @@ fn filters_are_exact_in_number_at_every_selectivity() {
 #[test]
 fn one_graph_whatever_the_threads() {
     let all = clustered(3000, 24, 30, 0.5, 4);
-    let settings = ColumnSettings { graph_from: 100, ..ColumnSettings::default() };
-    let files: Vec<Vec<u8>> = [1, 2, 5]
-        .into_iter()
-        .map(|threads| {
-            let folder = tempfile::tempdir().unwrap();
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| build(folder.path(), &all, Metric::L2, settings));
-            let mut bytes = std::fs::read(folder.path().join("vectors-000000-0.glv")).unwrap();
-            bytes.extend(std::fs::read(folder.path().join("index.json")).unwrap());
-            bytes.extend(std::fs::read(folder.path().join("rows-000000.parquet")).unwrap());
-            bytes
-        })
-        .collect();
-    assert!(files[0] == files[1] && files[1] == files[2], "the bytes depend on threads");
+    for builder in [Builder::Batches, Builder::HnswRs] {
+        let graph = GraphSettings { builder, ..GraphSettings::default() };
+        let settings = ColumnSettings { graph_from: 100, graph, ..ColumnSettings::default() };
+        let files: Vec<Vec<u8>> = [1, 2, 5]
+            .into_iter()
+            .map(|threads| {
+                let folder = tempfile::tempdir().unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| build(folder.path(), &all, Metric::L2, settings));
+                let mut bytes = std::fs::read(folder.path().join("vectors-000000-0.glv")).unwrap();
+                bytes.extend(std::fs::read(folder.path().join("index.json")).unwrap());
+                bytes.extend(std::fs::read(folder.path().join("rows-000000.parquet")).unwrap());
+                bytes
+            })
+            .collect();
+        assert!(files[0] == files[1] && files[1] == files[2], "{builder:?}: the bytes depend on threads");
+    }
+}
+
+#[test]
+fn graphs_of_hnsw_rs_reach_the_target_on_every_metric_and_coding() {
+    // Lengths differ, so that inner products go past 1 and below 0; some vectors stand in several rows.
+    let mut all: Vec<Vec<f32>> = clustered(2000, 24, 40, 0.5, 11);
+    all.iter_mut().enumerate().for_each(|(i, v)| v.iter_mut().for_each(|x| *x *= 1.0 + (i % 5) as f32));
+    all.extend_from_within(..100);
+    let mut random = Random(5);
+    let queries: Vec<Vec<f32>> =
+        (0..60).map(|_| all[random.below(all.len())].iter().map(|x| x + 0.4 * random.normal()).collect()).collect();
+    let graph = GraphSettings { builder: Builder::HnswRs, ..GraphSettings::default() };
+    for (metric, coding) in [
+        (Metric::Cosine, Coding::F32),
+        (Metric::Cosine, Coding::Binary),
+        (Metric::L2, Coding::F32),
+        (Metric::L2, Coding::Int8),
+        (Metric::Ip, Coding::F32),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = ColumnSettings { coding, graph_from: 200, graph, ..ColumnSettings::default() };
+        let index = build(folder.path(), &all, metric, settings);
+        assert_eq!(index.manifest().columns[0].settings.graph.builder, Builder::HnswRs);
+        let tuning = index.manifest().segments[0].columns[0].tuning.unwrap();
+        let found = recall(&index, metric, &all, &queries, None, Some(tuning.ef));
+        let floor = if metric == Metric::Ip { 0.85 } else { 0.93 };
+        assert!(found >= floor, "{metric:?} {coding:?}: recall {found}, tuned {tuning:?}");
+        let keep = Bitmap::from_fn(all.len(), |i| i % 3 == 0);
+        assert!(recall(&index, metric, &all, &queries, Some(&keep), None) >= floor, "{metric:?} {coding:?}");
+    }
+}
+
+#[test]
+fn indices_from_before_the_choice_of_a_builder_open() {
+    let settings = serde_json::json!({ "m": 16, "ef_construction": 128, "seed": 7 });
+    let graph: GraphSettings = serde_json::from_value(settings).unwrap();
+    assert_eq!(graph.builder, Builder::Batches);
+    assert_eq!(serde_json::to_value(Builder::HnswRs).unwrap(), Builder::HnswRs.name());
+    assert_eq!("hnsw_rs".parse::<Builder>().unwrap(), Builder::HnswRs);
+    assert!("hnswlib".parse::<Builder>().unwrap_err().to_string().contains("`batches` or `hnsw_rs`"));
 }
 
 #[test]
@@ -264,7 +309,7 @@ fn exported_vectors_stand_beside_their_rows() {
     let all = clustered(500, 12, 10, 0.5, 6);
     let index = build(&folder.path().join("index"), &all, Metric::L2, ColumnSettings::default());
     assert_eq!(index.export_npy(0, "img_emb", folder.path()).unwrap(), 500);
-    let matrix = groundloom_index::exchange::read_npy(&folder.path().join("img_emb/img_emb_0.npy")).unwrap();
+    let matrix = exchange::read_npy(&folder.path().join("img_emb/img_emb_0.npy")).unwrap();
     assert!(matrix.rows().eq(all.iter().map(Vec::as_slice)));
     let file = std::fs::File::open(folder.path().join("metadata/metadata_0.parquet")).unwrap();
     let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
@@ -275,4 +320,48 @@ fn exported_vectors_stand_beside_their_rows() {
         })
         .collect();
     assert!(names.iter().enumerate().all(|(i, name)| *name == key(i)) && names.len() == 500);
+}
+
+#[test]
+fn exported_files_of_faiss_and_fromage_hold_the_vectors() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = clustered(300, 12, 10, 0.5, 6);
+    let index = build(&folder.path().join("index"), &all, Metric::L2, ColumnSettings::default());
+    assert_eq!(index.export_faiss(0, "img_emb", folder.path()).unwrap(), 300);
+    let (matrix, metric) = exchange::read_faiss(&folder.path().join("img_emb.index")).unwrap();
+    assert_eq!(metric, Metric::L2);
+    assert!(matrix.rows().eq(all.iter().map(Vec::as_slice)));
+    assert!(folder.path().join("metadata/metadata_0.parquet").exists());
+    let pickle = folder.path().join("cc3m_embeddings.pkl");
+    assert_eq!(index.export_fromage(0, "row_id", &pickle).unwrap(), 300);
+    let read = exchange::read_fromage(&pickle).unwrap();
+    assert_eq!(read.embeddings, matrix);
+    assert!(read.paths.iter().enumerate().all(|(i, path)| *path == key(i)));
+    let error = index.export_fromage(0, "number", &pickle).unwrap_err().to_string();
+    assert!(error.contains("expected texts, found Int64"), "{error}");
+}
+
+#[test]
+fn vector_files_become_rows_beside_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = clustered(100, 12, 10, 0.5, 6);
+    let index = build(&folder.path().join("index"), &all, Metric::L2, ColumnSettings::default());
+    index.export_npy(0, "img_emb", folder.path()).unwrap();
+    let table = folder.path().join("metadata/metadata_0.parquet");
+    let vectors = exchange::read_vectors(&folder.path().join("img_emb/img_emb_0.npy")).unwrap();
+    let spec = column(12, Metric::L2, ColumnSettings::default());
+    for (table, name) in [(Some(table.as_path()), key(7)), (None, "7".to_owned())] {
+        let again = folder.path().join(&name);
+        let mut writer = Writer::create(&again, "row_id", vec![spec.clone()]).unwrap();
+        let changed = writer.add(vectors.rows(table, "row_id", "embedding").unwrap()).unwrap();
+        assert_eq!(changed.added, 100);
+        let again = Index::open(&again).unwrap();
+        let (found, position) = again.find(&HashSet::from([name.clone()])).unwrap().remove(0);
+        assert_eq!((found, again.vector(position, 0).unwrap()), (name, Some(&all[7][..])));
+    }
+    let few = exchange::Vectors { matrix: exchange::Matrix { dims: 12, values: all[0].clone() }, ..vectors };
+    let error = few.rows(Some(&table), "row_id", "embedding").err().unwrap().to_string();
+    assert!(error.contains("each of 1 vectors, found 100 rows"), "{error}");
+    let error = exchange::read_vectors(&table).unwrap_err().to_string();
+    assert!(error.contains(".fvecs") && error.contains("metadata_0.parquet"), "{error}");
 }

@@ -276,13 +276,13 @@ async fn too_many_at_once_are_told_so_and_stopping_waits_for_what_has_begun() {
 /// Many requests of every kind over few connections, while rows come and go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn mixed_requests_through_new_generations_get_no_wrong_answer() {
-    const EACH: usize = 400;
+    const EACH: usize = 1250;
     let folder = tempfile::tempdir().unwrap();
     let mut writer = build(folder.path(), 600);
     let all = data(600);
     let limits = Limits { patience: Duration::from_millis(500), body: 20_000, requests: 1000, ..Limits::default() };
     let server = Arc::new(start(folder.path(), limits, None).await);
-    let clients: Vec<_> = (0..6_u64)
+    let clients: Vec<_> = (0..8_u64)
         .map(|client| {
             let (server, all) = (Arc::clone(&server), all.clone());
             tokio::spawn(async move {

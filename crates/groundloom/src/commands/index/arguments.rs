@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use groundloom_index::{Coding, Metric, serve::Limits};
 
 #[derive(Debug, Subcommand)]
 pub enum IndexCommand {
     /// Build an index over rows with vectors, or embed them on the way.
     Build(Build),
+    /// Build an index over a file of vectors: .npy, .fvecs, a flat FAISS index, or FROMAGe's embeddings.
+    Import(Import),
     /// Add rows to an index; a row with the key of one that is there replaces it.
     Add(Add),
     /// Delete rows by their keys.
@@ -25,7 +27,7 @@ pub enum IndexCommand {
     Stats(Stats),
     /// Print groups of near-duplicates.
     Dedup(Dedup),
-    /// Write a column's vectors as .npy beside the rows as Parquet, in clip-retrieval's layout.
+    /// Write a column's vectors for other tools: .npy or flat FAISS beside the rows as Parquet, or FROMAGe's embeddings.
     Export(Export),
     /// Serve an index over HTTP, with a page to search it. A token in GROUNDLOOM_INDEX_TOKEN is asked of every request.
     Serve(Serve),
@@ -48,6 +50,8 @@ pub struct Rows {
 pub struct Build {
     #[command(flatten)]
     pub rows: Rows,
+    #[command(flatten)]
+    pub graph: Graph,
     /// The folder to build the index in.
     #[arg(long, short)]
     pub output: PathBuf,
@@ -64,6 +68,11 @@ pub struct Build {
     /// What close means: cosine, ip or l2.
     #[arg(long, default_value = "cosine")]
     pub metric: Metric,
+}
+
+/// How graphs are built and walked.
+#[derive(Debug, Args)]
+pub struct Graph {
     /// What graphs are walked with: f32, int8 or binary.
     #[arg(long, default_value = "f32")]
     pub coding: Coding,
@@ -79,6 +88,32 @@ pub struct Build {
     /// Decides levels and order of the graph.
     #[arg(long, default_value_t = groundloom_index::GraphSettings::default().seed)]
     pub seed: u64,
+    /// What builds the graph: batches, on all threads, or hnsw_rs, on one.
+    #[arg(long, default_value = "batches")]
+    pub builder: groundloom_index::Builder,
+}
+
+#[derive(Debug, Args)]
+pub struct Import {
+    /// A file called .npy, .fvecs, .index or .faiss (flat FAISS), or .pkl (FROMAGe's embeddings).
+    pub vectors: PathBuf,
+    /// A Parquet file whose row i belongs to vector i, such as clip-retrieval's metadata_0.parquet.
+    #[arg(long)]
+    pub rows: Option<PathBuf>,
+    #[command(flatten)]
+    pub graph: Graph,
+    /// The folder to build the index in.
+    #[arg(long, short)]
+    pub output: PathBuf,
+    /// The column that identifies a row; rows without it get their number.
+    #[arg(long, default_value = groundloom_data::columns::ROW_ID)]
+    pub key: String,
+    /// The name of the vector column.
+    #[arg(long, default_value = "embedding")]
+    pub column: String,
+    /// What close means: cosine, ip or l2; default: what a FAISS file says, else cosine.
+    #[arg(long)]
+    pub metric: Option<Metric>,
 }
 
 pub fn assignment(text: &str) -> Result<(String, String), String> {
@@ -200,6 +235,17 @@ pub struct Dedup {
     pub exact: bool,
 }
 
+/// Files of other tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportForm {
+    /// NAME/NAME_0.npy and metadata/metadata_0.parquet, as clip-retrieval has them.
+    Npy,
+    /// NAME.index, a flat FAISS index, and metadata/metadata_0.parquet.
+    Faiss,
+    /// cc3m_embeddings.pkl, as FROMAGe loads it.
+    Fromage,
+}
+
 #[derive(Debug, Args)]
 pub struct Export {
     /// The index folder.
@@ -207,6 +253,12 @@ pub struct Export {
     /// The vector column; needed when there are several.
     #[arg(long)]
     pub column: Option<String>,
+    /// Which files to write.
+    #[arg(long = "as", value_enum, default_value_t = ExportForm::Npy)]
+    pub form: ExportForm,
+    /// The column of addresses that FROMAGe's embeddings stand beside.
+    #[arg(long, default_value = "path")]
+    pub paths: String,
     /// Name of the vectors' folder and file: img_emb or text_emb for clip-retrieval.
     #[arg(long, default_value = "img_emb")]
     pub name: String,

@@ -1,4 +1,4 @@
-//! `groundloom index build`, `add`, `delete`, `merge`, `compact`.
+//! `groundloom index build`, `import`, `add`, `delete`, `merge`, `compact`.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use arrow::{
     datatypes::{DataType, Field, Float32Type, Schema, SchemaRef},
 };
 use groundloom_data::{DecodeLimits, MediaView, Place, RowId, columns::is_media, file_hash, media::decode_rgb};
-use groundloom_index::{ColumnSettings, ColumnSpec, GraphSettings, IndexError, ModelIdentity, Writer};
+use groundloom_index::{ColumnSettings, ColumnSpec, GraphSettings, IndexError, Metric, ModelIdentity, Writer};
 use groundloom_models::Embedder;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rayon::prelude::*;
@@ -38,12 +38,7 @@ pub fn build(command: &arguments::Build) -> Result<(), Failure> {
     let files = parquet_files(&command.rows.rows)?;
     let schema = schema_of(&files[0])?;
     let encoders = Encoders::default();
-    let settings = ColumnSettings {
-        coding: command.coding,
-        graph: GraphSettings { m: command.m, ef_construction: command.ef_construction, seed: command.seed },
-        target_recall: command.target_recall,
-        ..ColumnSettings::default()
-    };
+    let settings = settings_of(&command.graph);
     let mut columns = Vec::new();
     let mut embed = Vec::new();
     for (column, model) in &command.embed {
@@ -96,6 +91,46 @@ pub fn build(command: &arguments::Build) -> Result<(), Failure> {
     if changed.added == 0 {
         writer.publish_empty().map_err(failure)?;
     }
+    warn_of_recall(&writer);
+    print(json!({ "index": command.output.display().to_string(), "rows": changed.added }))
+}
+
+/// An index over a vector file of another tool.
+pub fn import(command: &arguments::Import) -> Result<(), Failure> {
+    let vectors = groundloom_index::exchange::read_vectors(&command.vectors).map_err(failure)?;
+    let spec = ColumnSpec {
+        name: command.column.clone(),
+        dims: vectors.matrix.dims,
+        metric: command.metric.or(vectors.metric).unwrap_or(Metric::Cosine),
+        model: None,
+        settings: settings_of(&command.graph),
+    };
+    let rows = vectors.rows(command.rows.as_deref(), &command.key, &command.column).map_err(failure)?;
+    let mut writer = Writer::create(&command.output, &command.key, vec![spec]).map_err(failure)?;
+    let changed = writer.add(rows).map_err(failure)?;
+    if changed.added == 0 {
+        writer.publish_empty().map_err(failure)?;
+    }
+    warn_of_recall(&writer);
+    print(json!({ "index": command.output.display().to_string(), "rows": changed.added }))
+}
+
+fn settings_of(graph: &arguments::Graph) -> ColumnSettings {
+    ColumnSettings {
+        coding: graph.coding,
+        graph: GraphSettings {
+            m: graph.m,
+            ef_construction: graph.ef_construction,
+            seed: graph.seed,
+            builder: graph.builder,
+        },
+        target_recall: graph.target_recall,
+        ..ColumnSettings::default()
+    }
+}
+
+/// Says which columns do not reach the recall they were to be tuned to.
+fn warn_of_recall(writer: &Writer) {
     for entry in &writer.manifest().segments {
         for (column, segment) in writer.manifest().columns.iter().zip(&entry.columns) {
             if let Some(tuning) = segment.tuning.filter(|t| t.recall < t.target) {
@@ -109,7 +144,6 @@ pub fn build(command: &arguments::Build) -> Result<(), Failure> {
             }
         }
     }
-    print(json!({ "index": command.output.display().to_string(), "rows": changed.added }))
 }
 
 pub fn add(command: &arguments::Add) -> Result<(), Failure> {

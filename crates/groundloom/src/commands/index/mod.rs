@@ -18,6 +18,7 @@ pub async fn run(command: IndexCommand, machine: Machine) -> Result<(), Failure>
     let _ = rayon::ThreadPoolBuilder::new().num_threads(machine.threads.get()).build_global();
     match command {
         IndexCommand::Build(command) => build::build(&command),
+        IndexCommand::Import(command) => build::import(&command),
         IndexCommand::Add(command) => build::add(&command),
         IndexCommand::Delete(command) => build::delete(&command),
         IndexCommand::Merge(command) => build::merge(&command),

@@ -5,7 +5,10 @@ use std::io::{BufWriter, Write};
 use groundloom_index::{Index, Position};
 use serde_json::json;
 
-use super::{arguments, failure, open};
+use super::{
+    arguments::{self, ExportForm},
+    failure, open,
+};
 use crate::failure::Failure;
 
 /// Decides which rows are searched for.
@@ -93,7 +96,15 @@ pub fn export(command: &arguments::Export) -> Result<(), Failure> {
     if !plain {
         return Err(Failure::Usage(format!("--name {:?}: expected letters, digits, _ and -", command.name)));
     }
-    let rows = index.export_npy(column, &command.name, &command.output).map_err(failure)?;
+    let rows = match command.form {
+        ExportForm::Npy => index.export_npy(column, &command.name, &command.output),
+        ExportForm::Faiss => index.export_faiss(column, &command.name, &command.output),
+        ExportForm::Fromage => {
+            std::fs::create_dir_all(&command.output)?;
+            index.export_fromage(column, &command.paths, &command.output.join("cc3m_embeddings.pkl"))
+        }
+    };
+    let rows = rows.map_err(failure)?;
     Ok(writeln!(
         std::io::stdout().lock(),
         "{}",

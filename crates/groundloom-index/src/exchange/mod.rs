@@ -1,9 +1,14 @@
 //! Vectors for other tools: NumPy's `.npy` beside Parquet, as clip-retrieval lays them out, and the fvecs files of the
-//! approximate nearest neighbour benchmarks.
+//! approximate nearest neighbour benchmarks, FAISS' flat indices, FROMAGe's embeddings, and tables of captions as CC3M's.
+
+mod captions;
+mod faiss;
+mod fromage;
+mod import;
 
 use std::{
     fs::{self, File},
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::Path,
     sync::Arc,
 };
@@ -15,9 +20,15 @@ use arrow::{
     datatypes::{DataType, Float32Type},
 };
 
+pub use captions::{Captioned, Captions, Missing, read_captions};
+pub use faiss::read_faiss;
+pub use fromage::{Fromage, read_fromage};
+pub use import::{Vectors, read_vectors};
+
 use crate::{
     IndexError,
     index::{Index, Position},
+    metric::Metric,
     table::TableWriter,
 };
 
@@ -127,28 +138,101 @@ impl Index {
     /// # Errors
     /// When a file cannot be read or written.
     pub fn export_npy(&self, column: usize, name: &str, folder: &Path) -> Result<usize, IndexError> {
-        let mut rows: Vec<Position> = Vec::new();
+        let rows = self.rows_with_vectors(column)?;
+        let vectors = folder.join(name);
+        fs::create_dir_all(&vectors).map_err(|e| IndexError::io(&vectors, e))?;
+        let head = npy_header(rows.len(), self.dims(column));
+        self.write_vectors(column, &rows, &vectors.join(format!("{name}_0.npy")), |out| out.write_all(&head), &[])?;
+        self.write_metadata(&rows, folder)
+    }
+
+    /// Writes the rows that have a vector as a flat FAISS index `NAME.index` and `metadata/metadata_0.parquet` in `folder`,
+    /// row by row the same. Vectors are as stored (unit length for cosine, whose scores are then inner products); how many
+    /// rows.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn export_faiss(&self, column: usize, name: &str, folder: &Path) -> Result<usize, IndexError> {
+        let rows = self.rows_with_vectors(column)?;
+        let (dims, metric) = (self.dims(column), self.manifest().columns.get(column).map_or(Metric::Ip, |c| c.metric));
+        fs::create_dir_all(folder).map_err(|e| IndexError::io(folder, e))?;
+        let head = |out: &mut BufWriter<File>| faiss::write_header(out, rows.len(), dims, metric);
+        self.write_vectors(column, &rows, &folder.join(format!("{name}.index")), head, &[])?;
+        self.write_metadata(&rows, folder)
+    }
+
+    /// Writes the rows that have a vector as FROMAGe's precomputed embeddings to the file `path`, which FROMAGe finds when it
+    /// is called `cc3m_embeddings*.pkl`; the texts of `paths` are the addresses of its pictures. How many rows.
+    ///
+    /// # Errors
+    /// [`IndexError::BadRows`] when `paths` is no column of texts or a row lacks one; files that cannot be read or written.
+    pub fn export_fromage(&self, column: usize, paths: &str, path: &Path) -> Result<usize, IndexError> {
+        let rows = self.rows_with_vectors(column)?;
+        let bad = |problem: String| IndexError::BadRows { origin: format!("column {paths:?}"), problem };
+        let mut addresses: Vec<String> = Vec::with_capacity(rows.len());
+        for part in rows.chunks(PART) {
+            let batch = self.rows_at(part, Some(&[paths.to_owned()]))?;
+            let texts = batch.column_by_name(paths).ok_or_else(|| bad("the index has no such column".into()))?;
+            let is_text = matches!(texts.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+            if !is_text {
+                return Err(bad(format!("expected texts, found {}", texts.data_type())));
+            }
+            let texts = cast(texts, &DataType::Utf8).map_err(|e| bad(e.to_string()))?;
+            for text in texts.as_string::<i32>() {
+                let text =
+                    text.ok_or_else(|| bad("expected a text in every row that has a vector, found null".into()))?;
+                addresses.push(text.to_owned());
+            }
+        }
+        if i32::try_from(rows.len()).is_err() {
+            return Err(bad(format!("expected at most {} rows in one file, found {}", i32::MAX, rows.len())));
+        }
+        let head = |out: &mut BufWriter<File>| fromage::write_head(out, &addresses, self.dims(column));
+        self.write_vectors(column, &rows, path, head, fromage::TAIL)?;
+        Ok(rows.len())
+    }
+
+    fn dims(&self, column: usize) -> usize {
+        self.manifest().columns.get(column).map_or(0, |c| c.dims)
+    }
+
+    fn rows_with_vectors(&self, column: usize) -> Result<Vec<Position>, IndexError> {
+        let mut rows = Vec::new();
         for position in self.positions() {
             if self.vector(position, column)?.is_some() {
                 rows.push(position);
             }
         }
-        let dims = self.manifest().columns.get(column).map_or(0, |c| c.dims);
-        let (vectors, metadata) = (folder.join(name), folder.join("metadata"));
-        for made in [&vectors, &metadata] {
-            fs::create_dir_all(made).map_err(|e| IndexError::io(made, e))?;
+        Ok(rows)
+    }
+
+    /// A file of the rows' vectors as f32, between a head and a tail.
+    fn write_vectors(
+        &self,
+        column: usize,
+        rows: &[Position],
+        path: &Path,
+        head: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+        tail: &[u8],
+    ) -> Result<(), IndexError> {
+        let io = |e| IndexError::io(path, e);
+        let mut out = BufWriter::new(File::create(path).map_err(io)?);
+        head(&mut out).map_err(io)?;
+        for position in rows {
+            let vector = self.vector(*position, column)?.unwrap_or_default();
+            out.write_all(bytemuck::cast_slice(vector)).map_err(io)?;
         }
-        let path = vectors.join(format!("{name}_0.npy"));
-        let io = |e| IndexError::io(&path, e);
-        let mut out = BufWriter::new(File::create(&path).map_err(io)?);
-        out.write_all(&npy_header(rows.len(), dims)).map_err(io)?;
+        out.write_all(tail).map_err(io)?;
+        out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
+    }
+
+    /// `metadata/metadata_0.parquet` in `folder`: all columns of the rows but vectors. How many rows.
+    fn write_metadata(&self, rows: &[Position], folder: &Path) -> Result<usize, IndexError> {
+        let metadata = folder.join("metadata");
+        fs::create_dir_all(&metadata).map_err(|e| IndexError::io(&metadata, e))?;
         let columns = self.readable_columns();
         let mut table: Option<TableWriter> = None;
         for part in rows.chunks(PART) {
-            for position in part {
-                let vector = self.vector(*position, column)?.unwrap_or_default();
-                out.write_all(bytemuck::cast_slice(vector)).map_err(io)?;
-            }
             let batch = self.rows_at(part, Some(&columns))?;
             let mut writer = match table.take() {
                 Some(writer) => writer,
@@ -157,7 +241,6 @@ impl Index {
             writer.write(&batch)?;
             table = Some(writer);
         }
-        out.into_inner().map_err(|e| IndexError::io(&path, e.into_error()))?.sync_all().map_err(io)?;
         if let Some(writer) = table {
             writer.finish()?;
         }
