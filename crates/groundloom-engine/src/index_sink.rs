@@ -12,7 +12,9 @@ use groundloom_formats::{
     parquet_sink::{Layout, ParquetCompression, ParquetSink},
     sink::Published,
 };
-use groundloom_index::{Coding, ColumnSettings, ColumnSpec, GraphSettings, IndexError, Metric, ModelIdentity, Writer};
+use groundloom_index::{
+    Builder, Coding, ColumnSettings, ColumnSpec, GraphSettings, IndexError, Metric, ModelIdentity, Writer,
+};
 use groundloom_models::describe_embedder;
 use groundloom_spec::Config;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -45,6 +47,9 @@ pub struct IndexSink {
     #[serde(default = "default_ef_construction")]
     #[schemars(range(min = 2, max = 4096))]
     pub ef_construction: usize,
+    /// What builds graphs: batches of nodes on all threads (`batches`), or the crate hnsw_rs, one node after the other (`hnsw_rs`). Either gives the same graph every time.
+    #[serde(default)]
+    pub builder: Builder,
     /// Decides levels and order of the graph.
     #[serde(default = "default_seed")]
     pub seed: u64,
@@ -103,7 +108,12 @@ impl IndexSink {
     fn specs(&self, input: &Schema) -> Result<Vec<ColumnSpec>, FormatError> {
         let settings = ColumnSettings {
             coding: self.coding,
-            graph: GraphSettings { m: self.m, ef_construction: self.ef_construction, seed: self.seed },
+            graph: GraphSettings {
+                m: self.m,
+                ef_construction: self.ef_construction,
+                seed: self.seed,
+                builder: self.builder,
+            },
             target_recall: self.target_recall,
             ..ColumnSettings::default()
         };
