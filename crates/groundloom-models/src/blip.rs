@@ -13,8 +13,7 @@ use crate::{
     decoder::{CrossAttention, Decoder, DecoderBlock, Memory, Past},
     image_processor::{CLIP_MEAN, CLIP_STD, ImageDefaults},
     layers::{
-        Activation, Embedding, LayerNorm, Linear, activation, causal_bias_behind, compute, normalise, padding_bias,
-        patches,
+        Activation, Embedding, LayerNorm, Linear, activation, causal_bias, compute, normalise, padding_bias, patches,
     },
     text_tokenizer::configured_pad,
     transformer::{BlockNames, NormPlace, Stack, StackShape},
@@ -167,13 +166,7 @@ impl TextModel {
     }
 
     /// Token ids `[n, length]` behind `past` → vectors, `[n, length, width]`. `bias` as in [`Decoder::forward`].
-    fn forward(
-        &self,
-        ids: &Tensor,
-        bias: &Tensor,
-        past: Option<&mut Past>,
-        memory: Option<&Memory>,
-    ) -> Candle<Tensor> {
+    fn forward(&self, ids: &Tensor, bias: &Tensor, past: Option<&mut Past>, memory: Option<&Memory>) -> Candle<Tensor> {
         let before = past.as_ref().map_or(0, |past| past.len());
         let positions = self.positions.table().narrow(0, before, ids.dim(1)?)?;
         let x = self.norm.forward(&self.words.forward(ids)?.broadcast_add(&positions)?)?;
@@ -185,9 +178,16 @@ impl TextModel {
         self.forward(ids, &padding_bias(mask)?, None, memory)
     }
 
-    /// A text as it is written: every token sees those before it.
-    pub(crate) fn continue_with(&self, ids: &Tensor, past: &mut Past, memory: &Memory) -> Candle<Tensor> {
-        let bias = causal_bias_behind(past.len(), ids.dim(1)?)?;
+    /// A text as it is written: every token sees those before it that `mask` (`[n, length]`, without a past only) does
+    /// not take for padding.
+    pub(crate) fn continue_with(
+        &self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        past: &mut Past,
+        memory: &Memory,
+    ) -> Candle<Tensor> {
+        let bias = causal_bias(past.len(), ids.dim(1)?, mask)?;
         self.forward(ids, &bias, Some(past), Some(memory))
     }
 }

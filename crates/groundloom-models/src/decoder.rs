@@ -187,12 +187,7 @@ impl Decoder {
     }
 
     /// `f` is given what it computes on and what it adds that to.
-    fn around(
-        &self,
-        norm: &Norm,
-        x: Tensor,
-        f: impl FnOnce(&Tensor, &Tensor) -> Candle<Tensor>,
-    ) -> Candle<Tensor> {
+    fn around(&self, norm: &Norm, x: Tensor, f: impl FnOnce(&Tensor, &Tensor) -> Candle<Tensor>) -> Candle<Tensor> {
         match self.norms {
             NormPlace::Before => f(&norm.forward(&x)?, &x),
             NormPlace::After => norm.forward(&f(&x, &x)?),

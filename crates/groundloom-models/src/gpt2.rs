@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     decoder::{Decoder, DecoderBlock, Norm, Past},
     language_model::{LanguageModel, word_layer},
-    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias_behind, padding_bias},
+    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias},
     transformer::{NormPlace, StackShape},
     weights::Weights,
 };
@@ -72,7 +72,9 @@ impl Gpt2 {
         // Older files hold the causal mask as tensors.
         let masks = (0..shape.layers).flat_map(|i| {
             let mask = move |prefix: &str, name: &str| format!("{prefix}h.{i}.attn.{name}");
-            ["", "transformer."].into_iter().flat_map(move |prefix| ["bias", "masked_bias"].map(|name| mask(prefix, name)))
+            ["", "transformer."]
+                .into_iter()
+                .flat_map(move |prefix| ["bias", "masked_bias"].map(|name| mask(prefix, name)))
         });
         let masks: Vec<String> = masks.collect();
         weights.finish(&masks.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -110,10 +112,7 @@ impl LanguageModel for Gpt2 {
         each: &mut dyn FnMut(&Tensor),
     ) -> Candle<Tensor> {
         let (before, length) = (past.len(), vectors.dim(1)?);
-        let mut bias = causal_bias_behind(before, length)?;
-        if let Some(mask) = mask {
-            bias = bias.broadcast_minimum(&padding_bias(mask)?)?;
-        }
+        let bias = causal_bias(before, length, mask)?;
         let x = vectors.broadcast_add(&self.positions.table().narrow(0, before, length)?)?;
         each(&x);
         self.norm.forward(&self.decoder.forward(x, Some(&bias), Some(past), None, each)?)

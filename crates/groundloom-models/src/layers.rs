@@ -359,16 +359,17 @@ pub(crate) fn padding_bias(mask: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(bias, (batch, 1, 1, keys), &Device::Cpu)
 }
 
-/// The bias that keeps a token from attending to later ones, `[1, 1, length, length]`.
-pub(crate) fn causal_bias(length: usize) -> Result<Tensor> {
-    causal_bias_behind(0, length)
-}
-
-/// As [`causal_bias`], of `length` tokens behind `past` others, which they all see: `[1, 1, length, past + length]`.
-pub(crate) fn causal_bias_behind(past: usize, length: usize) -> Result<Tensor> {
+/// The bias that keeps a token from attending to later ones, of `length` tokens behind `past` others, which they all see:
+/// `[1, 1, length, past + length]`. With `mask` (`[batch, past + length]`) they see no padding either, and the bias is that
+/// of each sequence of the batch.
+pub(crate) fn causal_bias(past: usize, length: usize, mask: Option<&Tensor>) -> Result<Tensor> {
     let keys = past + length;
     let row = |query: usize| (0..keys).map(move |key| if key > past + query { f32::MIN } else { 0.0 });
-    Tensor::from_vec((0..length).flat_map(row).collect::<Vec<_>>(), (1, 1, length, keys), &Device::Cpu)
+    let causal = Tensor::from_vec((0..length).flat_map(row).collect::<Vec<_>>(), (1, 1, length, keys), &Device::Cpu)?;
+    match mask {
+        Some(mask) => causal.broadcast_minimum(&padding_bias(mask)?),
+        None => Ok(causal),
+    }
 }
 
 /// Cuts images into squares: `[n, channels, height, width]` → `[n, squares, channels · patch · patch]`, in reading

@@ -54,7 +54,5 @@ pub use registry::{
 pub use registry::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};
 pub use vocabulary::Vocabulary;
-pub use writers::{
-    CaptionOptions, Captioner, Generator, Matcher, ModelIdentity, TextScore, TextScorer, WrittenText,
-};
+pub use writers::{CaptionOptions, Captioner, Generator, Matcher, ModelIdentity, TextScore, TextScorer, WrittenText};
 pub use writing::{Sampling, Writing};

@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     decoder::{Decoder, Past},
     language_model::{LanguageModel, word_layer},
-    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias_behind, padding_bias},
+    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias},
     transformer::{BlockNames, NormPlace, StackShape},
     weights::Weights,
 };
@@ -163,10 +163,7 @@ impl LanguageModel for Opt {
         each: &mut dyn FnMut(&Tensor),
     ) -> Candle<Tensor> {
         let (before, length) = (past.len(), vectors.dim(1)?);
-        let mut bias = causal_bias_behind(before, length)?;
-        if let Some(mask) = mask {
-            bias = bias.broadcast_minimum(&padding_bias(mask)?)?;
-        }
+        let bias = causal_bias(before, length, mask)?;
         let x = match &self.project_in {
             Some(layer) => layer.forward(&vectors)?,
             None => vectors,

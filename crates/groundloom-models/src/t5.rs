@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     decoder::{CrossAttention, Decoder, DecoderBlock, Memory, Norm, Past},
     language_model::word_layer,
-    layers::{Activation, Embedding, Linear, RmsNorm, causal_bias_behind, padding_bias},
+    layers::{Activation, Embedding, Linear, RmsNorm, causal_bias, padding_bias},
     relative_position::{Buckets, relative_bias},
     text_tokenizer::configured_pad,
     transformer::NormPlace,
@@ -144,7 +144,7 @@ impl T5 {
         let Half { blocks, norm, distances, buckets } = &self.decoder;
         let keys = before + length;
         let bias = relative_bias(distances, *buckets, before..keys, keys)?;
-        let bias = bias.broadcast_add(&causal_bias_behind(before, length)?)?;
+        let bias = bias.broadcast_add(&causal_bias(before, length, None)?)?;
         let x = blocks.forward(self.words.forward(ids)?, Some(&bias), Some(past), Some(memory), &mut |_| ())?;
         self.head.forward(&norm.forward(&x)?.affine(self.head_scale, 0.0)?)
     }

@@ -50,8 +50,7 @@ impl BlockNames {
         fused: None,
     };
     /// BLIP and BLIP-2: vision.
-    pub(crate) const BLIP: Self =
-        Self { fused: Some("self_attn.qkv"), output: "self_attn.projection", ..Self::CLIP };
+    pub(crate) const BLIP: Self = Self { fused: Some("self_attn.qkv"), output: "self_attn.projection", ..Self::CLIP };
     /// ViT.
     pub(crate) const VIT: Self = Self {
         query: "attention.attention.query",

@@ -82,8 +82,8 @@ pub trait Generator: Send + Sync {
     fn info(&self) -> &ModelIdentity;
 
     /// What follows each of `texts`, which come with the seeds of their draws: an answer (T5) or a continuation (GPT-2,
-    /// OPT). Texts beyond the model's longest are cut. A text fails by itself: [`ModelError::Untokenized`],
-    /// [`ModelError::NoRoom`]; all fail by [`ModelError::BadWriting`].
+    /// OPT). What T5 answers to is cut to the longest that its tokenizer's file names. A text fails by itself:
+    /// [`ModelError::Untokenized`], [`ModelError::NoRoom`]; all fail by [`ModelError::BadWriting`].
     fn generate(&self, texts: &[(&str, u64)], writing: &Writing) -> Vec<Result<WrittenText, ModelError>>;
 }
 
@@ -130,7 +130,7 @@ impl BlipCaptioner {
     /// What a caption begins with: the tokens of `prompt`, behind the start instead of the first special token and
     /// without the last.
     pub(crate) fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
-        let mut ids = self.tokenizer.encode(prompt)?.ids;
+        let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
         ids.pop();
         match ids.first_mut() {
             Some(first) => *first = self.network.start,
@@ -154,7 +154,7 @@ impl BlipCaptioner {
         let mut next = |id: Option<u32>| {
             let mut run = || {
                 let ids = row(id.as_ref().map_or(context, std::slice::from_ref))?;
-                let hidden = self.network.text.continue_with(&ids, &mut past, &memory)?;
+                let hidden = self.network.text.continue_with(&ids, None, &mut past, &memory)?;
                 last(&self.network.logits(&hidden.narrow(1, hidden.dim(1)?.saturating_sub(1), 1)?)?)
             };
             run().map_err(&failed)
@@ -192,7 +192,7 @@ pub(crate) struct Blip2Captioner {
 impl Blip2Captioner {
     /// The tokens of `prompt` behind the one that begins texts.
     pub(crate) fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
-        let mut ids = self.tokenizer.encode(prompt)?.ids;
+        let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
         if ids.first() != Some(&self.network.text.start()) {
             ids.insert(0, self.network.text.start());
         }
@@ -338,17 +338,16 @@ pub(crate) struct TextModel {
 const ROWS: usize = 64;
 
 impl TextModel {
-    /// The tokens of `text` behind the one that begins texts.
-    fn tokens(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let mut ids = self.tokenizer.encode(text)?.ids;
+    /// `ids` behind the token that begins texts.
+    fn begun(&self, mut ids: Vec<u32>) -> Vec<u32> {
         if ids.first() != Some(&self.network.start()) {
             ids.insert(0, self.network.start());
         }
-        Ok(ids)
+        ids
     }
 
     /// The probability of `ids` behind the first of them.
-    pub(crate) fn score_ids(&self, ids: &[u32]) -> Result<TextScore, ModelError> {
+    fn score_ids(&self, ids: &[u32]) -> Result<TextScore, ModelError> {
         let Some((_, judged)) = ids.split_first().filter(|(_, judged)| !judged.is_empty()) else {
             return Err(ModelError::EmptyText);
         };
@@ -376,7 +375,7 @@ impl TextScorer for TextModel {
     }
 
     fn score(&self, texts: &[&str]) -> Vec<Result<TextScore, ModelError>> {
-        texts.par_iter().map(|text| self.score_ids(&self.tokens(text)?)).collect()
+        texts.par_iter().map(|text| self.score_ids(&self.begun(self.tokenizer.encode(text)?.ids))).collect()
     }
 }
 
@@ -387,7 +386,7 @@ impl Generator for TextModel {
 
     fn generate(&self, texts: &[(&str, u64)], writing: &Writing) -> Vec<Result<WrittenText, ModelError>> {
         let one = |&(text, seed): &(&str, u64)| {
-            let ids = self.tokens(text)?;
+            let ids = self.begun(self.tokenizer.encode_whole(text)?.ids);
             let vectors = row(&ids).and_then(|ids| self.network.embed(&ids)).map_err(compute("a text's vectors"))?;
             let written = continue_behind(&*self.network, vectors, &ids, writing, seed, &mut |_| ())?;
             text_of(&self.tokenizer, &written, self.network.end())

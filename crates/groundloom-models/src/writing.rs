@@ -211,8 +211,10 @@ mod tests {
         assert_eq!(ids(Writing::default()), [0, 1, 2, 3]);
         assert_eq!(ids(Writing { max_new_tokens: 2, ..Writing::default() }), [0, 1]);
         assert_eq!(ids(Writing { min_new_tokens: 5, max_new_tokens: 5, ..Writing::default() }), [0, 1, 2, 0, 1]);
-        // 9 / 3 is less than what follows it.
-        assert_eq!(ids(Writing { repetition_penalty: 5.0, min_new_tokens: 4, ..Writing::default() })[3], 2);
+        // Each token that is there is penalised once, whatever its sign.
+        let mut values = [2.0, -2.0, 1.0];
+        penalise(&mut values, [0, 1, 0, 9].iter(), 2.0);
+        assert_eq!(values, [1.0, -4.0, 1.0]);
         let written = run(CYCLE, &Writing { max_new_tokens: 1, ..Writing::default() }, 0);
         let expected = -(1.0 + (-1.0_f64).exp() + 2.0 * (-9.0_f64).exp()).ln();
         assert!((written.log_probability - expected).abs() < 1e-6, "{}", written.log_probability);

@@ -17,8 +17,8 @@ use crate::{
     text_tokenizer::{Padding, TextTokenizer},
     weights::Weights,
     writers::{
-        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, Generator, Matcher, ModelIdentity, T5Generator, TextModel,
-        TextScorer,
+        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, Generator, Matcher, ModelIdentity, T5Generator,
+        TextModel, TextScorer,
     },
 };
 
