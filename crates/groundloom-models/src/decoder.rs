@@ -20,6 +20,9 @@ pub(crate) struct Decoder {
     /// What scores are multiplied by.
     pub(crate) scale: f32,
     pub(crate) activation: Activation,
+    /// The base of the angles by which queries and keys are turned (Su et al., "RoFormer: Enhanced Transformer with Rotary
+    /// Position Embedding", 2021), where positions are told so.
+    pub(crate) rotary_base: Option<f64>,
     pub(crate) blocks: Vec<DecoderBlock>,
 }
 
@@ -128,7 +131,7 @@ impl Decoder {
                 "expected a width that the heads divide, found {width} values and {heads} heads in config.json"
             )));
         }
-        Ok(Self { norms, heads, scale: 1.0 / ((width / heads) as f32).sqrt(), activation, blocks })
+        Ok(Self { norms, heads, scale: 1.0 / ((width / heads) as f32).sqrt(), activation, rotary_base: None, blocks })
     }
 
     /// What the blocks make of `x` (`[batch, length, width of what is attended to]`); `bias` is added to the scores,
@@ -153,17 +156,22 @@ impl Decoder {
         each: &mut dyn FnMut(&Tensor),
     ) -> Candle<Tensor> {
         let mut x = x;
+        let before = past.as_ref().map_or(0, |past| past.len());
         for (i, block) in self.blocks.iter().enumerate() {
             x = self.around(&block.attention_norm, x, |input, residual| {
                 let qkv = block.qkv.forward(input)?;
                 let width = qkv.dim(2)? / 3;
                 let part = |i: usize| qkv.narrow(2, i * width, width)?.contiguous();
-                let newest = [part(1)?, part(2)?];
+                let turned = |x: Tensor| match self.rotary_base {
+                    Some(base) => turn(&x, self.heads, before, base),
+                    None => Ok(x),
+                };
+                let newest = [turned(part(1)?)?, part(2)?];
                 let [keys, values] = match &mut past {
                     Some(past) => past.extend(i, newest)?,
                     None => newest,
                 };
-                let attended = attention_scaled(&part(0)?, &keys, &values, self.heads, self.scale, bias)?;
+                let attended = attention_scaled(&turned(part(0)?)?, &keys, &values, self.heads, self.scale, bias)?;
                 block.output.forward_onto(&attended, residual)
             })?;
             let remembered = memory.and_then(|memory| memory.blocks.get(i)?.as_ref().map(|both| (both, &memory.bias)));
@@ -193,6 +201,28 @@ impl Decoder {
             NormPlace::After => norm.forward(&f(&x, &x)?),
         }
     }
+}
+
+/// Turns the vectors of all heads, `[batch, length, heads · width]`, by their places, the first being `before`: value `i` of
+/// a head's first half and of its second are a point, turned by `place · base^(−2i / width)`.
+fn turn(x: &Tensor, heads: usize, before: usize, base: f64) -> Candle<Tensor> {
+    let (_, length, whole) = x.dims3()?;
+    let width = whole / heads;
+    let half = width / 2;
+    // In single precision, as the reference multiplies them.
+    let speeds: Vec<f32> = (0..half).map(|i| 1.0 / (base as f32).powf((2 * i) as f32 / width as f32)).collect();
+    let mut values = x.flatten_all()?.to_vec1::<f32>()?;
+    for (row, values) in values.chunks_exact_mut(whole).enumerate() {
+        let place = (before + row % length) as f32;
+        for head in values.chunks_exact_mut(width) {
+            let (first, second) = head.split_at_mut(half);
+            for ((a, b), speed) in first.iter_mut().zip(second).zip(&speeds) {
+                let (sine, cosine) = (place * speed).sin_cos();
+                (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+            }
+        }
+    }
+    Tensor::from_vec(values, x.dims(), x.device())
 }
 
 /// `[batch, length, 2 · width]` as two of `[batch, length, width]`.

@@ -19,6 +19,8 @@ mod image_processor;
 mod kernels;
 mod language_model;
 mod layers;
+mod llama;
+mod llava;
 mod naflex;
 mod opt;
 mod owl;

@@ -162,6 +162,7 @@ impl Half {
                 // The reference does not divide scores by the root of their length.
                 scale: 1.0,
                 activation: shape.activation,
+                rotary_base: None,
                 blocks: (0..layers)
                     .map(|i| block(&blocks.at(i).at("layer"), shape, !buckets.both_ways))
                     .collect::<Result<_, _>>()?,

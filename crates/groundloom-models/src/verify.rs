@@ -187,6 +187,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Owl(generation) => detectors::owl(&fixture, generation)?,
         Family::Blip => writers::blip(&fixture)?,
         Family::Blip2 => writers::blip2(&fixture)?,
+        Family::Llava => writers::llava(&fixture)?,
         Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
         Family::Ssd => {

@@ -12,6 +12,7 @@ use crate::{
     image_processor::ImageProcessor,
     language_model::{LanguageModel, continue_behind, last, room, row},
     layers::compute,
+    llava::Llava,
     t5::T5,
     text_tokenizer::TextTokenizer,
     writing::{Writing, Written, log_probability, write},
@@ -44,7 +45,8 @@ pub struct WrittenText {
 /// How captions are written.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CaptionOptions {
-    /// What the caption goes on from: "a picture of", or a question; empty for none.
+    /// What the caption goes on from: "a picture of", or a question; empty for none. LLaVA is asked a question; what holds
+    /// its `<image>` already is taken as it is.
     pub prompt: String,
     /// How the tokens behind it are chosen.
     pub writing: Writing,
@@ -221,6 +223,66 @@ impl Captioner for Blip2Captioner {
             let vectors = run().map_err(compute("BLIP-2's image side"))?;
             let text = &self.network.text;
             let written = continue_behind(text, vectors, &context, &options.writing, seed, &mut |_| ())?;
+            text_of(&self.tokenizer, &written, text.end())
+        };
+        images.par_iter().map(one).collect()
+    }
+}
+
+/// LLaVA.
+pub(crate) struct LlavaCaptioner {
+    pub(crate) info: ModelIdentity,
+    pub(crate) network: Llava,
+    pub(crate) processor: ImageProcessor,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+/// Where a prompt of LLaVA has its image.
+const IMAGE: &str = "<image>";
+
+impl LlavaCaptioner {
+    /// The tokens of `prompt`, before and behind the image. A prompt without an image becomes a question in the form that
+    /// LLaVA 1.5 was trained on; none at all asks for a description.
+    ///
+    /// # Errors
+    /// [`ModelError::Untokenized`], also where there are several images.
+    pub(crate) fn context(&self, prompt: &str) -> Result<[Vec<u32>; 2], ModelError> {
+        let whole = match (prompt.contains(IMAGE), prompt) {
+            (true, prompt) => prompt.to_owned(),
+            (false, "") => format!("USER: {IMAGE}\nDescribe the image. ASSISTANT:"),
+            (false, question) => format!("USER: {IMAGE}\n{question} ASSISTANT:"),
+        };
+        let ids = self.tokenizer.encode_whole(&whole)?.ids;
+        let mut parts = ids.split(|&id| id == self.network.image_token);
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(before), Some(behind), None) => Ok([before.to_vec(), behind.to_vec()]),
+            _ => {
+                let found = ids.iter().filter(|&&id| id == self.network.image_token).count();
+                Err(ModelError::Untokenized { reason: format!("expected one {IMAGE} in the prompt, found {found}") })
+            }
+        }
+    }
+
+    /// What the language model reads: words, the image's patches (`[1, patches, width]`), words.
+    pub(crate) fn vectors(&self, [before, behind]: &[Vec<u32>; 2], projected: &Tensor) -> candle_core::Result<Tensor> {
+        let words = |ids: &[u32]| self.network.text.embed(&row(ids)?);
+        Tensor::cat(&[&words(before)?, projected, &words(behind)?], 1)
+    }
+}
+
+impl Captioner for LlavaCaptioner {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
+        let one = |&(image, seed): &(&RgbImage, u64)| {
+            let pixels = self.processor.batch(&[image])?;
+            let parts = self.context(&options.prompt)?;
+            let run = || self.vectors(&parts, &self.network.projected(&self.network.selected(&pixels)?)?);
+            let vectors = run().map_err(compute("LLaVA's image side"))?;
+            let text = &self.network.text;
+            let written = continue_behind(text, vectors, &parts.concat(), &options.writing, seed, &mut |_| ())?;
             text_of(&self.tokenizer, &written, text.end())
         };
         images.par_iter().map(one).collect()

@@ -27,7 +27,7 @@ fn drawn(max_new_tokens: usize) -> Writing {
 #[test]
 fn captions_depend_on_the_image_and_its_seed_alone() {
     let images = [photo(40, 30), photo(1, 1), photo(64, 9), RgbImage::new(0, 3)];
-    for family in ["blip_caption", "blip2"] {
+    for family in ["blip_caption", "blip2", "llava"] {
         let captioner = resolve_captioner(&fixture(family)).unwrap();
         assert_eq!(captioner.info(), &describe_model(&fixture(family)).unwrap());
         for writing in [Writing { max_new_tokens: 6, ..Writing::default() }, drawn(6)] {
@@ -57,6 +57,22 @@ fn captions_depend_on_the_image_and_its_seed_alone() {
         let wrong = captioner.caption(&[(&images[0], 0)], &CaptionOptions { writing: wrong, ..long });
         assert!(wrong[0].is_err());
     }
+}
+
+#[test]
+fn llava_takes_one_image_wherever_the_prompt_has_it() {
+    let captioner = resolve_captioner(&fixture("llava")).unwrap();
+    let image = photo(40, 30);
+    let ask = |prompt: &str| {
+        let writing = Writing { max_new_tokens: 5, ..Writing::default() };
+        captioner.caption(&[(&image, 0)], &CaptionOptions { prompt: prompt.to_owned(), writing }).remove(0)
+    };
+    let asked = ask("what is in the image?").unwrap();
+    assert_eq!(ask("USER: <image>\nwhat is in the image? ASSISTANT:").unwrap(), asked);
+    assert_ne!(ask("what is in the image? <image>").unwrap().log_probability, asked.log_probability);
+    assert_ne!(ask("").unwrap().log_probability, asked.log_probability);
+    let error = ask("<image> and <image>").unwrap_err().to_string();
+    assert!(error.contains("expected one <image> in the prompt, found 2"), "{error}");
 }
 
 #[test]

@@ -34,10 +34,10 @@ pub struct Caption {
     #[serde(default = "default_image")]
     #[schemars(length(min = 1))]
     pub image: String,
-    /// The path of a model folder in Hugging Face layout: BLIP for captions, or BLIP-2 with an OPT.
+    /// The path of a model folder in Hugging Face layout: BLIP for captions, BLIP-2 with an OPT, or LLaVA 1.5.
     #[schemars(length(min = 1))]
     pub model: String,
-    /// What the caption goes on from, such as "a picture of"; it is not part of the output. BLIP-2 also answers "Question: … Answer:".
+    /// What the caption goes on from, such as "a picture of"; it is not part of the output. BLIP-2 also answers "Question: … Answer:"; LLaVA is asked a question.
     #[serde(default)]
     pub prompt: String,
     /// The caption ends after so many tokens, or where the model ends it before.

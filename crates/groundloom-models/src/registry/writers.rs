@@ -7,18 +7,20 @@ use crate::{
     ModelError,
     blip::{self, BlipCaption, BlipMatch},
     blip2::Blip2,
+    clip,
     config::Config,
     family::Family,
     folder::ModelFolder,
     gpt2::Gpt2,
     language_model::LanguageModel,
+    llava::Llava,
     opt::Opt,
     t5::T5,
     text_tokenizer::{Padding, TextTokenizer},
     weights::Weights,
     writers::{
-        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, Generator, Matcher, ModelIdentity, T5Generator,
-        TextModel, TextScorer,
+        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, Generator, LlavaCaptioner, Matcher, ModelIdentity,
+        T5Generator, TextModel, TextScorer,
     },
 };
 
@@ -101,6 +103,17 @@ impl Opened {
         })
     }
 
+    /// LLaVA.
+    pub(crate) fn llava_captioner(self) -> Result<LlavaCaptioner, ModelError> {
+        let network = Llava::load(&self.config, &self.weights)?;
+        Ok(LlavaCaptioner {
+            processor: sized(&self.folder, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
+            tokenizer: self.tokenizer(network.text.longest(), 0)?,
+            network,
+            info: self.info,
+        })
+    }
+
     /// GPT-2 or OPT.
     pub(crate) fn text_model(self) -> Result<TextModel, ModelError> {
         let network: Box<dyn LanguageModel> = match self.family {
@@ -132,8 +145,8 @@ pub fn describe_model(name: &str) -> Result<ModelIdentity, ModelError> {
     Opened::by_name(name).map(|opened| opened.info)
 }
 
-/// Loads the captioner that `name` stands for: the path of a folder in Hugging Face layout that holds BLIP for captions
-/// or BLIP-2 with an OPT.
+/// Loads the captioner that `name` stands for: the path of a folder in Hugging Face layout that holds BLIP for captions,
+/// BLIP-2 with an OPT, or LLaVA with a Llama.
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
@@ -142,7 +155,8 @@ pub fn resolve_captioner(name: &str) -> Result<Arc<dyn Captioner>, ModelError> {
     match opened.family {
         Family::Blip if opened.has("text_decoder") => Ok(Arc::new(opened.blip_captioner()?)),
         Family::Blip2 => Ok(Arc::new(opened.blip2_captioner()?)),
-        _ => Err(opened.unable("caption images", "BLIP for captions (with a text_decoder) or BLIP-2")),
+        Family::Llava => Ok(Arc::new(opened.llava_captioner()?)),
+        _ => Err(opened.unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2 or LLaVA")),
     }
 }
 

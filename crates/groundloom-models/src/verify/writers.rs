@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{Fixture, Outputs, dual::pixels, numbered, text::token_table};
 use crate::{
-    ModelError, blip,
+    ModelError, blip, clip,
     decoder::Past,
     language_model::{LanguageModel, continue_behind, row},
     layers::compute,
@@ -178,6 +178,37 @@ pub(super) fn blip2(fixture: &Fixture) -> Result<Outputs, ModelError> {
     let unending = |writing: &Writing| Writing { min_new_tokens: usize::MAX, ..writing.clone() };
     outputs.extend(greedy(fixture, "greedy", &whole, network.text.end(), |writing, each| {
         continue_behind(&network.text, vectors.clone(), &ids, &unending(writing), 0, each)
+    })?);
+    Ok(outputs)
+}
+
+pub(super) fn llava(fixture: &Fixture) -> Result<Outputs, ModelError> {
+    let captioner = open(fixture)?.llava_captioner()?;
+    let network = &captioner.network;
+    tokens_and_texts(fixture, &captioner.tokenizer)?;
+    let mut outputs = pixels(fixture, clip::IMAGE_DEFAULTS)?;
+    let pixels = fixture.input("pixel_values")?;
+    let parts = captioner.context(fixture.notes.get("prompt").and_then(Value::as_str).unwrap_or_default())?;
+    let run = || -> candle_core::Result<(Tensor, Vec<u32>, Outputs)> {
+        let selected = network.selected(&pixels)?;
+        let projected = network.projected(&selected)?;
+        let vectors = captioner.vectors(&parts, &projected)?;
+        let hidden = network.text.forward(vectors.clone(), None, &mut Past::default(), &mut |_| ())?;
+        let expanded = |count: usize| parts.join(&vec![network.image_token; count][..]);
+        let whole = expanded(projected.dim(1)?);
+        let outputs = named([
+            ("in.prompt_ids_unexpanded", row(&expanded(1))?),
+            ("in.input_ids", row(&whole)?),
+            ("logits", network.text.logits(&hidden)?),
+            ("vision_selected", selected),
+            ("projected", projected),
+        ]);
+        Ok((vectors, whole, outputs))
+    };
+    let (vectors, whole, more) = run().map_err(compute("LLaVA"))?;
+    outputs.extend(more);
+    outputs.extend(greedy(fixture, "greedy", &whole, network.text.end(), |writing, each| {
+        continue_behind(&network.text, vectors.clone(), &parts.concat(), writing, 0, each)
     })?);
     Ok(outputs)
 }
