@@ -117,8 +117,12 @@ impl T5 {
             end: end.unwrap_or(1),
             pad,
         };
-        // Older files hold the shared table three times.
-        weights.finish(&["encoder.embed_tokens.", "decoder.embed_tokens."])?;
+        // Older files hold the shared table three times, and a bias that the reference does not read.
+        weights.finish(&[
+            "encoder.embed_tokens.",
+            "decoder.embed_tokens.",
+            "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.",
+        ])?;
         Ok(this)
     }
 
