@@ -10,6 +10,7 @@ use crate::{
     clip::stack_shape,
     config::Config,
     layers::{Activation, Embedding, LayerNorm, Linear, compute, padding_bias},
+    relative_position::{Buckets, relative_bias},
     text_tokenizer::configured_pad,
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     weights::Weights,
@@ -54,6 +55,8 @@ impl Kind {
 
 /// Rows of MPNet's table of distances; the reference takes no other number.
 const BUCKETS: usize = 32;
+/// MPNet's distances.
+const DISTANCES: Buckets = Buckets { count: BUCKETS, farthest: 128, both_ways: true };
 
 /// The options of an encoder.
 #[derive(Debug, Clone, Copy)]
@@ -169,7 +172,7 @@ impl TextEncoder {
         let positions = self.position_rows(ids)?;
         let mut bias = padding_bias(mask)?;
         if let Some(table) = &self.relative {
-            bias = bias.broadcast_add(&relative_bias(table, ids.dim(1)?)?)?;
+            bias = bias.broadcast_add(&relative_bias(table, DISTANCES, 0..ids.dim(1)?, ids.dim(1)?)?)?;
         }
         self.forward_with(ids, types, &positions, &bias, each)
     }
@@ -224,28 +227,6 @@ impl TextEncoder {
         let rows: Vec<u32> = ids.to_vec2::<u32>()?.into_iter().flat_map(row).collect();
         Tensor::from_vec(rows, (n, length), &Device::Cpu)
     }
-}
-
-/// MPNet's bias by distance, `[1, heads, length, length]`: T5's buckets in both directions (Raffel et al., 2020), exact
-/// up to a quarter of them, then logarithmic up to a distance of 128. `table` is `[buckets, heads]`.
-fn relative_bias(table: &Tensor, length: usize) -> Candle<Tensor> {
-    const FARTHEST: f32 = 128.0;
-    let (buckets, heads) = table.dims2()?;
-    let half = buckets / 2;
-    let exact = half / 2;
-    let bucket = |query: usize, key: usize| -> u32 {
-        let distance = query.abs_diff(key);
-        let place = if distance < exact {
-            distance
-        } else {
-            let far = (distance as f32 / exact as f32).ln() / (FARTHEST / exact as f32).ln() * (half - exact) as f32;
-            (exact + far as usize).min(half - 1)
-        };
-        (if key > query { half + place } else { place }) as u32
-    };
-    let buckets: Vec<u32> = (0..length * length).map(|i| bucket(i / length, i % length)).collect();
-    let rows = table.index_select(&Tensor::from_vec(buckets, length * length, &Device::Cpu)?, 0)?;
-    rows.reshape((length, length, heads))?.permute((2, 0, 1))?.unsqueeze(0)?.contiguous()
 }
 
 /// A candle error of this module.

@@ -10,7 +10,7 @@ use crate::{
     ModelError,
     config::Config,
     image_processor::{CLIP_MEAN, CLIP_STD, ImageDefaults},
-    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias, padding_bias, patches},
+    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias, patches},
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     weights::Weights,
 };
@@ -238,10 +238,7 @@ impl TextTower {
     /// before it; where `mask` (`[n, length]`) is given also no padding. `each` sees the embeddings and every block.
     pub(crate) fn forward(&self, ids: &Tensor, mask: Option<&Tensor>, each: &mut dyn FnMut(&Tensor)) -> Candle<Tensor> {
         let length = ids.dim(1)?;
-        let mut bias = causal_bias(length)?;
-        if let Some(mask) = mask {
-            bias = bias.broadcast_minimum(&padding_bias(mask)?)?;
-        }
+        let bias = causal_bias(0, length, mask)?;
         let x = embed(&self.tokens, &self.positions, ids)?;
         each(&x);
         self.final_norm.forward(&self.stack.forward(x, Some(&bias), each)?)

@@ -67,6 +67,39 @@ pub enum ModelError {
         /// The value given.
         found: f32,
     },
+    /// An option of writing a text is out of its range.
+    #[error("expected {option} to be {expected}, found {found}")]
+    BadWriting {
+        /// The option.
+        option: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// The value given.
+        found: f32,
+    },
+    /// What a text is to be written behind is longer than the model can take.
+    #[error("expected a prompt of at most {longest} tokens, found {tokens}; shorten it")]
+    NoRoom {
+        /// Tokens, those in the place of an image among them.
+        tokens: usize,
+        /// What the model takes.
+        longest: usize,
+    },
+    /// A text without tokens has no probability.
+    #[error("expected a text of at least one token, found an empty one")]
+    EmptyText,
+    /// A model was asked for what its checkpoint has no part for.
+    #[error("the model {model} ({architecture}) cannot {what}; expected {supported}")]
+    Unable {
+        /// The model's name.
+        model: String,
+        /// What `config.json` says.
+        architecture: String,
+        /// What was asked for, as a verb.
+        what: &'static str,
+        /// What can do it.
+        supported: &'static str,
+    },
     /// A model of open vocabulary was asked for everything that it knows.
     #[error("{model} looks for phrases and has no classes of its own: name the phrases to look for")]
     NeedsPhrases {

@@ -6,7 +6,7 @@ use crate::{ModelError, bert, folder::ModelFolder, owl, ssd, vit};
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     SsdMobileNetV2";
+     blip, blip-2, llava, opt, gpt2, t5, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,14 @@ pub(crate) enum Family {
     VisionTransformer(vit::Kind),
     GroundingDino,
     Owl(owl::Generation),
+    Blip,
+    /// With an OPT behind it.
+    Blip2,
+    /// Of a CLIP and a Llama.
+    Llava,
+    Opt,
+    Gpt2,
+    T5,
     Ssd,
 }
 
@@ -45,6 +53,12 @@ impl Family {
             "grounding-dino" => Some(Self::GroundingDino),
             "owlvit" => Some(Self::Owl(owl::Generation::First)),
             "owlv2" => Some(Self::Owl(owl::Generation::Second)),
+            "blip" => Some(Self::Blip),
+            "blip-2" => Some(Self::Blip2),
+            "llava" => Some(Self::Llava),
+            "opt" => Some(Self::Opt),
+            "gpt2" => Some(Self::Gpt2),
+            "t5" => Some(Self::T5),
             ssd::ARCHITECTURE => Some(Self::Ssd),
             other => {
                 let text = bert::Kind::of(other).map(Self::TextEncoder);
@@ -78,6 +92,12 @@ impl Family {
             Self::GroundingDino => "grounding-dino",
             Self::Owl(owl::Generation::First) => "owlvit",
             Self::Owl(owl::Generation::Second) => "owlv2",
+            Self::Blip => "blip",
+            Self::Blip2 => "blip-2",
+            Self::Llava => "llava",
+            Self::Opt => "opt",
+            Self::Gpt2 => "gpt2",
+            Self::T5 => "t5",
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

@@ -85,6 +85,29 @@ impl Linear {
         Self { dense: Dense::pack_transposed(weight, inputs, inputs, bias) }
     }
 
+    /// As [`Linear::load`] with a bias, of a `weight` that lies the other way round, `[inputs, outputs]`, as GPT-2 keeps
+    /// its layers.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load_columns(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+    ) -> std::result::Result<Self, ModelError> {
+        let weight = weights.values("weight", &[inputs, outputs])?;
+        Ok(Self { dense: Dense::pack(&weight, &weights.values("bias", &[outputs])?) })
+    }
+
+    /// The layer whose weight is a table of vectors (`[outputs, inputs]`): how like each of them `x` is.
+    ///
+    /// # Errors
+    /// candle's, where the table is none.
+    pub(crate) fn tied(table: &Embedding, bias: Option<&[f32]>) -> Result<Self> {
+        let zeros = vec![0.0; table.table.dim(0)?];
+        with_values(&table.table, |weight| Ok(Self::new(weight, bias.unwrap_or(&zeros))))
+    }
+
     /// `[…, inputs]` → `[…, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.run(x, Epilogue::Linear)
@@ -147,6 +170,39 @@ impl LayerNorm {
         }
         let mut values = with_values(x, |x| Ok(x.to_vec()))?;
         kernels::layer_norm(Isa::detect(), &mut values, &self.weight, &self.bias, self.eps);
+        Tensor::from_vec(values, x.dims(), &Device::Cpu)
+    }
+}
+
+/// Division by the root of the mean square over the last axis (Zhang and Sennrich, "Root Mean Square Layer
+/// Normalization", 2019): no mean is taken away, nothing is added.
+#[derive(Debug, Clone)]
+pub(crate) struct RmsNorm {
+    weight: Vec<f32>,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Reads `weight`, `[width]`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(weights: &Weights, width: usize, eps: f64) -> std::result::Result<Self, ModelError> {
+        Ok(Self { weight: weights.values("weight", &[width])?, eps: eps as f32 })
+    }
+
+    /// `[…, width]` → the same.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let width = self.weight.len();
+        if x.dims().last() != Some(&width) {
+            bail!("a norm of {width} values was given {:?}", x.dims())
+        }
+        let mut values = with_values(x, |x| Ok(x.to_vec()))?;
+        for row in values.chunks_exact_mut(width) {
+            let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let factor = 1.0 / ((squares / width as f64) as f32 + self.eps).sqrt();
+            row.iter_mut().zip(&self.weight).for_each(|(x, weight)| *x = *x * factor * weight);
+        }
         Tensor::from_vec(values, x.dims(), &Device::Cpu)
     }
 }
@@ -217,8 +273,13 @@ pub(crate) fn self_attention(qkv: &Tensor, heads: usize, bias: Option<&Tensor>) 
     let width = triple / 3;
     with_values(qkv, |values| {
         let rows = |start| Rows { values, start, stride: triple, length, width: width / heads };
-        run(batch, heads, [0, width, 2 * width].map(rows), bias)
+        run(batch, heads, [0, width, 2 * width].map(rows), scale(width / heads), bias)
     })
+}
+
+/// What scores are multiplied by: 1/√(head width).
+fn scale(width: usize) -> f32 {
+    1.0 / (width as f32).sqrt()
 }
 
 /// Attention of `queries` (`[batch, m, width]`) to `keys` and `values` (`[batch, n, width]`); `bias` as in
@@ -228,6 +289,18 @@ pub(crate) fn attention(
     keys: &Tensor,
     values: &Tensor,
     heads: usize,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    attention_scaled(queries, keys, values, heads, scale(queries.dim(2)? / heads), bias)
+}
+
+/// As [`attention`], of scores that are multiplied by `scale`.
+pub(crate) fn attention_scaled(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    heads: usize,
+    scale: f32,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (batch, m, width) = queries.dims3()?;
@@ -240,14 +313,19 @@ pub(crate) fn attention(
             with_values(values, |v| {
                 let parts = [(q, m, width), (k, n, width), (v, n, out)];
                 let rows = |(values, length, stride)| Rows { values, start: 0, stride, length, width: stride / heads };
-                run(batch, heads, parts.map(rows), bias)
+                run(batch, heads, parts.map(rows), scale, bias)
             })
         })
     })
 }
 
-fn run(batch: usize, heads: usize, [queries, keys, values]: [Rows<'_>; 3], bias: Option<&Tensor>) -> Result<Tensor> {
-    let scale = 1.0 / (queries.width as f32).sqrt();
+fn run(
+    batch: usize,
+    heads: usize,
+    [queries, keys, values]: [Rows<'_>; 3],
+    scale: f32,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
     let (length, width) = (queries.length, heads * values.width);
     let whole = Attention { batch, heads, scale, queries, keys, values, bias: None };
     let out = match bias {
@@ -281,10 +359,17 @@ pub(crate) fn padding_bias(mask: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(bias, (batch, 1, 1, keys), &Device::Cpu)
 }
 
-/// The bias that keeps a token from attending to later ones, `[1, 1, length, length]`.
-pub(crate) fn causal_bias(length: usize) -> Result<Tensor> {
-    let row = |query: usize| (0..length).map(move |key| if key > query { f32::MIN } else { 0.0 });
-    Tensor::from_vec((0..length).flat_map(row).collect::<Vec<_>>(), (1, 1, length, length), &Device::Cpu)
+/// The bias that keeps a token from attending to later ones, of `length` tokens behind `past` others, which they all see:
+/// `[1, 1, length, past + length]`. With `mask` (`[batch, past + length]`) they see no padding either, and the bias is that
+/// of each sequence of the batch.
+pub(crate) fn causal_bias(past: usize, length: usize, mask: Option<&Tensor>) -> Result<Tensor> {
+    let keys = past + length;
+    let row = |query: usize| (0..keys).map(move |key| if key > past + query { f32::MIN } else { 0.0 });
+    let causal = Tensor::from_vec((0..length).flat_map(row).collect::<Vec<_>>(), (1, 1, length, keys), &Device::Cpu)?;
+    match mask {
+        Some(mask) => causal.broadcast_minimum(&padding_bias(mask)?),
+        None => Ok(causal),
+    }
 }
 
 /// Cuts images into squares: `[n, channels, height, width]` → `[n, squares, channels · patch · patch]`, in reading

@@ -26,6 +26,11 @@ use crate::{
     weights::Weights,
 };
 
+mod writers;
+
+pub(crate) use writers::Opened;
+pub use writers::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
+
 /// The embedded detector's name.
 pub const DEFAULT_DETECTOR: &str = "ssd-mobilenet-v2-oidv4";
 
@@ -124,7 +129,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
         }
         Family::VisionTransformer(_) => (config.size_or("hidden_size", 768)?, false, [false, true]),
         Family::Ssd => (ssd::FEATURES, false, [false, true]),
-        Family::GroundingDino | Family::Owl(_) => return Err(family.unsuited(name, EMBEDDERS)),
+        _ => return Err(family.unsuited(name, EMBEDDERS)),
     };
     let licence = match family {
         Family::Ssd => config.text("license")?.unwrap_or("unknown").to_owned(),
@@ -200,7 +205,7 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
             Arc::new(VisionEmbedder { info, network, processor })
         }
         Family::Ssd => Arc::new(SsdEmbedder { info, network: SsdMobileNetV2::load(&folder)? }),
-        Family::GroundingDino | Family::Owl(_) => return Err(family.unsuited(name, EMBEDDERS)),
+        _ => return Err(family.unsuited(name, EMBEDDERS)),
     })
 }
 

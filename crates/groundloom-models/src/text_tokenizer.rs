@@ -136,6 +136,14 @@ impl TextTokenizer {
         Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
     }
 
+    /// The text of `ids`, without special tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::Untokenized`].
+    pub(crate) fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
+        self.inner().decode(ids, true).map_err(|e| ModelError::Untokenized { reason: e.to_string() })
+    }
+
     /// Texts as one rectangle.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ pub(crate) struct BlockNames {
     pub(crate) feed_forward_scale: Option<&'static str>,
     /// Whether the keys' layer has a bias.
     pub(crate) key_bias: bool,
+    /// One layer in the place of `query`, `key` and `value`: their outputs side by side.
+    pub(crate) fused: Option<&'static str>,
 }
 
 impl BlockNames {
@@ -45,7 +47,10 @@ impl BlockNames {
         attention_scale: None,
         feed_forward_scale: None,
         key_bias: true,
+        fused: None,
     };
+    /// BLIP and BLIP-2: vision.
+    pub(crate) const BLIP: Self = Self { fused: Some("self_attn.qkv"), output: "self_attn.projection", ..Self::CLIP };
     /// ViT.
     pub(crate) const VIT: Self = Self {
         query: "attention.attention.query",
@@ -206,7 +211,10 @@ impl Block {
             Some(scale) => scaled(&weights.at(name), inputs, &weights.values(scale, &[width])?),
         };
         Ok(Self {
-            qkv: Linear::load_fused(&qkv, width, width)?,
+            qkv: match names.fused {
+                Some(fused) => Linear::load(&weights.at(fused), width, 3 * width, true)?,
+                None => Linear::load_fused(&qkv, width, width)?,
+            },
             output: scaled(names.output, width, names.attention_scale)?,
             attention_norm: LayerNorm::load(&weights.at(names.attention_norm), width, eps)?,
             up: Linear::load(&weights.at(names.up), width, inner, true)?,

@@ -15,6 +15,7 @@ mod detectors;
 mod dual;
 mod text;
 mod vision;
+mod writers;
 
 /// How far hidden states and embeddings may lie from the reference, absolute.
 pub const HIDDEN_TOLERANCE: f32 = 2e-5;
@@ -105,6 +106,14 @@ impl Fixture {
         found.to_dtype(DType::F32).map_err(compute("an input"))
     }
 
+    /// The expected output `out.NAME`.
+    pub(crate) fn output(&self, name: &str) -> Result<&Tensor, ModelError> {
+        self.tensors.get(&format!("out.{name}")).ok_or_else(|| ModelError::BadWeights {
+            origin: self.folder.file_name(EXPECTED),
+            problem: format!("expected the output out.{name}, found none"),
+        })
+    }
+
     /// The input `in.NAME` as u32: ids and masks.
     pub(crate) fn ids(&self, name: &str) -> Result<Tensor, ModelError> {
         self.input(name)?.to_dtype(DType::U32).map_err(compute("an input"))
@@ -176,6 +185,11 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::VisionTransformer(kind) => vision::transformer(&fixture, &config, kind, &weights)?,
         Family::GroundingDino => detectors::grounding_dino(&fixture)?,
         Family::Owl(generation) => detectors::owl(&fixture, generation)?,
+        Family::Blip => writers::blip(&fixture)?,
+        Family::Blip2 => writers::blip2(&fixture)?,
+        Family::Llava => writers::llava(&fixture)?,
+        Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
+        Family::T5 => writers::t5(&fixture)?,
         Family::Ssd => {
             return Err(ModelError::BadConfig {
                 origin: fixture.folder().file_name("config.json"),
@@ -222,9 +236,9 @@ fn tolerance(family: Family, name: &str) -> f32 {
     };
     if let Some(tolerance) = of_family {
         tolerance
-    } else if name.starts_with("in.") {
+    } else if name.starts_with("in.") || name.ends_with("_ids") {
         0.0
-    } else if ["logits", "probs", "scores", "boxes"].iter().any(|part| name.contains(part)) {
+    } else if ["logits", "prob", "score", "boxes"].iter().any(|part| name.contains(part)) {
         LOGIT_TOLERANCE
     } else {
         HIDDEN_TOLERANCE

@@ -8,7 +8,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use async_trait::async_trait;
-use groundloom_data::{DecodeLimits, MediaError, MediaView, columns, media::decode_rgb};
+use groundloom_data::{MediaView, columns};
 use groundloom_models::{Classifier, ModelError, ModelPool, Work, resolve_classifier};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     embed::default_max_pixels,
     embeddable, inputs,
-    stage::{ColumnError, Outcome, RowWise, Stage, StageError, codes},
+    pictures::{Picture, Seen, answered, see},
+    stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
 };
 
@@ -92,13 +93,6 @@ impl Stage for Classify {
     }
 }
 
-/// An image of a window, still encoded.
-struct Picture {
-    images: Arc<MediaView>,
-    row: usize,
-    limits: DecodeLimits,
-}
-
 /// Decodes and classifies.
 struct ClassifyEncoded {
     classifier: Arc<dyn Classifier>,
@@ -106,24 +100,18 @@ struct ClassifyEncoded {
 
 impl Work for ClassifyEncoded {
     type Item = Picture;
-    type Output = Result<Vec<f32>, MediaError>;
+    type Output = Seen<Vec<f32>>;
 
     fn batch(&self) -> NonZeroUsize {
         const { NonZeroUsize::new(32).unwrap() }
     }
 
     fn run(&self, items: &[Picture]) -> Vec<Result<Self::Output, ModelError>> {
-        let decoded: Vec<_> = items
-            .iter()
-            .map(|item| decode_rgb(item.images.bytes(item.row).unwrap_or_default(), &item.limits))
-            .collect();
-        let good: Vec<_> = decoded.iter().filter_map(|image| image.as_ref().ok()).collect();
-        let mut answers = self.classifier.classify(&good).into_iter();
-        let next = |image: &Result<_, MediaError>| match image {
-            Ok(_) => answers.next().map(|answer| answer.map(Ok)),
-            Err(error) => Some(Ok(Err(error.clone()))),
-        };
-        decoded.iter().filter_map(next).collect()
+        see(
+            items,
+            |picture| picture,
+            |images| self.classifier.classify(&images.iter().map(|(image, _)| *image).collect::<Vec<_>>()),
+        )
     }
 }
 
@@ -146,9 +134,8 @@ impl RowWise for Classification {
         let load_name = name.clone();
         let load = move || resolve_classifier(&load_name).map(|classifier| ClassifyEncoded { classifier });
         let model = self.models.get(&format!("classifier {name}"), load).await?;
-        let limits = DecodeLimits { max_pixels: *max_pixels, ..DecodeLimits::default() };
         let there = (0..rows.num_rows()).filter(|&row| images.bytes(row).is_some());
-        let items = there.map(|row| Picture { images: Arc::clone(&images), row, limits }).collect();
+        let items = there.map(|row| Picture::new(&images, row, *max_pixels)).collect();
         let mut answers = model.submit(items).await.into_iter();
 
         let mut window = Window::default();
@@ -166,8 +153,8 @@ impl RowWise for Classification {
                     continue;
                 }
             };
-            let fault = match answer {
-                Some(Ok(Ok(scores))) => {
+            let fault = match answered(answer, images.path(row), name)? {
+                Ok(scores) => {
                     let classes = output.values();
                     for class in likeliest(&scores, *top) {
                         if let Some(label) = classes.field_builder::<StringBuilder>(0) {
@@ -182,10 +169,7 @@ impl RowWise for Classification {
                     window.count("classified", 1);
                     continue;
                 }
-                Some(Ok(Err(error))) => Fault::image(&error, images.path(row)),
-                Some(Err(error @ ModelError::ShutDown { .. })) => return Err(error.into()),
-                Some(Err(error)) => Fault { code: codes::MODEL_FAILED, message: error.to_string() },
-                None => return Err(ModelError::ShutDown { model: name.clone() }.into()),
+                Err(fault) => fault,
             };
             window.fail(row, fault);
             output.append(false);
@@ -214,7 +198,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::fixtures;
+    use crate::{fixtures, stage::codes};
 
     #[test]
     fn the_greatest_come_first() {

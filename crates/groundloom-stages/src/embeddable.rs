@@ -9,7 +9,8 @@ use arrow::{
 };
 use groundloom_data::{ColumnTypeError, DecodeLimits, MediaError, MediaView, columns, media::decode_rgb};
 use groundloom_models::{
-    Embedder, EmbedderInfo, ModelError, ModelPool, PooledModel, Work, describe_embedder, resolve_embedder,
+    Embedder, EmbedderInfo, ModelError, ModelPool, PooledModel, Work, describe_embedder, describe_model,
+    resolve_embedder,
 };
 
 use crate::{
@@ -86,9 +87,9 @@ pub(crate) fn describe(name: &str) -> Result<EmbedderInfo, ColumnError> {
     describe_embedder(name).map_err(|e| ColumnError { key: "model", column: name.to_owned(), message: e.to_string() })
 }
 
-/// The entry of a model in a fingerprint.
+/// The entry of a model in a fingerprint, of whatever kind the model is.
 pub(crate) fn identity(name: &str) -> Result<Vec<String>, StageError> {
-    let info = describe_embedder(name)?;
+    let info = describe_model(name)?;
     Ok(vec![format!("{}@{}", info.name, info.weights_sha256)])
 }
 

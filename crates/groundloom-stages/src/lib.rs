@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod caption;
 mod captions;
 mod classify;
 pub mod containment;
@@ -19,8 +20,11 @@ mod grit_recipe;
 mod ground;
 mod image_info;
 mod inputs;
+mod matching;
 mod noun_chunks;
 mod parse;
+mod perplexity;
+mod pictures;
 mod row_values;
 mod similarity;
 pub mod stage;
@@ -28,6 +32,7 @@ mod stage_type;
 pub mod suppression;
 mod window;
 
+pub use caption::Caption;
 pub use classify::Classify;
 pub use dialogue::{Dialogue, DialogueKind, Instruct, Instructions, checked_exchanges};
 pub use drop_abstract_chunks::{ABSTRACT_NOUNS, AbstractMatch, DropAbstractChunks};
@@ -38,8 +43,10 @@ pub use filter_boxes::{FilterBoxes, Kept, MAX_BOXES_PER_ROW};
 pub use generate::{Generate, ImageDetail, Interface, KeyStyle, RequestMaker};
 pub use ground::{Ground, Grounding, ground_by_class, ground_by_phrase};
 pub use image_info::{ImageCheck, ImageProperties, OnImageError};
+pub use matching::{Match, MatchMeasure};
 pub use noun_chunks::NounChunks;
 pub use parse::{Parse, parse_type};
+pub use perplexity::Perplexity;
 pub use similarity::Similarity;
 pub use stage::{ColumnError, Outcome, RowFailure, RowWise, Stage, StageError};
 pub use stage_type::{Decoded, StageType, stage_types};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
-    Classify, Dialogue, DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Generate, Ground,
-    ImageProperties, Instruct, NounChunks, Parse, Similarity,
+    Caption, Classify, Dialogue, DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Generate,
+    Ground, ImageProperties, Instruct, Match, NounChunks, Parse, Perplexity, Similarity,
     stage::{Stage, StageError},
 };
 
@@ -73,6 +73,9 @@ pub fn stage_types() -> Vec<StageType> {
         StageType::of::<Embed>(),
         StageType::of::<Similarity>(),
         StageType::of::<Classify>(),
+        StageType::of::<Caption>(),
+        StageType::of::<Match>(),
+        StageType::of::<Perplexity>(),
         StageType::of::<Generate>(),
         StageType::of::<Dialogue>(),
         StageType::of::<Instruct>(),

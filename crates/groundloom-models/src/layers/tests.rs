@@ -55,7 +55,7 @@ proptest! {
         let qkv = random(&[batch, n, 3 * width], seed);
         let part = |i: usize| qkv.narrow(2, i * width, width).unwrap().contiguous().unwrap();
         let mask = Tensor::from_vec((0..batch * n).map(|i| u32::from(i % n == 0 || i % 3 > 0)).collect(), (batch, n), &Device::Cpu).unwrap();
-        let bias = padding_bias(&mask).unwrap().broadcast_add(&causal_bias(n).unwrap()).unwrap();
+        let bias = padding_bias(&mask).unwrap().broadcast_add(&causal_bias(0, n, None).unwrap()).unwrap();
         let expected = plain_attention(&part(0), &part(1), &part(2), heads, Some(&bias));
         let found = self_attention(&qkv, heads, Some(&bias)).unwrap();
         prop_assert!(difference(&found, &expected) < 2e-6);

@@ -54,8 +54,12 @@ pub enum ImagePlace {
 
 /// A number below `n` for this row: the same whatever shard, thread or order.
 pub(crate) fn draw(row_id: &str, seed: u64, purpose: &str, n: usize) -> usize {
-    let key = format!("{purpose}\0{row_id}");
-    (xxh3_64_with_seed(key.as_bytes(), seed) % n.max(1) as u64) as usize
+    (row_seed(row_id, seed, purpose) % n.max(1) as u64) as usize
+}
+
+/// A seed of this row's own for `purpose`: the same whatever shard, thread or order.
+pub(crate) fn row_seed(row_id: &str, seed: u64, purpose: &str) -> u64 {
+    xxh3_64_with_seed(format!("{purpose}\0{row_id}").as_bytes(), seed)
 }
 
 /// The question with its image.

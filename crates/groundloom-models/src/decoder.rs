@@ -1,0 +1,278 @@
+//! Transformer blocks that write texts: what came before is kept as keys and values, and what a text is about (an
+//! image, a sentence) is attended to between the tokens and the feed-forward layers. Without either they are encoders.
+
+use candle_core::Tensor;
+
+use crate::{
+    ModelError,
+    layers::{Activation, LayerNorm, Linear, RmsNorm, attention_scaled},
+    transformer::{BlockNames, NormPlace, StackShape},
+    weights::Weights,
+};
+
+type Candle<T> = candle_core::Result<T>;
+
+/// Blocks one behind the other.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    pub(crate) norms: NormPlace,
+    pub(crate) heads: usize,
+    /// What scores are multiplied by.
+    pub(crate) scale: f32,
+    pub(crate) activation: Activation,
+    /// The base of the angles by which queries and keys are turned (Su et al., "RoFormer: Enhanced Transformer with Rotary
+    /// Position Embedding", 2021), where positions are told so.
+    pub(crate) rotary_base: Option<f64>,
+    pub(crate) blocks: Vec<DecoderBlock>,
+}
+
+/// One block.
+#[derive(Debug)]
+pub(crate) struct DecoderBlock {
+    /// Queries, keys and values side by side.
+    pub(crate) qkv: Linear,
+    pub(crate) output: Linear,
+    pub(crate) attention_norm: Norm,
+    pub(crate) cross: Option<CrossAttention>,
+    pub(crate) up: Linear,
+    /// What the activated values are multiplied by (Shazeer, "GLU Variants Improve Transformer", 2020).
+    pub(crate) gate: Option<Linear>,
+    pub(crate) down: Linear,
+    pub(crate) feed_forward_norm: Norm,
+}
+
+/// Attention to what a text is about.
+#[derive(Debug)]
+pub(crate) struct CrossAttention {
+    pub(crate) query: Linear,
+    /// Keys and values side by side, from what is attended to.
+    pub(crate) key_value: Linear,
+    pub(crate) output: Linear,
+    pub(crate) norm: Norm,
+}
+
+/// A norm over the last axis.
+#[derive(Debug, Clone)]
+pub(crate) enum Norm {
+    Layer(LayerNorm),
+    Rms(RmsNorm),
+}
+
+impl Norm {
+    fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
+    }
+}
+
+/// Keys and values of the tokens that came before, by block: `[batch, length, width]` each.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Past {
+    blocks: Vec<[Tensor; 2]>,
+}
+
+impl Past {
+    /// How many tokens came before.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.first().and_then(|[keys, _]| keys.dim(1).ok()).unwrap_or(0)
+    }
+
+    /// The keys and values of block `i` with those of the newest tokens behind them.
+    fn extend(&mut self, i: usize, newest: [Tensor; 2]) -> Candle<[Tensor; 2]> {
+        if let Some(block) = self.blocks.get_mut(i) {
+            for (known, newest) in block.iter_mut().zip(&newest) {
+                *known = Tensor::cat(&[&*known, newest], 1)?;
+            }
+            return Ok(block.clone());
+        }
+        self.blocks.push(newest.clone());
+        Ok(newest)
+    }
+}
+
+/// What a text is about, as the blocks see it: keys and values by block, `[batch, length, width]` each, and what is
+/// added to the scores, `[batch, 1, 1, length]`. A block without attention to it has none.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    blocks: Vec<Option<[Tensor; 2]>>,
+    bias: Option<Tensor>,
+}
+
+impl Decoder {
+    /// Reads blocks of layer norms at the places `0`, `1`, … of `weights`, without attention to anything else.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`]; [`ModelError::BadConfig`] where the heads do not divide the width.
+    pub(crate) fn load(
+        weights: &Weights,
+        shape: StackShape,
+        norms: NormPlace,
+        names: BlockNames,
+    ) -> Result<Self, ModelError> {
+        let blocks = (0..shape.layers).map(|i| DecoderBlock::load(&weights.at(i), shape, names));
+        Self::new(weights, shape, norms, blocks.collect::<Result<_, _>>()?)
+    }
+
+    /// Of blocks read already; `weights` is where they were read.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`] where the heads do not divide the width.
+    pub(crate) fn new(
+        weights: &Weights,
+        shape: StackShape,
+        norms: NormPlace,
+        blocks: Vec<DecoderBlock>,
+    ) -> Result<Self, ModelError> {
+        let StackShape { width, heads, activation, .. } = shape;
+        if !width.is_multiple_of(heads) {
+            return Err(weights.bad(format!(
+                "expected a width that the heads divide, found {width} values and {heads} heads in config.json"
+            )));
+        }
+        Ok(Self { norms, heads, scale: 1.0 / ((width / heads) as f32).sqrt(), activation, rotary_base: None, blocks })
+    }
+
+    /// What the blocks make of `x` (`[batch, length, width of what is attended to]`); `bias` is added to the scores,
+    /// `[batch, 1, 1, length]`.
+    pub(crate) fn remember(&self, x: &Tensor, bias: Option<Tensor>) -> Candle<Memory> {
+        let keys_values = |block: &DecoderBlock| {
+            let of = |cross: &CrossAttention| halves(&cross.key_value.forward(x)?);
+            block.cross.as_ref().map(of).transpose()
+        };
+        Ok(Memory { blocks: self.blocks.iter().map(keys_values).collect::<Candle<_>>()?, bias })
+    }
+
+    /// `[batch, length, width]` → the same. `bias` is added to the scores, `[batch or 1, heads or 1, length or 1, past +
+    /// length]`; `past` grows by these tokens; without `memory` nothing else is attended to. `each` sees the output of
+    /// every block.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor,
+        bias: Option<&Tensor>,
+        mut past: Option<&mut Past>,
+        memory: Option<&Memory>,
+        each: &mut dyn FnMut(&Tensor),
+    ) -> Candle<Tensor> {
+        let mut x = x;
+        let before = past.as_ref().map_or(0, |past| past.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = self.around(&block.attention_norm, x, |input, residual| {
+                let qkv = block.qkv.forward(input)?;
+                let width = qkv.dim(2)? / 3;
+                let part = |i: usize| qkv.narrow(2, i * width, width)?.contiguous();
+                let turned = |x: Tensor| match self.rotary_base {
+                    Some(base) => turn(&x, self.heads, before, base),
+                    None => Ok(x),
+                };
+                let newest = [turned(part(1)?)?, part(2)?];
+                let [keys, values] = match &mut past {
+                    Some(past) => past.extend(i, newest)?,
+                    None => newest,
+                };
+                let attended = attention_scaled(&turned(part(0)?)?, &keys, &values, self.heads, self.scale, bias)?;
+                block.output.forward_onto(&attended, residual)
+            })?;
+            let remembered = memory.and_then(|memory| memory.blocks.get(i)?.as_ref().map(|both| (both, &memory.bias)));
+            if let (Some(cross), Some(([keys, values], bias))) = (&block.cross, remembered) {
+                x = self.around(&cross.norm, x, |input, residual| {
+                    let queries = cross.query.forward(input)?;
+                    let attended = attention_scaled(&queries, keys, values, self.heads, self.scale, bias.as_ref())?;
+                    cross.output.forward_onto(&attended, residual)
+                })?;
+            }
+            x = self.around(&block.feed_forward_norm, x, |input, residual| {
+                let mut inner = block.up.forward_activated(input, self.activation)?;
+                if let Some(gate) = &block.gate {
+                    inner = (inner * gate.forward(input)?)?;
+                }
+                block.down.forward_onto(&inner, residual)
+            })?;
+            each(&x);
+        }
+        Ok(x)
+    }
+
+    /// `f` is given what it computes on and what it adds that to.
+    fn around(&self, norm: &Norm, x: Tensor, f: impl FnOnce(&Tensor, &Tensor) -> Candle<Tensor>) -> Candle<Tensor> {
+        match self.norms {
+            NormPlace::Before => f(&norm.forward(&x)?, &x),
+            NormPlace::After => norm.forward(&f(&x, &x)?),
+        }
+    }
+}
+
+/// Turns the vectors of all heads, `[batch, length, heads · width]`, by their places, the first being `before`: value `i` of
+/// a head's first half and of its second are a point, turned by `place · base^(−2i / width)`.
+fn turn(x: &Tensor, heads: usize, before: usize, base: f64) -> Candle<Tensor> {
+    let (_, length, whole) = x.dims3()?;
+    let width = whole / heads;
+    let half = width / 2;
+    // In single precision, as the reference multiplies them.
+    let speeds: Vec<f32> = (0..half).map(|i| 1.0 / (base as f32).powf((2 * i) as f32 / width as f32)).collect();
+    let mut values = x.flatten_all()?.to_vec1::<f32>()?;
+    for (row, values) in values.chunks_exact_mut(whole).enumerate() {
+        let place = (before + row % length) as f32;
+        for head in values.chunks_exact_mut(width) {
+            let (first, second) = head.split_at_mut(half);
+            for ((a, b), speed) in first.iter_mut().zip(second).zip(&speeds) {
+                let (sine, cosine) = (place * speed).sin_cos();
+                (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+            }
+        }
+    }
+    Tensor::from_vec(values, x.dims(), x.device())
+}
+
+/// `[batch, length, 2 · width]` as two of `[batch, length, width]`.
+fn halves(x: &Tensor) -> Candle<[Tensor; 2]> {
+    let width = x.dim(2)? / 2;
+    Ok([x.narrow(2, 0, width)?.contiguous()?, x.narrow(2, width, width)?.contiguous()?])
+}
+
+impl DecoderBlock {
+    /// Reads a block of layer norms.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(weights: &Weights, shape: StackShape, names: BlockNames) -> Result<Self, ModelError> {
+        let StackShape { width, inner, eps, .. } = shape;
+        let qkv = [names.query, names.key, names.value].map(|name| (weights.at(name), true));
+        let norm = |name: &str| LayerNorm::load(&weights.at(name), width, eps).map(Norm::Layer);
+        Ok(Self {
+            qkv: Linear::load_fused(&qkv, width, width)?,
+            output: Linear::load(&weights.at(names.output), width, width, true)?,
+            attention_norm: norm(names.attention_norm)?,
+            cross: None,
+            up: Linear::load(&weights.at(names.up), width, inner, true)?,
+            gate: None,
+            down: Linear::load(&weights.at(names.down), inner, width, true)?,
+            feed_forward_norm: norm(names.feed_forward_norm)?,
+        })
+    }
+}
+
+impl CrossAttention {
+    /// Reads attention to vectors of `memory` values as BERT names its parts: `ATTENTION.query`, `.key`, `.value`,
+    /// `output.dense`, `output.LayerNorm`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(
+        weights: &Weights,
+        attention: &str,
+        shape: StackShape,
+        memory: usize,
+    ) -> Result<Self, ModelError> {
+        let StackShape { width, eps, .. } = shape;
+        let inner = weights.at(attention);
+        let output = weights.at("output");
+        Ok(Self {
+            query: Linear::load(&inner.at("query"), width, width, true)?,
+            key_value: Linear::load_fused(&[(inner.at("key"), true), (inner.at("value"), true)], memory, width)?,
+            output: Linear::load(&output.at("dense"), width, width, true)?,
+            norm: Norm::Layer(LayerNorm::load(&output.at("LayerNorm"), width, eps)?),
+        })
+    }
+}

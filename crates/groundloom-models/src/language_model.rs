@@ -1,0 +1,112 @@
+//! What models that continue texts have in common: GPT-2, OPT.
+
+use candle_core::{Device, IndexOp, Tensor};
+
+use crate::{
+    ModelError,
+    decoder::Past,
+    layers::{Embedding, Linear, compute},
+    weights::Weights,
+    writing::{Writing, Written, write},
+};
+
+type Candle<T> = candle_core::Result<T>;
+
+/// A network that gives, behind every token, a value for each token that may come next.
+pub(crate) trait LanguageModel: Send + Sync {
+    /// Token ids `[n, length]` → their vectors, `[n, length, width]`.
+    fn embed(&self, ids: &Tensor) -> Candle<Tensor>;
+
+    /// Vectors of tokens behind `past` → vectors behind the last block and norm. `mask` (`[n, length]`, without a past
+    /// only) is 0 where padding stands. `each` sees the vectors with their positions, and the output of every block.
+    fn forward(
+        &self,
+        vectors: Tensor,
+        mask: Option<&Tensor>,
+        past: &mut Past,
+        each: &mut dyn FnMut(&Tensor),
+    ) -> Candle<Tensor>;
+
+    /// What [`LanguageModel::forward`] gives → a value for each token, `[n, length, vocabulary]`.
+    fn logits(&self, hidden: &Tensor) -> Candle<Tensor>;
+
+    /// The longest text in tokens.
+    fn longest(&self) -> usize;
+
+    /// The token that begins a text.
+    fn start(&self) -> u32;
+
+    /// The token that ends a text.
+    fn end(&self) -> u32;
+}
+
+/// Ids as one row, `[1, length]`.
+pub(crate) fn row(ids: &[u32]) -> Candle<Tensor> {
+    Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)
+}
+
+/// Values behind the last token: `[1, length, vocabulary]` of one text → as many as the vocabulary has.
+pub(crate) fn last(logits: &Tensor) -> Candle<Vec<f32>> {
+    logits.i((0, logits.dim(1)?.saturating_sub(1)))?.to_vec1()
+}
+
+/// Writes on behind `vectors` (`[1, length, width]`: tokens, or what stands in their place), `context` being the tokens
+/// among them. `each` sees the values behind every token.
+///
+/// # Errors
+/// [`ModelError::NoRoom`] where the model can take no more than these; [`Writing::check`]'s.
+pub(crate) fn continue_behind(
+    model: &dyn LanguageModel,
+    vectors: Tensor,
+    context: &[u32],
+    writing: &Writing,
+    seed: u64,
+    each: &mut dyn FnMut(&[f32]),
+) -> Result<Written, ModelError> {
+    let room = room(vectors.dim(1).map_err(compute("a text's vectors"))?, model.longest())?;
+    let mut past = Past::default();
+    let mut vectors = Some(vectors);
+    let mut next = |id: Option<u32>| {
+        let mut run = || -> Candle<Vec<f32>> {
+            let input = match (id, vectors.take()) {
+                (Some(id), _) => model.embed(&row(&[id])?)?,
+                (None, Some(vectors)) => vectors,
+                (None, None) => candle_core::bail!("a text was begun twice"),
+            };
+            let hidden = model.forward(input, None, &mut past, &mut |_| ())?;
+            let newest = hidden.narrow(1, hidden.dim(1)?.saturating_sub(1), 1)?;
+            last(&model.logits(&newest)?)
+        };
+        run().map_err(compute("the language model"))
+    };
+    write(writing, seed, context, model.end(), room, &mut next, each)
+}
+
+/// How many tokens may follow `tokens` of them.
+///
+/// # Errors
+/// [`ModelError::NoRoom`] where none may.
+pub(crate) fn room(tokens: usize, longest: usize) -> Result<usize, ModelError> {
+    match longest.checked_sub(tokens) {
+        // What is behind the last position is still predicted.
+        Some(left) => Ok(left + 1),
+        None => Err(ModelError::NoRoom { tokens, longest }),
+    }
+}
+
+/// The layer that gives a value for each word: the checkpoint's own where it holds one (`lm_head`), else the table of
+/// words.
+///
+/// # Errors
+/// [`ModelError::BadWeights`].
+pub(crate) fn word_layer(
+    weights: &Weights,
+    words: &Embedding,
+    [vocabulary, width]: [usize; 2],
+) -> Result<Linear, ModelError> {
+    let own = weights.at("lm_head");
+    match own.has("weight") {
+        true => Linear::load(&own, width, vocabulary, false),
+        false => Linear::tied(words, None).map_err(compute("the word layer")),
+    }
+}

@@ -1,0 +1,200 @@
+//! Models that write and judge texts, by name.
+
+use std::sync::Arc;
+
+use super::{find, sized};
+use crate::{
+    ModelError,
+    blip::{self, BlipCaption, BlipMatch},
+    blip2::Blip2,
+    clip,
+    config::Config,
+    family::Family,
+    folder::ModelFolder,
+    gpt2::Gpt2,
+    language_model::LanguageModel,
+    llava::Llava,
+    opt::Opt,
+    t5::T5,
+    text_tokenizer::{Padding, TextTokenizer},
+    weights::Weights,
+    writers::{
+        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, Generator, LlavaCaptioner, Matcher, ModelIdentity,
+        T5Generator, TextModel, TextScorer,
+    },
+};
+
+/// A model folder, opened.
+pub(crate) struct Opened {
+    folder: ModelFolder,
+    pub(crate) family: Family,
+    config: Config,
+    weights: Weights,
+    info: ModelIdentity,
+}
+
+impl Opened {
+    /// Opens the model that `name` stands for.
+    ///
+    /// # Errors
+    /// As [`super::resolve`].
+    pub(crate) fn by_name(name: &str) -> Result<Self, ModelError> {
+        Self::of(name, find(name)?)
+    }
+
+    /// Opens `folder`, which the user called `name`.
+    ///
+    /// # Errors
+    /// As [`super::resolve`].
+    pub(crate) fn of(name: &str, folder: ModelFolder) -> Result<Self, ModelError> {
+        let family = Family::of(name, &folder)?;
+        let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
+        let info = ModelIdentity {
+            name: name.to_owned(),
+            architecture: family.name().to_owned(),
+            weights_sha256: weights.sha256().to_owned(),
+            licence: folder.licence(),
+        };
+        Ok(Self { folder, family, config, weights, info })
+    }
+
+    fn unable(self, what: &'static str, supported: &'static str) -> ModelError {
+        ModelError::Unable { model: self.info.name, architecture: self.info.architecture, what, supported }
+    }
+
+    /// The tokenizer, for texts of up to `longest` tokens.
+    fn tokenizer(&self, longest: usize, pad: u32) -> Result<TextTokenizer, ModelError> {
+        TextTokenizer::open(&self.folder, longest, |named| Padding::Longest(named.unwrap_or(pad)))
+    }
+
+    /// BLIP for captions.
+    ///
+    /// # Errors
+    /// What is missing or wrong in the folder; so for all that follow.
+    pub(crate) fn blip_captioner(self) -> Result<BlipCaptioner, ModelError> {
+        let network = BlipCaption::load(&self.config, &self.weights)?;
+        Ok(BlipCaptioner {
+            processor: sized(&self.folder, blip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
+            tokenizer: self.tokenizer(network.text.longest, 0)?,
+            network,
+            info: self.info,
+        })
+    }
+
+    /// BLIP for retrieval.
+    pub(crate) fn blip_matcher(self) -> Result<BlipMatcher, ModelError> {
+        let network = BlipMatch::load(&self.config, &self.weights)?;
+        Ok(BlipMatcher {
+            processor: sized(&self.folder, blip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
+            tokenizer: self.tokenizer(network.text.longest, network.pad)?,
+            network,
+            info: self.info,
+        })
+    }
+
+    /// BLIP-2.
+    pub(crate) fn blip2_captioner(self) -> Result<Blip2Captioner, ModelError> {
+        let network = Blip2::load(&self.config, &self.weights)?;
+        Ok(Blip2Captioner {
+            processor: sized(&self.folder, blip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
+            tokenizer: self.tokenizer(network.text.longest(), 1)?,
+            network,
+            info: self.info,
+        })
+    }
+
+    /// LLaVA.
+    pub(crate) fn llava_captioner(self) -> Result<LlavaCaptioner, ModelError> {
+        let network = Llava::load(&self.config, &self.weights)?;
+        Ok(LlavaCaptioner {
+            processor: sized(&self.folder, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
+            tokenizer: self.tokenizer(network.text.longest(), 0)?,
+            network,
+            info: self.info,
+        })
+    }
+
+    /// GPT-2 or OPT.
+    pub(crate) fn text_model(self) -> Result<TextModel, ModelError> {
+        let network: Box<dyn LanguageModel> = match self.family {
+            Family::Opt => Box::new(Opt::load(&self.config, &self.weights)?),
+            Family::Gpt2 => Box::new(Gpt2::load(&self.config, &self.weights)?),
+            _ => return Err(self.unable("continue texts", "GPT-2 or OPT")),
+        };
+        Ok(TextModel { tokenizer: self.tokenizer(network.longest(), 1)?, network, info: self.info })
+    }
+
+    /// T5.
+    pub(crate) fn t5_generator(self) -> Result<T5Generator, ModelError> {
+        let network = T5::load(&self.config, &self.weights)?;
+        // Its positions are distances: only the file's own limit cuts a text.
+        Ok(T5Generator { tokenizer: self.tokenizer(usize::MAX, network.pad)?, network, info: self.info })
+    }
+
+    /// Whether the checkpoint has tensors behind `name.`
+    pub(crate) fn has(&self, name: &str) -> bool {
+        !self.weights.at(name).is_empty()
+    }
+}
+
+/// Who the model that `name` stands for is, of whatever kind, without building its network.
+///
+/// # Errors
+/// As [`super::resolve`].
+pub fn describe_model(name: &str) -> Result<ModelIdentity, ModelError> {
+    Opened::by_name(name).map(|opened| opened.info)
+}
+
+/// Loads the captioner that `name` stands for: the path of a folder in Hugging Face layout that holds BLIP for captions,
+/// BLIP-2 with an OPT, or LLaVA with a Llama.
+///
+/// # Errors
+/// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
+pub fn resolve_captioner(name: &str) -> Result<Arc<dyn Captioner>, ModelError> {
+    let opened = Opened::by_name(name)?;
+    match opened.family {
+        Family::Blip if opened.has("text_decoder") => Ok(Arc::new(opened.blip_captioner()?)),
+        Family::Blip2 => Ok(Arc::new(opened.blip2_captioner()?)),
+        Family::Llava => Ok(Arc::new(opened.llava_captioner()?)),
+        _ => Err(opened.unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2 or LLaVA")),
+    }
+}
+
+/// Loads the matcher that `name` stands for: the path of a folder in Hugging Face layout that holds BLIP for retrieval.
+///
+/// # Errors
+/// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
+pub fn resolve_matcher(name: &str) -> Result<Arc<dyn Matcher>, ModelError> {
+    let opened = Opened::by_name(name)?;
+    match opened.family {
+        Family::Blip if opened.has("itm_head") => Ok(Arc::new(opened.blip_matcher()?)),
+        _ => Err(opened.unable("match images and texts", "BLIP for retrieval (with an itm_head)")),
+    }
+}
+
+/// Loads the language model that `name` stands for, as a judge of texts: the path of a folder in Hugging Face layout that
+/// holds GPT-2 or OPT.
+///
+/// # Errors
+/// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
+pub fn resolve_scorer(name: &str) -> Result<Arc<dyn TextScorer>, ModelError> {
+    let opened = Opened::by_name(name)?;
+    match opened.family {
+        Family::Opt | Family::Gpt2 => Ok(Arc::new(opened.text_model()?)),
+        _ => Err(opened.unable("score texts", "GPT-2 or OPT")),
+    }
+}
+
+/// Loads the writer of texts that `name` stands for: the path of a folder in Hugging Face layout that holds T5, GPT-2 or
+/// OPT.
+///
+/// # Errors
+/// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
+pub fn resolve_generator(name: &str) -> Result<Arc<dyn Generator>, ModelError> {
+    let opened = Opened::by_name(name)?;
+    match opened.family {
+        Family::T5 => Ok(Arc::new(opened.t5_generator()?)),
+        Family::Opt | Family::Gpt2 => Ok(Arc::new(opened.text_model()?)),
+        _ => Err(opened.unable("write texts", "T5, GPT-2 or OPT")),
+    }
+}

@@ -1,0 +1,458 @@
+//! What models that write and judge texts answer: captions, matches of images and texts, continuations, probabilities.
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use rayon::prelude::*;
+
+use crate::{
+    ModelError,
+    blip::{BlipCaption, BlipMatch},
+    blip2::Blip2,
+    decoder::Past,
+    image_processor::ImageProcessor,
+    language_model::{LanguageModel, continue_behind, last, room, row},
+    layers::compute,
+    llava::Llava,
+    t5::T5,
+    text_tokenizer::TextTokenizer,
+    writing::{Writing, Written, log_probability, write},
+};
+
+/// Who a model is, for cards and fingerprints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelIdentity {
+    /// The name it was resolved by.
+    pub name: String,
+    /// The architecture, as `config.json` names it.
+    pub architecture: String,
+    /// Sha256 of the weights, in hexadecimal: of `model.safetensors`, or of its shards' digests one after the other.
+    pub weights_sha256: String,
+    /// SPDX identifier of the weights' licence, as the folder's model card says; `unknown` where it does not.
+    pub licence: String,
+}
+
+/// A text that a model wrote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WrittenText {
+    /// The text, without the prompt and without special tokens.
+    pub text: String,
+    /// How many tokens were written, the one that ended the text among them.
+    pub tokens: usize,
+    /// Natural logarithm of the probability of these tokens under the model itself, whatever chose them.
+    pub log_probability: f64,
+}
+
+/// How captions are written.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CaptionOptions {
+    /// What the caption goes on from: "a picture of", or a question; empty for none. LLaVA is asked a question; what holds
+    /// its `<image>` already is taken as it is.
+    pub prompt: String,
+    /// How the tokens behind it are chosen.
+    pub writing: Writing,
+}
+
+/// A model that says what an image shows.
+pub trait Captioner: Send + Sync {
+    /// Who this model is.
+    fn info(&self) -> &ModelIdentity;
+
+    /// A caption of each of `images` (RGB, orientation already applied), which come with the seeds of their draws. It
+    /// depends on the image, its seed and the options alone.
+    ///
+    /// An image fails by itself: [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`]; all fail by options that are
+    /// wrong: [`ModelError::BadWriting`], [`ModelError::NoRoom`], [`ModelError::Untokenized`].
+    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>>;
+}
+
+/// A model that says whether a text fits an image.
+pub trait Matcher: Send + Sync {
+    /// Who this model is.
+    fn info(&self) -> &ModelIdentity;
+
+    /// The probability that the text fits the image, for each pair, by the layers that look at both. Texts beyond the
+    /// model's longest are cut. A pair fails by itself, as in [`Captioner::caption`].
+    fn matches(&self, pairs: &[(&RgbImage, &str)]) -> Vec<Result<f32, ModelError>>;
+
+    /// The cosine between the vectors of image and text, each looked at by itself; otherwise as [`Matcher::matches`].
+    fn cosines(&self, pairs: &[(&RgbImage, &str)]) -> Vec<Result<f32, ModelError>>;
+}
+
+/// A model that writes texts from texts.
+pub trait Generator: Send + Sync {
+    /// Who this model is.
+    fn info(&self) -> &ModelIdentity;
+
+    /// What follows each of `texts`, which come with the seeds of their draws: an answer (T5) or a continuation (GPT-2,
+    /// OPT). What T5 answers to is cut to the longest that its tokenizer's file names. A text fails by itself:
+    /// [`ModelError::Untokenized`], [`ModelError::NoRoom`]; all fail by [`ModelError::BadWriting`].
+    fn generate(&self, texts: &[(&str, u64)], writing: &Writing) -> Vec<Result<WrittenText, ModelError>>;
+}
+
+/// How probable a text is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TextScore {
+    /// Tokens that were judged.
+    pub tokens: usize,
+    /// Natural logarithm of the probability of all of them, each behind those before it; the first behind the token that
+    /// begins texts.
+    pub log_probability: f64,
+    /// The inverse of a token's probability in the geometric mean: e to the power of −log_probability / tokens.
+    pub perplexity: f64,
+}
+
+/// A model that says how probable a text is.
+pub trait TextScorer: Send + Sync {
+    /// Who this model is.
+    fn info(&self) -> &ModelIdentity;
+
+    /// The probability of each of `texts`. Of a text beyond the model's longest, its beginning is judged. A text fails by
+    /// itself: [`ModelError::Untokenized`], [`ModelError::EmptyText`].
+    fn score(&self, texts: &[&str]) -> Vec<Result<TextScore, ModelError>>;
+}
+
+/// A text, from what was written.
+fn text_of(tokenizer: &TextTokenizer, written: &Written, end: u32) -> Result<WrittenText, ModelError> {
+    Ok(WrittenText {
+        text: tokenizer.decode(written.words(end))?.trim().to_owned(),
+        tokens: written.ids.len(),
+        log_probability: written.log_probability,
+    })
+}
+
+/// BLIP for captions.
+pub(crate) struct BlipCaptioner {
+    pub(crate) info: ModelIdentity,
+    pub(crate) network: BlipCaption,
+    pub(crate) processor: ImageProcessor,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+impl BlipCaptioner {
+    /// What a caption begins with: the tokens of `prompt`, behind the start instead of the first special token and
+    /// without the last.
+    pub(crate) fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
+        let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
+        ids.pop();
+        match ids.first_mut() {
+            Some(first) => *first = self.network.start,
+            None => ids.push(self.network.start),
+        }
+        Ok(ids)
+    }
+
+    /// Writes behind `context` about the image whose tokens are `image`, `[1, length, width]`.
+    pub(crate) fn write(
+        &self,
+        image: &Tensor,
+        context: &[u32],
+        writing: &Writing,
+        seed: u64,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<Written, ModelError> {
+        let failed = compute("BLIP's text decoder");
+        let memory = self.network.text.remember(image).map_err(&failed)?;
+        let mut past = Past::default();
+        let mut next = |id: Option<u32>| {
+            let mut run = || {
+                let ids = row(id.as_ref().map_or(context, std::slice::from_ref))?;
+                let hidden = self.network.text.continue_with(&ids, None, &mut past, &memory)?;
+                last(&self.network.logits(&hidden.narrow(1, hidden.dim(1)?.saturating_sub(1), 1)?)?)
+            };
+            run().map_err(&failed)
+        };
+        let room = room(context.len(), self.network.text.longest)?;
+        write(writing, seed, context, self.network.end, room, &mut next, each)
+    }
+}
+
+impl Captioner for BlipCaptioner {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
+        let one = |&(image, seed): &(&RgbImage, u64)| {
+            let pixels = self.processor.batch(&[image])?;
+            let image = self.network.vision.forward(&pixels, &mut |_| ()).map_err(compute("the vision tower"))?;
+            let context = self.context(&options.prompt)?;
+            let written = self.write(&image, &context, &options.writing, seed, &mut |_| ())?;
+            text_of(&self.tokenizer, &written, self.network.end)
+        };
+        images.par_iter().map(one).collect()
+    }
+}
+
+/// BLIP-2 with an OPT.
+pub(crate) struct Blip2Captioner {
+    pub(crate) info: ModelIdentity,
+    pub(crate) network: Blip2,
+    pub(crate) processor: ImageProcessor,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+impl Blip2Captioner {
+    /// The tokens of `prompt` behind the one that begins texts.
+    pub(crate) fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
+        let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
+        if ids.first() != Some(&self.network.text.start()) {
+            ids.insert(0, self.network.text.start());
+        }
+        Ok(ids)
+    }
+
+    /// What stands for an image, then the vectors of the text's tokens: `[1, queries + length, width]`.
+    pub(crate) fn vectors(&self, projected: &Tensor, context: &[u32]) -> candle_core::Result<Tensor> {
+        Tensor::cat(&[projected, &self.network.text.embed(&row(context)?)?], 1)
+    }
+}
+
+impl Captioner for Blip2Captioner {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
+        let one = |&(image, seed): &(&RgbImage, u64)| {
+            let pixels = self.processor.batch(&[image])?;
+            let context = self.context(&options.prompt)?;
+            let run = || {
+                let tokens = self.network.vision.forward(&pixels, &mut |_| ())?;
+                self.vectors(&self.network.projected(&self.network.queried(&tokens)?)?, &context)
+            };
+            let vectors = run().map_err(compute("BLIP-2's image side"))?;
+            let text = &self.network.text;
+            let written = continue_behind(text, vectors, &context, &options.writing, seed, &mut |_| ())?;
+            text_of(&self.tokenizer, &written, text.end())
+        };
+        images.par_iter().map(one).collect()
+    }
+}
+
+/// LLaVA.
+pub(crate) struct LlavaCaptioner {
+    pub(crate) info: ModelIdentity,
+    pub(crate) network: Llava,
+    pub(crate) processor: ImageProcessor,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+/// Where a prompt of LLaVA has its image.
+const IMAGE: &str = "<image>";
+
+impl LlavaCaptioner {
+    /// The tokens of `prompt`, before and behind the image. A prompt without an image becomes a question in the form that
+    /// LLaVA 1.5 was trained on; none at all asks for a description.
+    ///
+    /// # Errors
+    /// [`ModelError::Untokenized`], also where there are several images.
+    pub(crate) fn context(&self, prompt: &str) -> Result<[Vec<u32>; 2], ModelError> {
+        let whole = match (prompt.contains(IMAGE), prompt) {
+            (true, prompt) => prompt.to_owned(),
+            (false, "") => format!("USER: {IMAGE}\nDescribe the image. ASSISTANT:"),
+            (false, question) => format!("USER: {IMAGE}\n{question} ASSISTANT:"),
+        };
+        let ids = self.tokenizer.encode_whole(&whole)?.ids;
+        let mut parts = ids.split(|&id| id == self.network.image_token);
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(before), Some(behind), None) => Ok([before.to_vec(), behind.to_vec()]),
+            _ => {
+                let found = ids.iter().filter(|&&id| id == self.network.image_token).count();
+                Err(ModelError::Untokenized { reason: format!("expected one {IMAGE} in the prompt, found {found}") })
+            }
+        }
+    }
+
+    /// What the language model reads: words, the image's patches (`[1, patches, width]`), words.
+    pub(crate) fn vectors(&self, [before, behind]: &[Vec<u32>; 2], projected: &Tensor) -> candle_core::Result<Tensor> {
+        let words = |ids: &[u32]| self.network.text.embed(&row(ids)?);
+        Tensor::cat(&[&words(before)?, projected, &words(behind)?], 1)
+    }
+}
+
+impl Captioner for LlavaCaptioner {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
+        let one = |&(image, seed): &(&RgbImage, u64)| {
+            let pixels = self.processor.batch(&[image])?;
+            let parts = self.context(&options.prompt)?;
+            let run = || self.vectors(&parts, &self.network.projected(&self.network.selected(&pixels)?)?);
+            let vectors = run().map_err(compute("LLaVA's image side"))?;
+            let text = &self.network.text;
+            let written = continue_behind(text, vectors, &parts.concat(), &options.writing, seed, &mut |_| ())?;
+            text_of(&self.tokenizer, &written, text.end())
+        };
+        images.par_iter().map(one).collect()
+    }
+}
+
+/// BLIP for retrieval.
+pub(crate) struct BlipMatcher {
+    pub(crate) info: ModelIdentity,
+    pub(crate) network: BlipMatch,
+    pub(crate) processor: ImageProcessor,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+impl BlipMatcher {
+    /// Runs `f` on the image's tokens, and the text's ids and mask, of each pair by itself.
+    fn each_pair(
+        &self,
+        pairs: &[(&RgbImage, &str)],
+        f: impl Fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<f32> + Sync,
+    ) -> Vec<Result<f32, ModelError>> {
+        let one = |&(image, text): &(&RgbImage, &str)| {
+            let pixels = self.processor.batch(&[image])?;
+            let tokens = self.tokenizer.encode(text)?;
+            let batch = self.tokenizer.pad(&[&tokens])?;
+            let run = || f(&self.network.vision.forward(&pixels, &mut |_| ())?, &batch.ids, &batch.mask);
+            run().map_err(compute("BLIP"))
+        };
+        pairs.par_iter().map(one).collect()
+    }
+}
+
+impl Matcher for BlipMatcher {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn matches(&self, pairs: &[(&RgbImage, &str)]) -> Vec<Result<f32, ModelError>> {
+        self.each_pair(pairs, |image, ids, mask| {
+            let memory = self.network.text.remember(image)?;
+            let values = self.network.match_logits(ids, mask, &memory)?.flatten_all()?.to_vec1::<f32>()?;
+            Ok(log_probability(&values, 1).exp() as f32)
+        })
+    }
+
+    fn cosines(&self, pairs: &[(&RgbImage, &str)]) -> Vec<Result<f32, ModelError>> {
+        self.each_pair(pairs, |image, ids, mask| {
+            let values = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();
+            let image = values(self.network.image_vectors(image)?)?;
+            let text = values(self.network.text_vectors(ids, mask)?)?;
+            let dot: f64 = image.iter().zip(&text).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            Ok(dot.clamp(-1.0, 1.0) as f32)
+        })
+    }
+}
+
+/// T5.
+pub(crate) struct T5Generator {
+    pub(crate) info: ModelIdentity,
+    pub(crate) network: T5,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+/// Tokens of an answer of T5, whose positions are distances and have no end.
+const LONGEST_ANSWER: usize = 1 << 16;
+
+impl T5Generator {
+    /// Writes the answer to the tokens `ids`.
+    pub(crate) fn write(
+        &self,
+        ids: &[u32],
+        writing: &Writing,
+        seed: u64,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<Written, ModelError> {
+        let failed = compute("T5");
+        let read = || {
+            let mask = Tensor::ones((1, ids.len()), candle_core::DType::U32, &Device::Cpu)?;
+            self.network.remember(&self.network.encode(&row(ids)?, &mask, &mut |_| ())?, &mask)
+        };
+        let memory = read().map_err(&failed)?;
+        let mut past = Past::default();
+        let start = [self.network.start];
+        let mut next = |id: Option<u32>| {
+            let ids = id.map_or(start, |id| [id]);
+            let mut run = || last(&self.network.decode(&row(&ids)?, &mut past, &memory)?);
+            run().map_err(&failed)
+        };
+        write(writing, seed, &start, self.network.end, LONGEST_ANSWER, &mut next, each)
+    }
+}
+
+impl Generator for T5Generator {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn generate(&self, texts: &[(&str, u64)], writing: &Writing) -> Vec<Result<WrittenText, ModelError>> {
+        let one = |&(text, seed): &(&str, u64)| {
+            let written = self.write(&self.tokenizer.encode(text)?.ids, writing, seed, &mut |_| ())?;
+            text_of(&self.tokenizer, &written, self.network.end)
+        };
+        texts.par_iter().map(one).collect()
+    }
+}
+
+/// GPT-2, OPT.
+pub(crate) struct TextModel {
+    pub(crate) info: ModelIdentity,
+    pub(crate) network: Box<dyn LanguageModel>,
+    pub(crate) tokenizer: TextTokenizer,
+}
+
+/// Tokens whose values for the whole vocabulary are held at once.
+const ROWS: usize = 64;
+
+impl TextModel {
+    /// `ids` behind the token that begins texts.
+    fn begun(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        if ids.first() != Some(&self.network.start()) {
+            ids.insert(0, self.network.start());
+        }
+        ids
+    }
+
+    /// The probability of `ids` behind the first of them.
+    fn score_ids(&self, ids: &[u32]) -> Result<TextScore, ModelError> {
+        let Some((_, judged)) = ids.split_first().filter(|(_, judged)| !judged.is_empty()) else {
+            return Err(ModelError::EmptyText);
+        };
+        let run = || -> candle_core::Result<f64> {
+            let vectors = self.network.embed(&row(&ids[..judged.len()])?)?;
+            let hidden = self.network.forward(vectors, None, &mut Past::default(), &mut |_| ())?;
+            let mut sum = 0.0;
+            for (i, judged) in judged.chunks(ROWS).enumerate() {
+                let values = self.network.logits(&hidden.narrow(1, i * ROWS, judged.len())?)?.squeeze(0)?;
+                for (values, &id) in values.to_vec2::<f32>()?.iter().zip(judged) {
+                    sum += log_probability(values, id as usize);
+                }
+            }
+            Ok(sum)
+        };
+        let log_probability = run().map_err(compute("the language model"))?;
+        let perplexity = (-log_probability / judged.len() as f64).exp();
+        Ok(TextScore { tokens: judged.len(), log_probability, perplexity })
+    }
+}
+
+impl TextScorer for TextModel {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn score(&self, texts: &[&str]) -> Vec<Result<TextScore, ModelError>> {
+        texts.par_iter().map(|text| self.score_ids(&self.begun(self.tokenizer.encode(text)?.ids))).collect()
+    }
+}
+
+impl Generator for TextModel {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn generate(&self, texts: &[(&str, u64)], writing: &Writing) -> Vec<Result<WrittenText, ModelError>> {
+        let one = |&(text, seed): &(&str, u64)| {
+            let ids = self.begun(self.tokenizer.encode_whole(text)?.ids);
+            let vectors = row(&ids).and_then(|ids| self.network.embed(&ids)).map_err(compute("a text's vectors"))?;
+            let written = continue_behind(&*self.network, vectors, &ids, writing, seed, &mut |_| ())?;
+            text_of(&self.tokenizer, &written, self.network.end())
+        };
+        texts.par_iter().map(one).collect()
+    }
+}

@@ -1,0 +1,267 @@
+//! Writing a text token by token: which token comes next, and when the text ends.
+
+use crate::ModelError;
+
+/// How a text is written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Writing {
+    /// The text ends after so many tokens, or where the model ends it before.
+    pub max_new_tokens: usize,
+    /// Before so many tokens it does not end.
+    pub min_new_tokens: usize,
+    /// Above 1, a token that is there already becomes less likely: a positive value for it is divided by this, a negative
+    /// one multiplied (Keskar et al., "CTRL", 2019). 1 leaves the model as it is.
+    pub repetition_penalty: f32,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sampling {
+    /// The likeliest; of several the first in the vocabulary.
+    Greedy,
+    /// Drawn from the likeliest tokens that together have the probability `p` (Holtzman et al., "The Curious Case of
+    /// Neural Text Degeneration", 2020).
+    TopP {
+        /// Above 0, at most 1.
+        p: f32,
+        /// Above 0: what the values are divided by before they become probabilities.
+        temperature: f32,
+    },
+}
+
+impl Default for Writing {
+    /// The likeliest token each time, up to 30.
+    fn default() -> Self {
+        Self { max_new_tokens: 30, min_new_tokens: 0, repetition_penalty: 1.0, sampling: Sampling::Greedy }
+    }
+}
+
+impl Writing {
+    /// Refuses numbers out of their range.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWriting`] names the option.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let above_zero = |option: &'static str, found: f32| match found > 0.0 && found.is_finite() {
+            true => Ok(()),
+            false => Err(ModelError::BadWriting { option, expected: "above 0", found }),
+        };
+        above_zero("repetition_penalty", self.repetition_penalty)?;
+        let Sampling::TopP { p, temperature } = self.sampling else { return Ok(()) };
+        above_zero("temperature", temperature)?;
+        match p > 0.0 && p <= 1.0 {
+            true => Ok(()),
+            false => Err(ModelError::BadWriting { option: "top_p", expected: "above 0 and at most 1", found: p }),
+        }
+    }
+}
+
+/// A text that was written.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Written {
+    /// The tokens, the one that ended the text among them.
+    pub(crate) ids: Vec<u32>,
+    /// Natural logarithm of the probability that the model itself, before penalty, temperature and the choice of the
+    /// likeliest, gives all of them.
+    pub(crate) log_probability: f64,
+}
+
+impl Written {
+    /// The tokens without the one that ended the text.
+    pub(crate) fn words(&self, end: u32) -> &[u32] {
+        self.ids.strip_suffix(&[end]).unwrap_or(&self.ids)
+    }
+}
+
+/// Writes behind `context` until `end` or a limit; `room` is how many tokens the model can still take. `next` gives a
+/// value for each token of the vocabulary: behind the context where it is given none, else behind the token that was
+/// chosen last. `each` sees the values.
+///
+/// # Errors
+/// Those of `next`, and [`Writing::check`]'s.
+pub(crate) fn write(
+    writing: &Writing,
+    seed: u64,
+    context: &[u32],
+    end: u32,
+    room: usize,
+    next: &mut dyn FnMut(Option<u32>) -> Result<Vec<f32>, ModelError>,
+    each: &mut dyn FnMut(&[f32]),
+) -> Result<Written, ModelError> {
+    writing.check()?;
+    let mut draws = Draws(seed);
+    let mut written = Written::default();
+    while written.ids.len() < writing.max_new_tokens.min(room) {
+        let own = next(written.ids.last().copied())?;
+        each(&own);
+        let mut values = own.clone();
+        penalise(&mut values, context.iter().chain(&written.ids), writing.repetition_penalty);
+        if written.ids.len() < writing.min_new_tokens
+            && let Some(end) = values.get_mut(end as usize)
+        {
+            *end = f32::NEG_INFINITY;
+        }
+        let chosen = match writing.sampling {
+            Sampling::Greedy => likeliest(&values),
+            Sampling::TopP { p, temperature } => draws.nucleus(&values, p, temperature),
+        };
+        written.log_probability += log_probability(&own, chosen);
+        written.ids.push(chosen as u32);
+        if chosen as u32 == end {
+            break;
+        }
+    }
+    Ok(written)
+}
+
+/// Makes tokens that are there already less likely, each once.
+fn penalise<'a>(values: &mut [f32], known: impl Iterator<Item = &'a u32>, penalty: f32) {
+    if penalty == 1.0 {
+        return;
+    }
+    let known: std::collections::BTreeSet<u32> = known.copied().collect();
+    for id in known {
+        if let Some(value) = values.get_mut(id as usize) {
+            *value = if *value < 0.0 { *value * penalty } else { *value / penalty };
+        }
+    }
+}
+
+/// The place of the greatest value, the first of several.
+fn likeliest(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+/// The natural logarithm of the probability of the token `id`, from a value for each.
+pub(crate) fn log_probability(values: &[f32], id: usize) -> f64 {
+    let greatest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let whole: f64 = values.iter().map(|value| f64::from(value - greatest).exp()).sum();
+    values.get(id).map_or(f64::NEG_INFINITY, |value| f64::from(value - greatest) - whole.ln())
+}
+
+/// Numbers that a seed decides: SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators",
+/// 2014).
+struct Draws(u64);
+
+impl Draws {
+    /// Evenly from 0 to below 1.
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        // The 53 bits that a double holds.
+        (mixed >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// The place of a value, drawn by probability among the likeliest that together have the probability `p`.
+    fn nucleus(&mut self, values: &[f32], p: f32, temperature: f32) -> usize {
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
+        let greatest = order.first().map_or(0.0, |&first| values[first]);
+        let odds: Vec<f64> =
+            order.iter().map(|&i| (f64::from(values[i] - greatest) / f64::from(temperature)).exp()).collect();
+        let whole: f64 = odds.iter().sum();
+        let mut kept = 0.0;
+        let mut count = 0;
+        // The token that passes the mark is kept: so there is always one.
+        while count < odds.len() && kept < f64::from(p) * whole {
+            kept += odds[count];
+            count += 1;
+        }
+        let mut mark = self.unit() * kept;
+        for (&i, odds) in order[..count].iter().zip(&odds) {
+            mark -= odds;
+            if mark < 0.0 {
+                return i;
+            }
+        }
+        order.get(count.saturating_sub(1)).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use super::*;
+
+    /// A vocabulary of four tokens of which the last ends a text; behind token `i` the values are `table[i]`, and
+    /// `table[4]` behind the context.
+    fn run(table: [[f32; 4]; 5], writing: &Writing, seed: u64) -> Written {
+        let mut next = |last: Option<u32>| Ok(table[last.map_or(4, |id| id as usize)].to_vec());
+        write(writing, seed, &[], 3, usize::MAX, &mut next, &mut |_| ()).unwrap()
+    }
+
+    const CYCLE: [[f32; 4]; 5] =
+        [[0.0, 9.0, 1.0, 2.0], [0.0, 1.0, 9.0, 2.0], [2.0, 0.0, 1.0, 9.0], [0.0; 4], [9.0, 0.0, 0.0, 8.0]];
+
+    #[test]
+    fn greedy_texts_end_where_the_model_or_a_limit_ends_them() {
+        let ids = |writing: Writing| run(CYCLE, &writing, 0).ids;
+        assert_eq!(ids(Writing::default()), [0, 1, 2, 3]);
+        assert_eq!(ids(Writing { max_new_tokens: 2, ..Writing::default() }), [0, 1]);
+        assert_eq!(ids(Writing { min_new_tokens: 5, max_new_tokens: 5, ..Writing::default() }), [0, 1, 2, 0, 1]);
+        // Each token that is there is penalised once, whatever its sign.
+        let mut values = [2.0, -2.0, 1.0];
+        penalise(&mut values, [0, 1, 0, 9].iter(), 2.0);
+        assert_eq!(values, [1.0, -4.0, 1.0]);
+        let written = run(CYCLE, &Writing { max_new_tokens: 1, ..Writing::default() }, 0);
+        let expected = -(1.0 + (-1.0_f64).exp() + 2.0 * (-9.0_f64).exp()).ln();
+        assert!((written.log_probability - expected).abs() < 1e-6, "{}", written.log_probability);
+        assert_eq!(run(CYCLE, &Writing::default(), 0).words(3), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_nucleus_is_drawn_from_by_probability_and_by_seed_alone() {
+        // Probabilities 0.5, 0.25, 0.15, 0.1.
+        let values = [0.5_f32.ln(), 0.25_f32.ln(), 0.15_f32.ln(), 0.1_f32.ln()];
+        let writing = |p: f32, temperature: f32| Writing {
+            max_new_tokens: 1,
+            sampling: Sampling::TopP { p, temperature },
+            ..Writing::default()
+        };
+        let mut counts = [0_u32; 4];
+        for seed in 0..4000 {
+            counts[run([values; 5], &writing(0.74, 1.0), seed).ids[0] as usize] += 1;
+        }
+        assert_eq!(counts[2..], [0, 0]);
+        // Two thirds of 4000, with a deviation of 30.
+        assert!((2520..2820).contains(&counts[0]), "{counts:?}");
+        let mut all = [0_u32; 4];
+        for seed in 0..4000 {
+            all[run([values; 5], &writing(1.0, 1.0), seed).ids[0] as usize] += 1;
+        }
+        assert!(all.iter().all(|&count| count > 300) && (1850..2150).contains(&all[0]), "{all:?}");
+        // Cold draws are the likeliest.
+        assert!((0..100).all(|seed| run([values; 5], &writing(1.0, 0.01), seed).ids == [0]));
+        assert_eq!(run(CYCLE, &writing(0.9, 1.0), 7), run(CYCLE, &writing(0.9, 1.0), 7));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused_by_name() {
+        for (writing, message) in [
+            (Writing { repetition_penalty: 0.0, ..Writing::default() }, "repetition_penalty to be above 0, found 0"),
+            (
+                Writing { sampling: Sampling::TopP { p: 1.5, temperature: 1.0 }, ..Writing::default() },
+                "top_p to be above 0 and at most 1, found 1.5",
+            ),
+            (
+                Writing { sampling: Sampling::TopP { p: 0.5, temperature: f32::NAN }, ..Writing::default() },
+                "temperature to be above 0, found NaN",
+            ),
+        ] {
+            let error = writing.check().unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Models that write and judge texts: what an answer depends on, and what is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use groundloom_models::{
+    CaptionOptions, ModelError, Sampling, Writing, describe_model, resolve_captioner, resolve_generator,
+    resolve_matcher, resolve_scorer,
+};
+use image::RgbImage;
+
+fn fixture(family: &str) -> String {
+    format!("{}/tests/data/fixtures/{family}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn photo(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 7) as u8, (y * 5) as u8, (x * y) as u8]))
+}
+
+fn drawn(max_new_tokens: usize) -> Writing {
+    Writing {
+        max_new_tokens,
+        min_new_tokens: 3,
+        repetition_penalty: 1.1,
+        sampling: Sampling::TopP { p: 0.9, temperature: 1.0 },
+    }
+}
+
+#[test]
+fn captions_depend_on_the_image_and_its_seed_alone() {
+    let images = [photo(40, 30), photo(1, 1), photo(64, 9), RgbImage::new(0, 3)];
+    for family in ["blip_caption", "blip2", "llava"] {
+        let captioner = resolve_captioner(&fixture(family)).unwrap();
+        assert_eq!(captioner.info(), &describe_model(&fixture(family)).unwrap());
+        for writing in [Writing { max_new_tokens: 6, ..Writing::default() }, drawn(6)] {
+            for prompt in ["", "a picture of"] {
+                let options = CaptionOptions { prompt: prompt.to_owned(), writing: writing.clone() };
+                let seeded: Vec<(&RgbImage, u64)> = images.iter().zip(5..).collect();
+                let together = captioner.caption(&seeded, &options);
+                for (one, caption) in seeded.iter().zip(&together) {
+                    assert_eq!(&captioner.caption(&[*one], &options)[0], caption);
+                }
+                for caption in &together[..3] {
+                    let caption = caption.as_ref().unwrap();
+                    assert!((1..=6).contains(&caption.tokens) && caption.log_probability < 0.0, "{caption:?}");
+                    assert!(!caption.text.contains("a picture of"), "{caption:?}");
+                }
+                assert!(matches!(together[3], Err(ModelError::EmptyImage { .. })));
+                let again: Vec<(&RgbImage, u64)> = (0..12).map(|seed| (&images[0], seed)).collect();
+                let again = captioner.caption(&again, &options);
+                let differ = again.iter().any(|caption| caption != &again[0]);
+                assert_eq!(differ, writing.sampling != Sampling::Greedy, "{again:?}");
+            }
+        }
+        let long = CaptionOptions { prompt: "a ".repeat(500), ..CaptionOptions::default() };
+        let cut = captioner.caption(&[(&images[0], 0)], &long).remove(0);
+        assert!(matches!(cut, Err(ModelError::NoRoom { .. })), "{cut:?}");
+        let wrong = Writing { sampling: Sampling::TopP { p: 0.0, temperature: 1.0 }, ..Writing::default() };
+        let wrong = captioner.caption(&[(&images[0], 0)], &CaptionOptions { writing: wrong, ..long });
+        assert!(wrong[0].is_err());
+    }
+}
+
+#[test]
+fn llava_takes_one_image_wherever_the_prompt_has_it() {
+    let captioner = resolve_captioner(&fixture("llava")).unwrap();
+    let image = photo(40, 30);
+    let ask = |prompt: &str| {
+        let writing = Writing { max_new_tokens: 5, ..Writing::default() };
+        captioner.caption(&[(&image, 0)], &CaptionOptions { prompt: prompt.to_owned(), writing }).remove(0)
+    };
+    let asked = ask("what is in the image?").unwrap();
+    assert_eq!(ask("USER: <image>\nwhat is in the image? ASSISTANT:").unwrap(), asked);
+    assert_ne!(ask("what is in the image? <image>").unwrap().log_probability, asked.log_probability);
+    assert_ne!(ask("").unwrap().log_probability, asked.log_probability);
+    let error = ask("<image> and <image>").unwrap_err().to_string();
+    assert!(error.contains("expected one <image> in the prompt, found 2"), "{error}");
+}
+
+#[test]
+fn matches_are_probabilities_of_each_pair_alone() {
+    let matcher = resolve_matcher(&fixture("blip_itm")).unwrap();
+    let images = [photo(40, 30), photo(9, 70), RgbImage::new(3, 0)];
+    let long = "dogs on a couch ".repeat(60);
+    let pairs = [
+        (&images[0], "a cat"),
+        (&images[1], "a cat"),
+        (&images[0], "two dogs sleeping on a pink couch"),
+        (&images[2], "a cat"),
+        (&images[0], ""),
+        (&images[0], &*long),
+    ];
+    for answers in [matcher.matches(&pairs), matcher.cosines(&pairs)] {
+        for (i, answer) in answers.iter().enumerate() {
+            match i {
+                3 => assert!(matches!(answer, Err(ModelError::EmptyImage { .. }))),
+                _ => assert!((-1.0..=1.0).contains(answer.as_ref().unwrap()), "{answer:?}"),
+            }
+        }
+        assert!(answers[0] != answers[1] && answers[0] != answers[2]);
+    }
+    let matches = matcher.matches(&pairs);
+    for (pair, answer) in pairs.iter().zip(&matches) {
+        assert_eq!(&matcher.matches(&[*pair])[0], answer);
+        assert!(answer.as_ref().map_or(true, |p| (0.0..=1.0).contains(p)));
+    }
+}
+
+#[test]
+fn a_texts_probability_is_the_product_of_its_tokens() {
+    for family in ["gpt2", "opt", "opt_350m_layout"] {
+        let scorer = resolve_scorer(&fixture(family)).unwrap();
+        let texts = ["a man riding a brown horse", "a man riding", "", "état — 日本語"];
+        let scores = scorer.score(&texts);
+        let [whole, part] = [0, 1].map(|i| *scores[i].as_ref().unwrap());
+        assert!(whole.tokens > part.tokens && whole.log_probability < part.log_probability, "{whole:?} {part:?}");
+        let expected = (-whole.log_probability / whole.tokens as f64).exp();
+        assert!((whole.perplexity - expected).abs() < 1e-9 * expected);
+        assert_eq!(scores[2], Err(ModelError::EmptyText));
+        // A greedy continuation is scored as it was written.
+        let generator = resolve_generator(&fixture(family)).unwrap();
+        let writing = Writing { max_new_tokens: 1, ..Writing::default() };
+        let next = generator.generate(&[("a man riding", 0)], &writing).remove(0).unwrap();
+        assert!(next.tokens == 1 && next.log_probability < 0.0);
+        // As many tokens as the model takes are judged.
+        let long = scorer.score(&[&"a man riding a brown horse ".repeat(50)]).remove(0).unwrap();
+        assert_eq!(long.tokens, 48);
+        assert_eq!(scorer.score(&texts), scores);
+    }
+}
+
+#[test]
+fn t5_answers_each_text_alone() {
+    for family in ["t5", "t5_gated"] {
+        let generator = resolve_generator(&fixture(family)).unwrap();
+        let texts = [("translate english to german: two cats", 1), ("a photo of a dog", 2), ("", 3)];
+        for writing in [Writing { max_new_tokens: 8, ..Writing::default() }, drawn(8)] {
+            let together = generator.generate(&texts, &writing);
+            for (text, answer) in texts.iter().zip(&together) {
+                assert!(answer.as_ref().unwrap().tokens <= 8);
+                assert_eq!(&generator.generate(&[*text], &writing)[0], answer);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_that_cannot_do_it_says_what_can() {
+    let cases = [
+        (resolve_captioner(&fixture("blip_itm")).err(), "(blip) cannot caption images; expected BLIP for captions"),
+        (resolve_matcher(&fixture("blip_caption")).err(), "(blip) cannot match images and texts; expected BLIP for"),
+        (resolve_scorer(&fixture("t5")).err(), "(t5) cannot score texts; expected GPT-2 or OPT"),
+        (resolve_generator(&fixture("clip")).err(), "(clip) cannot write texts; expected T5, GPT-2 or OPT"),
+    ];
+    for (error, message) in cases {
+        let error = error.unwrap().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
