@@ -32,9 +32,7 @@ use crate::{
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if arguments.memory.is_some() {
-        give_large_blocks_back();
-    }
+    give_large_blocks_back();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(arguments.threads.get())
         // Parsing and planning recurse deeper than the default stack likes.
@@ -89,13 +87,13 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Sorts that spill allocate and free blocks of every size, and glibc, which raises its threshold with every large block that is freed, keeps as much again as they use. With a fixed
-/// threshold large blocks go back to the system at once; that costs some page faults, so it is done only where a limit was asked for.
+/// Batches of pictures and sorts that spill allocate and free blocks of every size, and glibc, which raises its threshold with every large block that is freed, keeps about as much
+/// again as they use. With a fixed threshold large blocks go back to the system at once, for some page faults.
 fn give_large_blocks_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt takes numbers and touches nothing but the allocator's settings; no other thread runs yet.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
     }
 }
 
