@@ -11,6 +11,7 @@ mod error;
 mod family;
 mod folder;
 mod grounding_dino;
+mod hub;
 mod image_processor;
 mod kernels;
 mod layers;
@@ -35,6 +36,7 @@ pub use detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppr
 pub use embedder::{Embedder, EmbedderInfo};
 pub use error::ModelError;
 pub use family::ARCHITECTURES;
+pub use hub::{Hub, PullProgress, Pulling};
 pub use kernels::KernelClass;
 pub use pool::{DetectRequest, DetectorWork, EmbedRequest, EmbedderWork, ModelMetrics, ModelPool, PooledModel, Work};
 pub use registry::{
