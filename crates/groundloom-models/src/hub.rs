@@ -35,7 +35,7 @@ use crate::{
 pub(crate) const SCHEME: &str = "hf://";
 /// Where files lie until they are checked, in the cache.
 const STAGING: &str = ".groundloom";
-/// A server that sends nothing for so long is given up.
+/// How long a server may be silent.
 const STALL: Duration = Duration::from_secs(60);
 /// How often a file is asked for while the connection breaks.
 const ATTEMPTS: u64 = 3;
@@ -48,6 +48,8 @@ pub struct Hub {
     endpoint: String,
     token: Option<String>,
     offline: bool,
+    /// A server that sends nothing for so long is given up.
+    stall: Duration,
 }
 
 /// How far the download of a file is.
@@ -126,6 +128,7 @@ impl Hub {
                 .map_or("https://huggingface.co".to_owned(), |it| it.trim_end_matches('/').into()),
             token: set("HF_TOKEN").or_else(saved).filter(|token| !token.is_empty()),
             offline: offline.is_some_and(|value| matches!(value.as_str(), "1" | "true" | "yes" | "on")),
+            stall: STALL,
         })
     }
 
@@ -202,7 +205,7 @@ impl Hub {
             let response = api.repo(model.repo(&model.revision)).info_request().send().await?;
             response.error_for_status()?.json().await.map_err(ApiError::from)
         };
-        let answer = tokio::time::timeout(STALL, answer).await.map_err(|_| model.error(stalled(&self.endpoint)))?;
+        let answer = tokio::time::timeout(self.stall, answer).await.map_err(|_| self.stalled(model))?;
         answer.map_err(|e| self.failed(model, None, &e))
     }
 
@@ -218,7 +221,7 @@ impl Hub {
     ) -> Result<(), ModelError> {
         let url = repo.url(file);
         let metadata = api.metadata(&url);
-        let metadata = tokio::time::timeout(STALL, metadata).await.map_err(|_| model.error(stalled(&self.endpoint)))?;
+        let metadata = tokio::time::timeout(self.stall, metadata).await.map_err(|_| self.stalled(model))?;
         let remote = Remote::read(metadata.map_err(|e| self.failed(model, Some(file), &e))?);
         let remote = remote.map_err(|e| model.error(format!("{file}: {e}")))?;
         let here = self.of(model);
@@ -255,7 +258,7 @@ impl Hub {
                     Err(e) if is_answer(&e) => return Err(self.failed(model, Some(file), &e)),
                     Err(e) => self.failed(model, Some(file), &e),
                 },
-                () = bytes.stop() => model.error(stalled(&self.endpoint)),
+                () = bytes.stop(self.stall) => self.stalled(model),
             };
             if attempt == ATTEMPTS {
                 return Err(problem);
@@ -269,6 +272,13 @@ impl Hub {
             return Err(model.error(format!("{file}: {problem}; pull it again")));
         }
         Ok(staged)
+    }
+
+    fn stalled(&self, model: &HubName) -> ModelError {
+        model.error(format!(
+            "{} has sent nothing for {:?}; pull again: the download goes on where it stopped",
+            self.endpoint, self.stall
+        ))
     }
 
     /// `models--ORG--REPO` in the cache.
@@ -361,11 +371,11 @@ struct Bytes {
 }
 
 impl Bytes {
-    /// Returns when nothing has come for [`STALL`].
-    async fn stop(&self) {
+    /// Returns when nothing has come for as long as `stall`.
+    async fn stop(&self, stall: Duration) {
         loop {
             let before = self.done.load(Ordering::Relaxed);
-            tokio::time::sleep(STALL).await;
+            tokio::time::sleep(stall).await;
             if self.done.load(Ordering::Relaxed) == before {
                 return;
             }
@@ -396,19 +406,16 @@ fn wanted(files: impl Iterator<Item = String>) -> Result<Vec<String>, String> {
     if !has("config.json") && !has("open_clip_config.json") {
         return Err("expected a config.json, found none; the repository is no model that groundloom reads".to_owned());
     }
-    let is_shard = |file: &str| file.starts_with("model-") && file.ends_with(".safetensors");
-    let weights: fn(&str) -> bool = match (has(SINGLE), has(INDEX)) {
-        (true, _) => |file| file == SINGLE,
-        (false, true) => |file| file.starts_with("model-") && file.ends_with(".safetensors"),
-        (false, false) => {
-            return Err(format!(
-                "expected {SINGLE} or {INDEX}, found neither; the weights are in another format: look for a revision with \
-                 safetensors (hf://org/repo@refs/pr/N), or convert them"
-            ));
-        }
-    };
+    // Whatever the index calls them: model-00001-of-00002, pytorch_model-00001-of-00002, …
+    let is_shard = |file: &str| file.contains("-of-") && file.ends_with(".safetensors");
+    if !has(SINGLE) && !has(INDEX) {
+        return Err(format!(
+            "expected {SINGLE} or {INDEX}, found neither; the weights are in another format: look for a revision with \
+             safetensors (hf://org/repo@refs/pr/N), or convert them"
+        ));
+    }
     if !has(SINGLE) && !files.iter().any(|file| is_shard(file)) {
-        return Err(format!("expected the files model-….safetensors that {INDEX} names, found none"));
+        return Err(format!("expected the shards …-of-….safetensors that {INDEX} names, found none"));
     }
     let small = |file: &str| {
         const NAMES: &[&str] = &[
@@ -427,9 +434,8 @@ fn wanted(files: impl Iterator<Item = String>) -> Result<Vec<String>, String> {
         let vocabulary = file.starts_with("vocab") && (file.ends_with(".json") || file.ends_with(".txt"));
         NAMES.contains(&file) || (!file.contains(['/', '\\']) && (tokenizer || vocabulary))
     };
-    let flat = |file: &str| !file.contains(['/', '\\']) && weights(file);
-    // Without an index beside them, single weights would be read twice.
-    let (small, large) = (files.iter().filter(|file| small(file)), files.iter().filter(|file| flat(file)));
+    let weights = |file: &str| !file.contains(['/', '\\']) && if has(SINGLE) { file == SINGLE } else { is_shard(file) };
+    let (small, large) = (files.iter().filter(|file| small(file)), files.iter().filter(|file| weights(file)));
     Ok(small.filter(|file| *file != INDEX || !has(SINGLE)).chain(large).cloned().collect())
 }
 
@@ -452,10 +458,6 @@ fn is_commit(revision: &str) -> bool {
 /// Whether the server has answered, so that asking again gives the same.
 fn is_answer(error: &ApiError) -> bool {
     matches!(error, ApiError::RequestError(e) if e.status().is_some_and(|status| status.as_u16() < 500))
-}
-
-fn stalled(endpoint: &str) -> String {
-    format!("{endpoint} has sent nothing for {} s; pull again: the download goes on where it stopped", STALL.as_secs())
 }
 
 fn disk(path: &Path, error: &io::Error) -> String {

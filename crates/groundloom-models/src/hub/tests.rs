@@ -25,6 +25,10 @@ enum Fault {
     CutText,
     /// Sends other bytes than it promised.
     OtherBytes,
+    /// Says nothing.
+    Silence,
+    /// Says nothing where the weights lie.
+    SilentStore,
     /// An ETag that leads out of the cache.
     Path,
 }
@@ -70,6 +74,7 @@ impl Server {
             endpoint: self.endpoint.clone(),
             token: Some("secret".to_owned()),
             offline: false,
+            stall: Duration::from_secs(20),
         }
     }
 }
@@ -87,6 +92,12 @@ fn answer(mut stream: TcpStream, fault: &Mutex<Fault>, log: &Mutex<Vec<String>>)
         let _ = stream.write_all(format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n").as_bytes());
         let _ = stream.write_all(body);
     };
+    if state == Fault::Silence
+        || (state == Fault::SilentStore && path.starts_with("/store") && !is_probe(header("range")))
+    {
+        std::thread::sleep(Duration::from_secs(30));
+        return;
+    }
     if let Fault::Status(status) = state {
         return send(format!("{status} no\r\nContent-Length: 0"), b"");
     }
@@ -140,6 +151,11 @@ fn answer(mut stream: TcpStream, fault: &Mutex<Fault>, log: &Mutex<Vec<String>>)
         ),
         &part,
     );
+}
+
+/// Whether a request asks for the first byte only, to learn the size.
+fn is_probe(range: Option<&str>) -> bool {
+    range == Some("bytes=0-0")
 }
 
 fn quiet() -> PullProgress {
@@ -220,6 +236,17 @@ async fn what_is_not_the_file_is_refused() {
         assert!(matches!(hub.folder("hf://org/tiny"), Err(ModelError::NotFetched { .. })), "{fault:?}");
         *server.fault.lock().unwrap() = Fault::None;
         hub.pull("hf://org/tiny", quiet()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_server_is_given_up() {
+    for fault in [Fault::Silence, Fault::SilentStore] {
+        let (server, cache) = (Server::start(fault), tempfile::tempdir().unwrap());
+        let hub = Hub { stall: Duration::from_millis(300), ..server.hub(cache.path()) };
+        let error = hub.pull("hf://org/tiny", quiet()).await.unwrap_err().to_string();
+        assert!(error.contains("has sent nothing for 300ms; pull again"), "{fault:?}: {error}");
+        assert!(matches!(hub.folder("hf://org/tiny"), Err(ModelError::NotFetched { .. })));
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use groundloom_models::{Comparison, Hub, Outcome, PullProgress, describe_embedder, embedded_names, verify};
+use groundloom_models::{Comparison, Hub, Outcome, PullProgress, Pulling, describe_embedder, embedded_names, verify};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -53,7 +53,7 @@ async fn pull(name: &str) -> Result<(), Failure> {
         bar.set_style(style);
     }
     let shown = bar.clone();
-    let progress: PullProgress = Arc::new(move |pulling| {
+    let progress: PullProgress = Arc::new(move |pulling: &Pulling| {
         shown.set_message(pulling.file.clone());
         shown.set_length(pulling.total);
         shown.set_position(pulling.done);
