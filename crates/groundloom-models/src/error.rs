@@ -16,14 +16,24 @@ pub enum ModelError {
         /// The embedded names.
         embedded: String,
     },
-    /// A Hugging Face name: nothing is fetched yet.
+    /// A model of the hub that is not in the cache, or not all of it. Only a pull fetches.
     #[error(
-        "{name}: models are not fetched from the Hugging Face hub yet; download the repository's config.json, \
-         model.safetensors and the other files into a folder, and give the folder's path as the model's name"
+        "{name} is not in the cache of models {cache}, or not all of it: fetch it with `groundloom models pull {name}`, or \
+         put its files into a folder and give the folder's path as the model's name"
     )]
     NotFetched {
         /// The name asked for.
         name: String,
+        /// The folder looked in.
+        cache: String,
+    },
+    /// A model of the hub could not be fetched.
+    #[error("{name}: {problem}")]
+    Hub {
+        /// The name asked for.
+        name: String,
+        /// What happened, remedy.
+        problem: String,
     },
     /// A file of a model folder is missing or unreadable.
     #[error("cannot read {}: {reason}", path.display())]

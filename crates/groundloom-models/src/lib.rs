@@ -15,6 +15,7 @@ mod family;
 mod folder;
 mod gpt2;
 mod grounding_dino;
+mod hub;
 mod image_processor;
 mod kernels;
 mod language_model;
@@ -47,6 +48,7 @@ pub use detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppr
 pub use embedder::{Embedder, EmbedderInfo};
 pub use error::ModelError;
 pub use family::ARCHITECTURES;
+pub use hub::{Hub, PullProgress, Pulling};
 pub use kernels::KernelClass;
 pub use pool::{DetectRequest, DetectorWork, EmbedRequest, EmbedderWork, ModelMetrics, ModelPool, PooledModel, Work};
 pub use registry::{

@@ -15,6 +15,7 @@ use crate::{
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
     grounding_dino::GroundingDinoDetector,
+    hub::{self, Hub},
     image_processor::{ImageDefaults, ImageProcessor},
     naflex::{PatchProcessor, Siglip2},
     owl::OwlDetector,
@@ -65,8 +66,8 @@ pub fn embedded_names() -> impl Iterator<Item = &'static str> {
 }
 
 fn find(name: &str) -> Result<ModelFolder, ModelError> {
-    if name.starts_with("hf://") {
-        return Err(ModelError::NotFetched { name: name.to_owned() });
+    if name.starts_with(hub::SCHEME) {
+        return Ok(ModelFolder::OnDisk(Hub::from_env()?.folder(name)?));
     }
     if let Some(model) = EMBEDDED.iter().find(|model| model.name == name) {
         return Ok(ModelFolder::Embedded(model));
@@ -254,11 +255,12 @@ fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<I
     }
 }
 
-/// Loads the detector that `name` stands for: an embedded model ([`embedded_names`]) or the path of a folder in
-/// Hugging Face layout, whose `config.json` decides the architecture.
+/// Loads the detector that `name` stands for: an embedded model ([`embedded_names`]), a model of the hub that is in the
+/// cache (`hf://org/repo@revision`), or the path of a folder in Hugging Face layout, whose `config.json` decides the
+/// architecture.
 ///
 /// # Errors
-/// [`ModelError::UnknownModel`], [`ModelError::NotFetched`] for `hf://` names,
+/// [`ModelError::UnknownModel`], [`ModelError::NotFetched`] for `hf://` names that [`Hub::pull`] has not fetched,
 /// [`ModelError::UnsupportedArchitecture`], and what is missing or wrong in the folder.
 pub fn resolve(name: &str) -> Result<Arc<dyn Detector>, ModelError> {
     let folder = find(name)?;

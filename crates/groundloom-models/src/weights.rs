@@ -25,7 +25,7 @@ use crate::{
 /// The weights of a model without shards.
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// Which shard holds which tensor, for a model with shards.
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Behind the name of a tensor of 8-bit integers, that of its scales: `[rows]` or `[rows, blocks]`.
 const SCALES: &str = "scales";
 

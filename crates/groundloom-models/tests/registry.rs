@@ -101,9 +101,10 @@ fn what_is_wrong_is_named() {
 fn names_that_stand_for_nothing() {
     let error = resolve("ssd").err().unwrap().to_string();
     assert!(error.contains("no model is called \"ssd\"") && error.contains(DEFAULT_DETECTOR), "{error}");
-    let error = resolve("hf://google/owlv2-base@main").err().unwrap().to_string();
+    let error = resolve("hf://nobody/has-this@main").err().unwrap().to_string();
     assert!(
-        error.contains("not fetched from the Hugging Face hub yet") && error.contains("give the folder's path"),
+        error.contains("`groundloom models pull hf://nobody/has-this@main`")
+            && error.contains("give the folder's path"),
         "{error}"
     );
 }

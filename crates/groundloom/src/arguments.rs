@@ -309,6 +309,13 @@ pub struct Embed {
 pub enum Models {
     /// List the models that are part of this program, and the architectures that it loads from folders.
     List,
+    /// Fetch a model from the Hugging Face hub into its cache, where hf:// names are looked up. HF_HOME, HF_HUB_CACHE,
+    /// HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are heeded.
+    Pull {
+        /// The model, such as hf://openai/clip-vit-base-patch32 or hf://org/repo@revision.
+        #[arg(value_name = "HF_NAME")]
+        name: String,
+    },
     /// Compare a model with its reference: every output of a fixture folder (a model folder with expected.safetensors).
     Verify {
         /// The folder.

@@ -81,7 +81,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Detect(command) => commands::detect::run(&command),
         Command::Index(command) => commands::index::run(command, machine).await,
         Command::Embed(command) => commands::embed::run(&command),
-        Command::Models(command) => commands::models::run(&command),
+        Command::Models(command) => commands::models::run(&command).await,
         Command::Prompt(command) => commands::prompt::run(command).await,
         Command::Schema(command) => commands::schema::run(command).await,
     }

@@ -1,14 +1,21 @@
 //! `groundloom models`.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    sync::Arc,
+};
 
-use groundloom_models::{Comparison, Outcome, describe_embedder, embedded_names, verify};
+use groundloom_models::{Comparison, Hub, Outcome, PullProgress, Pulling, describe_embedder, embedded_names, verify};
+
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{arguments::Models, failure::Failure};
 
-pub fn run(command: &Models) -> Result<(), Failure> {
+pub async fn run(command: &Models) -> Result<(), Failure> {
     match command {
         Models::List => list(),
+        Models::Pull { name } => pull(name).await,
         Models::Verify { folder } => check(folder),
     }
 }
@@ -36,6 +43,26 @@ fn list() -> Result<(), Failure> {
         "\nAny folder in Hugging Face layout is a model too: give its path where a model is named. Architectures: {}.",
         groundloom_models::ARCHITECTURES
     )?;
+    Ok(())
+}
+
+/// Fetches a model; the folder goes to standard output.
+async fn pull(name: &str) -> Result<(), Failure> {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("{msg:>30} {wide_bar:.cyan/blue} {bytes}/{total_bytes}  {eta}") {
+        bar.set_style(style);
+    }
+    let shown = bar.clone();
+    let progress: PullProgress = Arc::new(move |pulling: &Pulling| {
+        shown.set_message(pulling.file.clone());
+        shown.set_length(pulling.total);
+        shown.set_position(pulling.done);
+    });
+    let hub = Hub::from_env().map_err(|e| Failure::Failed(e.to_string()))?;
+    let folder = hub.pull(name, progress).await;
+    bar.finish_and_clear();
+    let folder = folder.map_err(|e| Failure::Failed(e.to_string()))?;
+    writeln!(std::io::stdout().lock(), "{}", folder.display())?;
     Ok(())
 }
 
