@@ -162,10 +162,17 @@ sinks: {{ out: {{ type: parquet, path: out }} }}
         (line["tasks_done"].as_u64().unwrap(), line["tasks_reused"].as_u64().unwrap())
     };
     let (_, all) = counts(&bench.ok(&["run", "p.yaml", "--log", "json"]));
+    let planned = || bench.ok(&["plan", "p.yaml"]).out;
+    assert!(!planned().contains("not reused"), "{}", planned());
     bench.write("p.yaml", pipeline(6));
+    let reason = "not reused: `where` of `kept` was \"n < 5\", is \"n < 6\"";
+    assert_eq!(planned().matches("not reused").count(), 1, "{}", planned());
+    assert!(planned().contains(reason), "{}", planned());
     let (done, reused) = counts(&bench.ok(&["run", "p.yaml", "--log", "json"]));
     assert_eq!((done, reused), (all / 2, all / 2), "the checkpoint is reused");
     bench.write("in/d.jsonl", format!("{{\"n\": 2, \"t\": \"{}\"}}\n", "y".repeat(700_000)).repeat(2));
+    let reason = "not reused: new or changed input, or not reached yet: from `d.jsonl`";
+    assert!(planned().contains(reason), "{}", planned());
     let (done, reused) = counts(&bench.ok(&["run", "p.yaml", "--log", "json"]));
     assert_eq!((done, reused), (all / 3, all), "only the new file's tasks, in each segment");
     assert_eq!(bench.rows("out/data").num_rows(), 8);

@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use arrow::array::StringBuilder;
+use arrow::{
+    array::{StringArray, StringBuilder},
+    buffer::{Buffer, OffsetBuffer},
+};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// Identity of a row: 16 bytes, shown as 32 lower-case hexadecimal digits.
@@ -72,6 +75,18 @@ impl RowId {
         hex
     }
 
+    /// The ids as an Arrow string column; its text is checked once, not row by row.
+    pub fn column(ids: impl ExactSizeIterator<Item = Self>) -> StringArray {
+        let offsets = OffsetBuffer::<i32>::from_lengths(std::iter::repeat_n(Self::HEX_LEN, ids.len()));
+        let mut digits = Vec::with_capacity(ids.len() * Self::HEX_LEN);
+        for id in ids {
+            digits.extend_from_slice(&id.to_hex());
+        }
+        // Digits are ASCII and the offsets are as many as the ids, so the checks do not fail; no ids at all would be the answer to a broken iterator.
+        StringArray::try_new(offsets, Buffer::from_vec(digits), None)
+            .unwrap_or_else(|_| StringArray::from(Vec::<&str>::new()))
+    }
+
     /// Appends the 32 digits to an Arrow string column, without a detour over the heap.
     pub fn push_hex(self, column: &mut StringBuilder) {
         column.append_value(str::from_utf8(&self.to_hex()).unwrap_or_default());
@@ -110,6 +125,15 @@ mod tests {
     use super::*;
     use arrow::array::Array;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_column_of_ids_is_their_texts() {
+        let ids: Vec<RowId> = (0..100).map(|i| RowId::in_file(file_hash("a"), Place::Row(i))).collect();
+        let column = RowId::column(ids.iter().copied());
+        assert_eq!(column.len(), 100);
+        assert!(ids.iter().zip(column.iter()).all(|(id, text)| Some(id.to_string().as_str()) == text));
+        assert_eq!(RowId::column(std::iter::empty()).len(), 0);
+    }
 
     #[test]
     fn ids_of_known_places() {

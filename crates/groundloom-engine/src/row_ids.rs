@@ -27,11 +27,9 @@ pub fn in_file(file_hash: Expr, row_number: Expr) -> Expr {
     let function = |arguments: &[ColumnarValue]| -> Result<ColumnarValue> {
         let arguments = arrays(arguments)?;
         let (files, rows) = (as_uint64_array(&arguments[0])?, as_int64_array(&arguments[1])?);
-        let mut ids = StringBuilder::with_capacity(rows.len(), rows.len() * RowId::HEX_LEN);
-        for (file, row) in files.values().iter().zip(rows.values()) {
-            RowId::in_file(*file, Place::Row(row.unsigned_abs())).push_hex(&mut ids);
-        }
-        Ok(ColumnarValue::Array(Arc::new(ids.finish())))
+        let places = files.values().iter().zip(rows.values());
+        let ids = RowId::column(places.map(|(file, row)| RowId::in_file(*file, Place::Row(row.unsigned_abs()))));
+        Ok(ColumnarValue::Array(Arc::new(ids)))
     };
     let udf = create_udf(
         "groundloom_row_id",

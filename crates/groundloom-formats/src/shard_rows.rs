@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, StringArray, StringBuilder, StructArray, UInt32Array, new_null_array},
+    array::{Array, ArrayRef, AsArray, StringArray, StructArray, UInt32Array, new_null_array},
     buffer::NullBuffer,
     compute::{cast, take},
     datatypes::{DataType, Field, Schema, SchemaRef},
@@ -92,12 +92,9 @@ impl Rows {
         let fault = |source| FormatError::Arrow { location: shape.source.to_owned(), source };
         let keys = key.map(|k| cast(k, &DataType::Utf8)).transpose().map_err(fault)?;
         let keys = keys.as_ref().map(|k| k.as_string::<i32>());
-        let mut ids = StringBuilder::with_capacity(self.len(), self.len() * RowId::HEX_LEN);
-        for (row, id) in self.ids.iter().enumerate() {
-            let id = keys.filter(|k| k.is_valid(row)).map_or(*id, |k| RowId::from_key(k.value(row)));
-            id.push_hex(&mut ids);
-        }
-        let mut all: Vec<ArrayRef> = vec![Arc::new(ids.finish())];
+        let keyed = |row: usize| keys.filter(|k| k.is_valid(row)).map(|k| RowId::from_key(k.value(row)));
+        let ids = self.ids.iter().enumerate().map(|(row, id)| keyed(row).unwrap_or(*id));
+        let mut all: Vec<ArrayRef> = vec![Arc::new(RowId::column(ids))];
         all.extend(values);
         all.push(if self.faulty == 0 {
             new_null_array(&columns::error_type(), self.len())

@@ -11,7 +11,7 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, StringBuilder, new_null_array},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, new_null_array},
     compute::{filter, filter_record_batch, is_not_null, kernels::boolean::or_kleene, not},
     datatypes::{DataType, Schema},
 };
@@ -401,11 +401,8 @@ impl Dropped {
                     .column_by_name(ROW_COLUMN)
                     .ok_or_else(|| DataFusionError::Internal("rows without place".into()))?;
                 let (files, places) = (as_uint64_array(files)?, as_int64_array(places)?);
-                let mut ids = StringBuilder::with_capacity(files.len(), files.len() * RowId::HEX_LEN);
-                for (file, place) in files.values().iter().zip(places.values()) {
-                    RowId::in_file(*file, Place::Row(place.unsigned_abs())).push_hex(&mut ids);
-                }
-                Arc::new(ids.finish())
+                let places = files.values().iter().zip(places.values());
+                Arc::new(RowId::column(places.map(|(f, p)| RowId::in_file(*f, Place::Row(p.unsigned_abs())))))
             }
             // A row without identity cannot be asked for.
             (None, None) => return Ok(()),
