@@ -65,7 +65,7 @@ fn odd_inputs_have_vectors_that_depend_on_nothing_else() {
     let long = "a photo of two dogs ".repeat(200);
     let texts = ["", " ", "a", "a photo of a cat", "état — 日本語 🐶", "\u{0}\u{feff}", &long, &"x".repeat(5000)];
     let images = [photo(1, 1), photo(1, 300), photo(640, 2), photo(32, 32), photo(53, 41), photo(200, 333)];
-    for family in ["clip", "siglip", "bert"] {
+    for family in ["clip", "siglip", "coca", "bert"] {
         let model = model(family);
         let info = model.info();
         let together = model.embed_texts(&texts);
@@ -113,9 +113,12 @@ fn threads_change_no_bit() {
 
 #[test]
 fn what_a_folder_says_is_known_without_loading_it() {
-    for (family, dims, normalised, texts, images) in
-        [("clip", 24, true, true, true), ("siglip", 48, true, true, true), ("bert", 32, true, true, false)]
-    {
+    for (family, dims, normalised, texts, images) in [
+        ("clip", 24, true, true, true),
+        ("siglip", 48, true, true, true),
+        ("coca", 16, true, true, true),
+        ("bert", 32, true, true, false),
+    ] {
         let info = describe_embedder(&format!("{DATA}/{family}")).unwrap();
         assert_eq!((info.dims, info.normalised, info.texts, info.images), (dims, normalised, texts, images));
         assert_eq!(&info, model(family).info());
