@@ -83,7 +83,6 @@ fn stack_shape(
     ratio: f64,
     activation: Activation,
 ) -> Result<StackShape, ModelError> {
-    // Checkpoints with LayerScale or other norms would need more than is here.
     let inner = (width as f64 * ratio) as usize;
     if inner == 0 || inner > u32::MAX as usize {
         return Err(config.bad("mlp_ratio", "a ratio that leaves the feed-forward layers a width", ratio));
@@ -179,14 +178,11 @@ impl VisionTower {
             config.value(inert);
         }
         let width = config.size_or("width", 768)?;
-        let heads = width / config.size_or("head_width", 64)?;
-        if heads == 0 {
-            return Err(config.bad(
-                "head_width",
-                format!("at most the width {width}"),
-                config.size_or("head_width", 64)?,
-            ));
+        let head_width = config.size_or("head_width", 64)?;
+        if head_width > width {
+            return Err(config.bad("head_width", format!("at most the width {width}"), head_width));
         }
+        let heads = width / head_width;
         let shape = stack_shape(config, [width, heads], config.number_or("mlp_ratio", 4.0)?, activation)?;
         let (image_size, patch_size) = (config.size_or("image_size", 224)?, config.size_or("patch_size", 16)?);
         if patch_size > image_size {
@@ -345,7 +341,7 @@ impl Coca {
             multimodal.value(inert);
         }
         let (width, heads) = (multimodal.size_or("width", 512)?, multimodal.size_or("heads", 8)?);
-        // The reference adds the vectors of the text tower, and norms those of the vision tower, by layers of this width.
+        // The decoder goes on with the text tower's own vectors, and attends to those of the vision tower as they are.
         if width != dims || width != text.class.elem_count() {
             let expected = format!("embed_dim ({dims}) and text_cfg.width ({})", text.class.elem_count());
             return Err(multimodal.bad("width", expected, width));

@@ -145,6 +145,11 @@ fn changed(family: &str, file: &str, change: impl FnOnce(String) -> String) -> t
     copy
 }
 
+/// A change of CoCa's options, and what is said of it.
+fn coca<'a>(from: &'a str, to: &'a str, message: &'a str) -> (&'a str, &'a str, &'a str, &'a str, &'a str) {
+    ("coca", "open_clip_config.json", from, to, message)
+}
+
 #[test]
 fn options_that_would_change_the_answer_are_refused_by_name() {
     let cases = [
@@ -248,6 +253,19 @@ fn options_that_would_change_the_answer_are_refused_by_name() {
             "\"model_max_length\": 1",
             "expected a longest input of more than the 1 special tokens",
         ),
+        coca("\"embed_cls\": true", "\"embed_cls\": false", "model_cfg.text_cfg.embed_cls to be true"),
+        coca("\"attentional_pool\": true", "\"attentional_pool\": \"cascade\"", "attentional_pool to be true or false"),
+        coca(
+            "\"head_width\": 12",
+            "\"head_width\": 12, \"ls_init_value\": 1e-5",
+            "model_cfg.vision_cfg.ls_init_value is not supported",
+        ),
+        coca("\"head_width\": 12", "\"head_width\": 25", "head_width to be at most the width 24, found 25"),
+        coca("\"attn_pooler_heads\": 4", "\"attn_pooler_heads\": 3", "an embed_dim that attn_pooler_heads divides"),
+        coca("\"embed_dim\": 16", "\"embed_dim\": 20", "multimodal_cfg.width to be embed_dim (20)"),
+        coca("\"mean\": [", "\"resize_mode\": \"longest\", \"mean\": [", "resize_mode to be shortest or squash"),
+        coca("\"multimodal_cfg\"", "\"other_cfg\"", "open_clip_config.json without multimodal_cfg"),
+        coca("\"layers\": 2", "\"layers\": 1", "found also visual.transformer.resblocks.1."),
     ];
     for (family, file, from, to, message) in cases {
         let folder = changed(family, file, |text| {
