@@ -264,8 +264,12 @@ impl TextTower {
 
 /// Vectors of tokens plus those of their positions.
 pub(crate) fn embed(tokens: &Embedding, positions: &Embedding, ids: &Tensor) -> Candle<Tensor> {
-    let length = ids.dim(1)?;
-    tokens.forward(ids)?.broadcast_add(&positions.table().narrow(0, 0, length)?)
+    embed_behind(tokens, positions, 0, ids)
+}
+
+/// As [`embed`], of tokens behind `before` others.
+pub(crate) fn embed_behind(tokens: &Embedding, positions: &Embedding, before: usize, ids: &Tensor) -> Candle<Tensor> {
+    tokens.forward(ids)?.broadcast_add(&positions.table().narrow(0, before, ids.dim(1)?)?)
 }
 
 impl Clip {

@@ -88,6 +88,9 @@ const NEUTRAL: &[(&str, &str)] = &[
     ("pruned_heads", "{}"),
 ];
 
+/// The options of a folder in open_clip's layout.
+pub(crate) const OPEN_CLIP: &str = "open_clip_config.json";
+
 /// One object of a `config.json`. A missing option and `null` are the same.
 #[derive(Debug)]
 pub(crate) struct Config {
@@ -100,12 +103,12 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads `config.json`.
+    /// Reads `config.json`, or `open_clip_config.json` in a folder of open_clip.
     ///
     /// # Errors
     /// [`ModelError::Unreadable`], [`ModelError::BadConfig`] where it is no JSON object.
     pub(crate) fn open(folder: &ModelFolder) -> Result<Self, ModelError> {
-        Self::read(folder, "config.json")
+        Self::read(folder, if folder.is_open_clip() { OPEN_CLIP } else { "config.json" })
     }
 
     /// Reads the JSON file `name`.

@@ -44,10 +44,22 @@ pub(crate) struct DecoderBlock {
 /// Attention to what a text is about.
 #[derive(Debug)]
 pub(crate) struct CrossAttention {
+    /// What lies between the attention to the text itself and this one (CoCa).
+    pub(crate) before: Option<FeedForward>,
+    /// The norm of what is attended to (CoCa).
+    pub(crate) memory_norm: Option<Norm>,
     pub(crate) query: Linear,
     /// Keys and values side by side, from what is attended to.
     pub(crate) key_value: Linear,
     pub(crate) output: Linear,
+    pub(crate) norm: Norm,
+}
+
+/// Layers of one token by itself.
+#[derive(Debug)]
+pub(crate) struct FeedForward {
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
     pub(crate) norm: Norm,
 }
 
@@ -138,7 +150,10 @@ impl Decoder {
     /// `[batch, 1, 1, length]`.
     pub(crate) fn remember(&self, x: &Tensor, bias: Option<Tensor>) -> Candle<Memory> {
         let keys_values = |block: &DecoderBlock| {
-            let of = |cross: &CrossAttention| halves(&cross.key_value.forward(x)?);
+            let of = |cross: &CrossAttention| {
+                let normed = cross.memory_norm.as_ref().map(|norm| norm.forward(x)).transpose()?;
+                halves(&cross.key_value.forward(normed.as_ref().unwrap_or(x))?)
+            };
             block.cross.as_ref().map(of).transpose()
         };
         Ok(Memory { blocks: self.blocks.iter().map(keys_values).collect::<Candle<_>>()?, bias })
@@ -176,6 +191,11 @@ impl Decoder {
             })?;
             let remembered = memory.and_then(|memory| memory.blocks.get(i)?.as_ref().map(|both| (both, &memory.bias)));
             if let (Some(cross), Some(([keys, values], bias))) = (&block.cross, remembered) {
+                if let Some(FeedForward { up, down, norm }) = &cross.before {
+                    x = self.around(norm, x, |input, residual| {
+                        down.forward_onto(&up.forward_activated(input, self.activation)?, residual)
+                    })?;
+                }
                 x = self.around(&cross.norm, x, |input, residual| {
                     let queries = cross.query.forward(input)?;
                     let attended = attention_scaled(&queries, keys, values, self.heads, self.scale, bias.as_ref())?;
@@ -238,10 +258,9 @@ impl DecoderBlock {
     /// [`ModelError::BadWeights`].
     pub(crate) fn load(weights: &Weights, shape: StackShape, names: BlockNames) -> Result<Self, ModelError> {
         let StackShape { width, inner, eps, .. } = shape;
-        let qkv = [names.query, names.key, names.value].map(|name| (weights.at(name), true));
         let norm = |name: &str| LayerNorm::load(&weights.at(name), width, eps).map(Norm::Layer);
         Ok(Self {
-            qkv: Linear::load_fused(&qkv, width, width)?,
+            qkv: names.load_qkv(weights, width)?,
             output: Linear::load(&weights.at(names.output), width, width, true)?,
             attention_norm: norm(names.attention_norm)?,
             cross: None,
@@ -269,6 +288,8 @@ impl CrossAttention {
         let inner = weights.at(attention);
         let output = weights.at("output");
         Ok(Self {
+            before: None,
+            memory_norm: None,
             query: Linear::load(&inner.at("query"), width, width, true)?,
             key_value: Linear::load_fused(&[(inner.at("key"), true), (inner.at("value"), true)], memory, width)?,
             output: Linear::load(&output.at("dense"), width, width, true)?,

@@ -2,11 +2,16 @@
 
 use serde::Deserialize;
 
-use crate::{ModelError, bert, folder::ModelFolder, owl, ssd, vit};
+use crate::{
+    ModelError, bert, coca,
+    config::{Config, OPEN_CLIP},
+    folder::ModelFolder,
+    owl, ssd, vit,
+};
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, opt, gpt2, t5, SsdMobileNetV2";
+     blip, blip-2, llava, coca, opt, gpt2, t5, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub(crate) enum Family {
     Blip2,
     /// Of a CLIP and a Llama.
     Llava,
+    /// In open_clip's layout.
+    Coca,
     Opt,
     Gpt2,
     T5,
@@ -44,6 +51,16 @@ impl Family {
     /// # Errors
     /// [`ModelError::UnsupportedArchitecture`], [`ModelError::BadConfig`], [`ModelError::Unreadable`].
     pub(crate) fn of(name: &str, folder: &ModelFolder) -> Result<Self, ModelError> {
+        if folder.is_open_clip() {
+            return coca::is_coca(&Config::open(folder)?)?.then_some(Self::Coca).ok_or_else(|| {
+                let found = format!("{OPEN_CLIP} without multimodal_cfg");
+                ModelError::UnsupportedArchitecture {
+                    origin: name.to_owned(),
+                    found,
+                    supported: ARCHITECTURES.to_owned(),
+                }
+            });
+        }
         let Architecture { architectures, model_type } = folder.json("config.json")?;
         let found = model_type.as_ref().or(architectures.first()).cloned().unwrap_or_default();
         let family = match found.as_str() {
@@ -95,6 +112,7 @@ impl Family {
             Self::Blip => "blip",
             Self::Blip2 => "blip-2",
             Self::Llava => "llava",
+            Self::Coca => "coca",
             Self::Opt => "opt",
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",

@@ -4,7 +4,7 @@ use std::{borrow::Cow, path::PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use crate::ModelError;
+use crate::{ModelError, config::OPEN_CLIP};
 
 /// A model in Hugging Face layout: `config.json`, `model.safetensors` and what they name.
 #[derive(Debug, Clone)]
@@ -50,6 +50,11 @@ impl ModelFolder {
             Self::OnDisk(folder) => folder.join(name).exists(),
             Self::Embedded(model) => model.files.iter().any(|(file, _)| *file == name),
         }
+    }
+
+    /// Whether the model is in open_clip's layout alone: what Hugging Face's own programs read goes before it.
+    pub(crate) fn is_open_clip(&self) -> bool {
+        !self.has("config.json") && self.has(OPEN_CLIP)
     }
 
     /// The JSON file `name` as `T`.

@@ -26,9 +26,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    ModelError,
+    ModelError, config,
     folder::hexadecimal,
-    weights::{INDEX, SINGLE},
+    weights::{INDEX, SINGLE, single},
 };
 
 /// What the name of a hub's model begins with.
@@ -403,18 +403,19 @@ impl Progress for Bytes {
 fn wanted(files: impl Iterator<Item = String>) -> Result<Vec<String>, String> {
     let files: Vec<String> = files.collect();
     let has = |name: &str| files.iter().any(|file| file == name);
-    if !has("config.json") && !has("open_clip_config.json") {
+    if !has("config.json") && !has(config::OPEN_CLIP) {
         return Err("expected a config.json, found none; the repository is no model that groundloom reads".to_owned());
     }
     // Whatever the index calls them: model-00001-of-00002, pytorch_model-00001-of-00002, …
     let is_shard = |file: &str| file.contains("-of-") && file.ends_with(".safetensors");
-    if !has(SINGLE) && !has(INDEX) {
+    let single = single(has);
+    if !has(single) && !has(INDEX) {
         return Err(format!(
             "expected {SINGLE} or {INDEX}, found neither; the weights are in another format: look for a revision with \
              safetensors (hf://org/repo@refs/pr/N), or convert them"
         ));
     }
-    if !has(SINGLE) && !files.iter().any(|file| is_shard(file)) {
+    if !has(single) && !files.iter().any(|file| is_shard(file)) {
         return Err(format!("expected the shards …-of-….safetensors that {INDEX} names, found none"));
     }
     let small = |file: &str| {
@@ -425,7 +426,7 @@ fn wanted(files: impl Iterator<Item = String>) -> Result<Vec<String>, String> {
             "sentence_bert_config.json",
             "1_Pooling/config.json",
             "generation_config.json",
-            "open_clip_config.json",
+            config::OPEN_CLIP,
             "merges.txt",
             "README.md",
             INDEX,
@@ -434,9 +435,9 @@ fn wanted(files: impl Iterator<Item = String>) -> Result<Vec<String>, String> {
         let vocabulary = file.starts_with("vocab") && (file.ends_with(".json") || file.ends_with(".txt"));
         NAMES.contains(&file) || (!file.contains(['/', '\\']) && (tokenizer || vocabulary))
     };
-    let weights = |file: &str| !file.contains(['/', '\\']) && if has(SINGLE) { file == SINGLE } else { is_shard(file) };
+    let weights = |file: &str| !file.contains(['/', '\\']) && if has(single) { file == single } else { is_shard(file) };
     let (small, large) = (files.iter().filter(|file| small(file)), files.iter().filter(|file| weights(file)));
-    Ok(small.filter(|file| *file != INDEX || !has(SINGLE)).chain(large).cloned().collect())
+    Ok(small.filter(|file| *file != INDEX || !has(single)).chain(large).cloned().collect())
 }
 
 /// Whether a snapshot has its options and all its weights, which come last.
@@ -447,7 +448,7 @@ fn is_whole(snapshot: &Path) -> bool {
         let mut files = index.get("weight_map")?.as_object()?.values();
         Some(files.all(|file| file.as_str().is_some_and(has)))
     };
-    (has("config.json") || has("open_clip_config.json")) && (has(SINGLE) || shards().unwrap_or(false))
+    (has("config.json") || has(config::OPEN_CLIP)) && (has(single(has)) || shards().unwrap_or(false))
 }
 
 /// Whether `revision` is a commit: 40 hexadecimal digits.

@@ -23,12 +23,22 @@ pub(crate) struct ImageProcessor {
     filter: Filter,
     /// Width and height.
     crop: Option<(u32, u32)>,
+    middle: Middle,
     /// What a byte is multiplied by.
     factor: f64,
     /// Mean and deviation of each channel, where values are normalised.
     moments: Option<[(f32, f32); 3]>,
     /// What a value of each channel becomes.
     values: Arc<[[f32; 256]; 3]>,
+}
+
+/// Where a crop begins whose margins are an odd number of pixels together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Middle {
+    /// At half of them rounded down, as transformers does.
+    Down,
+    /// At half of them rounded to an even number, as torchvision does.
+    Even,
 }
 
 /// What an image is resized to.
@@ -90,6 +100,37 @@ impl ImageProcessor {
         Ok(processor)
     }
 
+    /// Reads `preprocess_cfg` of an `open_clip_config.json`, for a network of images of `side` × `side` pixels.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::open`].
+    pub(crate) fn read_open_clip(file: &Config, side: usize) -> Result<Self, ModelError> {
+        file.only("mode", "RGB")?;
+        // The network's own size goes before it; what lies around an image is cut off.
+        for inert in ["size", "fill_color"] {
+            file.value(inert);
+        }
+        let filter = match file.text("interpolation")? {
+            // "random" is for training.
+            None | Some("bicubic" | "random") => Filter::Bicubic,
+            Some("bilinear") => Filter::Bilinear,
+            Some(found) => return Err(file.bad("interpolation", "bicubic or bilinear", found)),
+        };
+        let side = side as u32;
+        let (size, crop) = match file.text("resize_mode")? {
+            None | Some("shortest") => (Size::Shortest(side), Some((side, side))),
+            Some("squash") => (Size::Exact { width: side, height: side }, None),
+            Some(found) => return Err(file.bad("resize_mode", "shortest or squash", found)),
+        };
+        let moments = (channels(file, "mean", CLIP_MEAN)?, channels(file, "std", CLIP_STD)?);
+        if moments.1.contains(&0.0) {
+            return Err(file.bad("std", "other than 0", 0));
+        }
+        file.finish()?;
+        let values = Self::of_values(filter, Some(1.0 / 255.0), Some(moments));
+        Ok(Self { size: Some(size), crop, middle: Middle::Even, ..values })
+    }
+
     /// Reads the options of an opened file, for families that read more of it themselves; they call
     /// [`Config::finish`].
     ///
@@ -146,18 +187,25 @@ impl ImageProcessor {
         if normalise && std.contains(&0.0) {
             return Err(file.bad("image_std", "other than 0", 0));
         }
+        Ok((filter, Self::of_values(filter, factor, normalise.then_some((mean, std)))))
+    }
+
+    /// A processor that neither resizes nor crops: a byte is multiplied by `factor`, and normalised by mean and deviation.
+    fn of_values(filter: Filter, factor: Option<f64>, moments: Option<([f64; 3], [f64; 3])>) -> Self {
+        let moments = moments.map(|(mean, std)| std::array::from_fn(|i| (mean[i] as f32, std[i] as f32)));
         let mut values = [[0.0; 256]; 3];
         for (channel, table) in values.iter_mut().enumerate() {
             for (byte, value) in table.iter_mut().enumerate() {
                 // The reference rescales in f64 and rounds, then normalises in f32.
                 let rescaled = factor.map_or(byte as f32, |factor| (byte as f64 * factor) as f32);
-                let (mean, std) = (mean[channel] as f32, std[channel] as f32);
-                *value = if normalise { (rescaled - mean) / std } else { rescaled };
+                *value = moments.map_or(rescaled, |moments: [(f32, f32); 3]| {
+                    let (mean, std) = moments[channel];
+                    (rescaled - mean) / std
+                });
             }
         }
-        let moments = normalise.then(|| std::array::from_fn(|channel| (mean[channel] as f32, std[channel] as f32)));
-        let factor = factor.unwrap_or(1.0);
-        Ok((filter, Self { size: None, filter, crop: None, factor, moments, values: Arc::new(values) }))
+        let (factor, values) = (factor.unwrap_or(1.0), Arc::new(values));
+        Self { size: None, filter, crop: None, middle: Middle::Down, factor, moments, values }
     }
 
     /// A byte before it is normalised, for processors that resize between the two.
@@ -199,7 +247,7 @@ impl ImageProcessor {
             None => image.clone(),
         };
         Ok(match self.crop {
-            Some((width, height)) => centre_crop(&resized, width, height),
+            Some((width, height)) => centre_crop(&resized, width, height, self.middle),
             None => resized,
         })
     }
@@ -292,10 +340,15 @@ fn within(width: u32, height: u32, side: u32, most: u32) -> (u32, u32) {
 
 /// `width` × `height` pixels around the centre; black where the image is smaller. The offsets are the reference's:
 /// rounded down, and where the image is smaller, rounded up for the padding before it.
-fn centre_crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+fn centre_crop(image: &RgbImage, width: u32, height: u32, middle: Middle) -> RgbImage {
     let offset = |from: u32, to: u32| -> i64 {
         let (from, to) = (i64::from(from), i64::from(to));
-        if from >= to { (from - to) / 2 } else { -((to - from + 1) / 2) }
+        match middle {
+            Middle::Even if from >= to => (from - to) / 2 + i64::from((from - to) % 4 == 3),
+            Middle::Down if from >= to => (from - to) / 2,
+            // Reached by transformers' processors only: torchvision's resize leaves no side too short here.
+            _ => -((to - from + 1) / 2),
+        }
     };
     let (left, top) = (offset(image.width(), width), offset(image.height(), height));
     RgbImage::from_fn(width, height, |x, y| {
@@ -400,10 +453,12 @@ mod tests {
     fn crops_are_centred_and_padded_with_black() {
         let image = RgbImage::from_fn(5, 4, |x, y| Rgb([10 + x as u8, 10 + y as u8, 1]));
         let pixel = |image: &RgbImage, x, y| image.get_pixel(x, y).0;
-        let cut = centre_crop(&image, 2, 2);
+        let cut = centre_crop(&image, 2, 2, Middle::Down);
         assert_eq!([pixel(&cut, 0, 0), pixel(&cut, 1, 1)], [[11, 11, 1], [12, 12, 1]]);
+        // Python's round(3 / 2) is 2, and round(1 / 2) is 0.
+        assert_eq!(pixel(&centre_crop(&image, 2, 3, Middle::Even), 0, 0), [12, 10, 1]);
         // Numpy's new_shape: (7 − 4 + 1) / 2 = 2 lines above.
-        let padded = centre_crop(&image, 5, 7);
+        let padded = centre_crop(&image, 5, 7, Middle::Down);
         assert_eq!([pixel(&padded, 0, 1), pixel(&padded, 0, 2), pixel(&padded, 0, 6)], [[0; 3], [10, 10, 1], [0; 3]]);
     }
 

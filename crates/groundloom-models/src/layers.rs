@@ -99,6 +99,19 @@ impl Linear {
         Ok(Self { dense: Dense::pack(&weight, &weights.values("bias", &[outputs])?) })
     }
 
+    /// The matrix `name` (`[inputs, outputs]`) that a row of values is multiplied by: a layer without a bias.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load_matrix(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> std::result::Result<Self, ModelError> {
+        Ok(Self { dense: Dense::pack(&weights.values(name, &[inputs, outputs])?, &vec![0.0; outputs]) })
+    }
+
     /// The layer whose weight is a table of vectors (`[outputs, inputs]`): how like each of them `x` is.
     ///
     /// # Errors
@@ -250,6 +263,11 @@ impl Embedding {
     /// [`ModelError::BadWeights`].
     pub(crate) fn load(weights: &Weights, count: usize, width: usize) -> std::result::Result<Self, ModelError> {
         Ok(Self { table: weights.tensor("weight", &[count, width])? })
+    }
+
+    /// Of a table read already, `[count, width]`.
+    pub(crate) fn new(table: Tensor) -> Self {
+        Self { table }
     }
 
     /// The whole table, `[count, width]`.

@@ -5,6 +5,7 @@ mod blip;
 mod blip2;
 mod classifier;
 mod clip;
+mod coca;
 mod config;
 mod decoder;
 mod detector;

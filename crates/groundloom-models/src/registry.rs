@@ -8,6 +8,7 @@ use crate::{
     ModelError,
     classifier::{Classifier, VisionClassifier},
     clip::{self, Clip},
+    coca::{self, Coca},
     config::Config,
     detector::{Classes, Detector, ModelInfo},
     embedder::{Embedder, EmbedderInfo},
@@ -82,7 +83,8 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
 /// Architectures that find boxes.
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
-const EMBEDDERS: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+const EMBEDDERS: &str =
+    "clip, siglip, siglip2, coca, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;
@@ -123,6 +125,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
     let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
     let (dims, normalised, [texts, images]) = match family {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
+        Family::Coca => (coca::width(&config)?, true, [true, true]),
         Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
         Family::TextEncoder(_) => {
             let width = config.size_or("hidden_size", 768)?;
@@ -193,6 +196,17 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
                 info,
                 processor: PatchProcessor::open(&folder)?,
                 tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
+                network,
+            })
+        }
+        Family::Coca => {
+            let network = Coca::load(&config, &weights)?;
+            let (length, pad) = (network.text.longest, network.text.pad);
+            Arc::new(DualEmbedder {
+                info,
+                processor: coca::processor(&config, network.vision.image_size)?,
+                // The tokenizer's file names another token, by which the network was not trained.
+                tokenizer: TextTokenizer::open(&folder, length, |_| Padding::Longest(pad))?,
                 network,
             })
         }

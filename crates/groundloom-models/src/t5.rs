@@ -194,6 +194,8 @@ fn block(weights: &Weights, shape: Shape, decodes: bool) -> Result<DecoderBlock,
         true => {
             let place = weights.at("1.EncDecAttention");
             Some(CrossAttention {
+                before: None,
+                memory_norm: None,
                 query: plain(&place, "q", width, attended)?,
                 key_value: fused(&place, &["k", "v"])?,
                 output: plain(&place, "o", attended, width)?,

@@ -29,7 +29,8 @@ pub(crate) struct BlockNames {
     pub(crate) feed_forward_scale: Option<&'static str>,
     /// Whether the keys' layer has a bias.
     pub(crate) key_bias: bool,
-    /// One layer in the place of `query`, `key` and `value`: their outputs side by side.
+    /// What the names of one layer in the place of `query`, `key` and `value` begin with, before `weight` and `bias`:
+    /// their outputs side by side.
     pub(crate) fused: Option<&'static str>,
 }
 
@@ -50,7 +51,17 @@ impl BlockNames {
         fused: None,
     };
     /// BLIP and BLIP-2: vision.
-    pub(crate) const BLIP: Self = Self { fused: Some("self_attn.qkv"), output: "self_attn.projection", ..Self::CLIP };
+    pub(crate) const BLIP: Self = Self { fused: Some("self_attn.qkv."), output: "self_attn.projection", ..Self::CLIP };
+    /// open_clip's towers.
+    pub(crate) const OPEN_CLIP: Self = Self {
+        fused: Some("attn.in_proj_"),
+        output: "attn.out_proj",
+        attention_norm: "ln_1",
+        up: "mlp.c_fc",
+        down: "mlp.c_proj",
+        feed_forward_norm: "ln_2",
+        ..Self::CLIP
+    };
     /// ViT.
     pub(crate) const VIT: Self = Self {
         query: "attention.attention.query",
@@ -97,6 +108,21 @@ impl BlockNames {
         attention_norm: "attention.LayerNorm",
         ..Self::BERT
     };
+
+    /// Queries, keys and values of the block at `weights`, side by side.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load_qkv(&self, weights: &Weights, width: usize) -> Result<Linear, ModelError> {
+        let parts = [(self.query, true), (self.key, self.key_bias), (self.value, true)];
+        match self.fused {
+            Some(fused) => Ok(Linear::new(
+                &weights.values(&format!("{fused}weight"), &[3 * width, width])?,
+                &weights.values(&format!("{fused}bias"), &[3 * width])?,
+            )),
+            None => Linear::load_fused(&parts.map(|(name, bias)| (weights.at(name), bias)), width, width),
+        }
+    }
 }
 
 /// Sizes of a stack of blocks.
@@ -204,17 +230,12 @@ impl Stack {
 impl Block {
     fn load(weights: &Weights, shape: StackShape, names: BlockNames) -> Result<Self, ModelError> {
         let StackShape { width, inner, eps, .. } = shape;
-        let qkv =
-            [(weights.at(names.query), true), (weights.at(names.key), names.key_bias), (weights.at(names.value), true)];
         let scaled = |name: &str, inputs: usize, scale: Option<&str>| match scale {
             None => Linear::load(&weights.at(name), inputs, width, true),
             Some(scale) => scaled(&weights.at(name), inputs, &weights.values(scale, &[width])?),
         };
         Ok(Self {
-            qkv: match names.fused {
-                Some(fused) => Linear::load(&weights.at(fused), width, 3 * width, true)?,
-                None => Linear::load_fused(&qkv, width, width)?,
-            },
+            qkv: names.load_qkv(weights, width)?,
             output: scaled(names.output, width, names.attention_scale)?,
             attention_norm: LayerNorm::load(&weights.at(names.attention_norm), width, eps)?,
             up: Linear::load(&weights.at(names.up), width, inner, true)?,

@@ -1,5 +1,6 @@
 //! Whether a model computes what its reference does: a fixture folder is a model folder with `expected.safetensors`
-//! beside it, inputs `in.NAME` and the reference's outputs `out.NAME`.
+//! beside it, inputs `in.NAME` and the reference's outputs `out.NAME`. In open_clip's layout the names have neither: `image`
+//! and `text` are inputs, what begins with neither is an output.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -77,6 +78,8 @@ pub(crate) struct Fixture {
     folder: ModelFolder,
     tensors: BTreeMap<String, Tensor>,
     notes: Value,
+    /// Names that stand in the file without `in.` or `out.`, by the names here.
+    bare: BTreeMap<String, String>,
 }
 
 /// Outputs by their names in the fixture (without `out.`; inputs that were made from images and texts as `in.NAME`).
@@ -89,7 +92,17 @@ impl Fixture {
         let tensors = safetensors::load(&path, &Device::Cpu)
             .map_err(|e| ModelError::Unreadable { path, reason: format!("{e}; expected a fixture's outputs") })?;
         let notes = folder.json_if_there(NOTES)?.unwrap_or_default();
-        Ok(Self { folder, tensors: tensors.into_iter().collect(), notes })
+        let mut bare = BTreeMap::new();
+        let tensors = tensors.into_iter().map(|(name, tensor)| {
+            if !folder.is_open_clip() || name.starts_with("in.") || name.starts_with("out.") {
+                return (name, tensor);
+            }
+            let is_input = name == "image" || name == "text";
+            let full = format!("{}.{name}", if is_input { "in" } else { "out" });
+            bare.insert(full.clone(), name);
+            (full, tensor)
+        });
+        Ok(Self { tensors: tensors.collect(), folder, notes, bare })
     }
 
     /// The folder itself.
@@ -188,6 +201,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Blip => writers::blip(&fixture)?,
         Family::Blip2 => writers::blip2(&fixture)?,
         Family::Llava => writers::llava(&fixture)?,
+        Family::Coca => dual::coca(&fixture, &config, &weights)?,
         Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
         Family::Ssd => {
@@ -211,7 +225,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
             }
             None => Outcome::Different("not computed".to_owned()),
         };
-        found.push(Comparison { name: name.clone(), outcome });
+        found.push(Comparison { name: fixture.bare.get(name).unwrap_or(name).clone(), outcome });
     }
     Ok(found)
 }
@@ -227,6 +241,7 @@ fn tolerance(family: Family, name: &str) -> f32 {
         (Family::GroundingDino, name) if name.starts_with("enc_outputs_") || name.ends_with("_reference_points") => {
             Some(LOGIT_TOLERANCE)
         }
+        (Family::Coca, "greedy") => Some(0.0),
         (Family::GroundingDino, "text_self_attention_masks" | "text_position_ids") => Some(0.0),
         (Family::GroundingDino | Family::Owl(_), name) if name.starts_with("post.") && name.ends_with(".boxes") => {
             Some(PIXEL_TOLERANCE)

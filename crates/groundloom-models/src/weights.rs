@@ -24,6 +24,8 @@ use crate::{
 
 /// The weights of a model without shards.
 pub(crate) const SINGLE: &str = "model.safetensors";
+/// The same in open_clip's layout.
+pub(crate) const OPEN_CLIP: &str = "open_clip_model.safetensors";
 /// Which shard holds which tensor, for a model with shards.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Behind the name of a tensor of 8-bit integers, that of its scales: `[rows]` or `[rows, blocks]`.
@@ -80,16 +82,16 @@ struct Index {
 }
 
 impl Weights {
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors` (see [`single`]), or the shards that `model.safetensors.index.json` names.
     ///
     /// # Errors
     /// [`ModelError::Unreadable`], [`ModelError::BadConfig`] for the index, [`ModelError::BadWeights`].
     pub(crate) fn open(folder: &ModelFolder) -> Result<Self, ModelError> {
-        let single = folder.has(SINGLE);
-        let Some(index) = folder.read_if_there(INDEX)?.filter(|_| !single) else {
+        let single = single(|name| folder.has(name));
+        let Some(index) = folder.read_if_there(INDEX)?.filter(|_| !folder.has(single)) else {
             return Self::from_files(
-                folder.file_name(SINGLE),
-                vec![(folder.file_name(SINGLE), bytes(folder, SINGLE)?)],
+                folder.file_name(single),
+                vec![(folder.file_name(single), bytes(folder, single)?)],
             );
         };
         let bad = |problem: String| ModelError::BadConfig { origin: folder.file_name(INDEX), problem };
@@ -308,6 +310,11 @@ impl Weights {
     pub(crate) fn bad(&self, problem: String) -> ModelError {
         ModelError::BadWeights { origin: self.files.origin.clone(), problem }
     }
+}
+
+/// The file of a model without shards, of those that a folder `has`: open_clip's own name goes with its options.
+pub(crate) fn single(has: impl Fn(&str) -> bool) -> &'static str {
+    if !has("config.json") && has(OPEN_CLIP) { OPEN_CLIP } else { SINGLE }
 }
 
 /// What tells one content of a file from another, short of reading it: its name, size, and when it was changed.

@@ -8,6 +8,7 @@ use crate::{
     ModelError,
     blip::{BlipCaption, BlipMatch},
     blip2::Blip2,
+    coca::Coca,
     decoder::Past,
     image_processor::ImageProcessor,
     language_model::{LanguageModel, continue_behind, last, room, row},
@@ -284,6 +285,43 @@ impl Captioner for LlavaCaptioner {
             let text = &self.network.text;
             let written = continue_behind(text, vectors, &parts.concat(), &options.writing, seed, &mut |_| ())?;
             text_of(&self.tokenizer, &written, text.end())
+        };
+        images.par_iter().map(one).collect()
+    }
+}
+
+/// CoCa.
+pub(crate) struct CocaCaptioner {
+    pub(crate) info: ModelIdentity,
+    pub(crate) network: Coca,
+    pub(crate) processor: ImageProcessor,
+    pub(crate) tokenizer: TextTokenizer,
+    /// Ends every caption.
+    pub(crate) end: u32,
+}
+
+impl CocaCaptioner {
+    /// The tokens of `prompt` behind the one that begins texts, without the one that ends them.
+    fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
+        let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
+        ids.pop_if(|id| *id == self.end);
+        Ok(ids)
+    }
+}
+
+impl Captioner for CocaCaptioner {
+    fn info(&self) -> &ModelIdentity {
+        &self.info
+    }
+
+    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
+        let one = |&(image, seed): &(&RgbImage, u64)| {
+            let pixels = self.processor.batch(&[image])?;
+            let run = || self.network.vision.tokens(&self.network.vision.forward(&pixels)?);
+            let image = run().map_err(compute("CoCa's vision tower"))?;
+            let context = self.context(&options.prompt)?;
+            let written = self.network.write(&image, &context, self.end, &options.writing, seed)?;
+            text_of(&self.tokenizer, &written, self.end)
         };
         images.par_iter().map(one).collect()
     }

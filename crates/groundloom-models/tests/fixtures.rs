@@ -65,7 +65,7 @@ fn odd_inputs_have_vectors_that_depend_on_nothing_else() {
     let long = "a photo of two dogs ".repeat(200);
     let texts = ["", " ", "a", "a photo of a cat", "état — 日本語 🐶", "\u{0}\u{feff}", &long, &"x".repeat(5000)];
     let images = [photo(1, 1), photo(1, 300), photo(640, 2), photo(32, 32), photo(53, 41), photo(200, 333)];
-    for family in ["clip", "siglip", "bert"] {
+    for family in ["clip", "siglip", "coca", "bert"] {
         let model = model(family);
         let info = model.info();
         let together = model.embed_texts(&texts);
@@ -113,9 +113,12 @@ fn threads_change_no_bit() {
 
 #[test]
 fn what_a_folder_says_is_known_without_loading_it() {
-    for (family, dims, normalised, texts, images) in
-        [("clip", 24, true, true, true), ("siglip", 48, true, true, true), ("bert", 32, true, true, false)]
-    {
+    for (family, dims, normalised, texts, images) in [
+        ("clip", 24, true, true, true),
+        ("siglip", 48, true, true, true),
+        ("coca", 16, true, true, true),
+        ("bert", 32, true, true, false),
+    ] {
         let info = describe_embedder(&format!("{DATA}/{family}")).unwrap();
         assert_eq!((info.dims, info.normalised, info.texts, info.images), (dims, normalised, texts, images));
         assert_eq!(&info, model(family).info());
@@ -140,6 +143,11 @@ fn changed(family: &str, file: &str, change: impl FnOnce(String) -> String) -> t
     let path = copy.path().join(file);
     fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
     copy
+}
+
+/// A change of CoCa's options, and what is said of it.
+fn coca<'a>(from: &'a str, to: &'a str, message: &'a str) -> (&'a str, &'a str, &'a str, &'a str, &'a str) {
+    ("coca", "open_clip_config.json", from, to, message)
 }
 
 #[test]
@@ -245,6 +253,19 @@ fn options_that_would_change_the_answer_are_refused_by_name() {
             "\"model_max_length\": 1",
             "expected a longest input of more than the 1 special tokens",
         ),
+        coca("\"embed_cls\": true", "\"embed_cls\": false", "model_cfg.text_cfg.embed_cls to be true"),
+        coca("\"attentional_pool\": true", "\"attentional_pool\": \"cascade\"", "attentional_pool to be true or false"),
+        coca(
+            "\"head_width\": 12",
+            "\"head_width\": 12, \"ls_init_value\": 1e-5",
+            "model_cfg.vision_cfg.ls_init_value is not supported",
+        ),
+        coca("\"head_width\": 12", "\"head_width\": 25", "head_width to be at most the width 24, found 25"),
+        coca("\"attn_pooler_heads\": 4", "\"attn_pooler_heads\": 3", "an embed_dim that attn_pooler_heads divides"),
+        coca("\"embed_dim\": 16", "\"embed_dim\": 20", "multimodal_cfg.width to be embed_dim (20)"),
+        coca("\"mean\": [", "\"resize_mode\": \"longest\", \"mean\": [", "resize_mode to be shortest or squash"),
+        coca("\"multimodal_cfg\"", "\"other_cfg\"", "open_clip_config.json without multimodal_cfg"),
+        coca("\"layers\": 2", "\"layers\": 1", "found also visual.transformer.resblocks.1."),
     ];
     for (family, file, from, to, message) in cases {
         let folder = changed(family, file, |text| {

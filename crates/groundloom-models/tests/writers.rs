@@ -27,7 +27,7 @@ fn drawn(max_new_tokens: usize) -> Writing {
 #[test]
 fn captions_depend_on_the_image_and_its_seed_alone() {
     let images = [photo(40, 30), photo(1, 1), photo(64, 9), RgbImage::new(0, 3)];
-    for family in ["blip_caption", "blip2", "llava"] {
+    for family in ["blip_caption", "blip2", "llava", "coca"] {
         let captioner = resolve_captioner(&fixture(family)).unwrap();
         assert_eq!(captioner.info(), &describe_model(&fixture(family)).unwrap());
         for writing in [Writing { max_new_tokens: 6, ..Writing::default() }, drawn(6)] {

@@ -311,6 +311,14 @@ fn shards_are_all_needed_and_come_last() {
         list(&shards).unwrap(),
         [INDEX, "config.json", "tokenizer.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors"]
     );
+    // open_clip's weights are read where its options are all there is; two layouts side by side are one model twice.
+    let open_clip = ["open_clip_config.json", "open_clip_model.safetensors"];
+    assert_eq!(list(&open_clip).unwrap(), open_clip);
+    let both = ["config.json", "model.safetensors"];
+    assert_eq!(
+        list(&[both, open_clip].concat()).unwrap(),
+        ["config.json", "open_clip_config.json", "model.safetensors"]
+    );
     assert!(list(&["config.json", "pytorch_model.bin"]).unwrap_err().contains("another format"));
     assert!(list(&["model.safetensors"]).unwrap_err().contains("expected a config.json"));
     let folder = tempfile::tempdir().unwrap();
@@ -321,4 +329,9 @@ fn shards_are_all_needed_and_come_last() {
     assert!(!is_whole(folder.path()));
     write("model-2-of-2.safetensors", "");
     assert!(is_whole(folder.path()));
+    let folder = tempfile::tempdir().unwrap();
+    for (name, whole) in open_clip.into_iter().zip([false, true]) {
+        fs::write(folder.path().join(name), "{}").unwrap();
+        assert_eq!(is_whole(folder.path()), whole, "{name}");
+    }
 }

@@ -8,6 +8,7 @@ use crate::{
     blip::{self, BlipCaption, BlipMatch},
     blip2::Blip2,
     clip,
+    coca::{self, Coca},
     config::Config,
     family::Family,
     folder::ModelFolder,
@@ -19,8 +20,8 @@ use crate::{
     text_tokenizer::{Padding, TextTokenizer},
     weights::Weights,
     writers::{
-        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, Generator, LlavaCaptioner, Matcher, ModelIdentity,
-        T5Generator, TextModel, TextScorer,
+        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, CocaCaptioner, Generator, LlavaCaptioner, Matcher,
+        ModelIdentity, T5Generator, TextModel, TextScorer,
     },
 };
 
@@ -114,6 +115,23 @@ impl Opened {
         })
     }
 
+    /// CoCa.
+    pub(crate) fn coca_captioner(self) -> Result<CocaCaptioner, ModelError> {
+        let network = Coca::load(&self.config, &self.weights)?;
+        let tokenizer = self.tokenizer(network.text.longest, network.text.pad)?;
+        let around = tokenizer.encode("")?.ids;
+        let &[_, end] = around.as_slice() else {
+            return Err(ModelError::BadConfig {
+                origin: self.folder.file_name("tokenizer.json"),
+                problem: format!(
+                    "expected a token that begins texts and one that ends them, found {around:?} around an empty text"
+                ),
+            });
+        };
+        let processor = coca::processor(&self.config, network.vision.image_size)?;
+        Ok(CocaCaptioner { processor, tokenizer, end, network, info: self.info })
+    }
+
     /// GPT-2 or OPT.
     pub(crate) fn text_model(self) -> Result<TextModel, ModelError> {
         let network: Box<dyn LanguageModel> = match self.family {
@@ -146,7 +164,7 @@ pub fn describe_model(name: &str) -> Result<ModelIdentity, ModelError> {
 }
 
 /// Loads the captioner that `name` stands for: the path of a folder in Hugging Face layout that holds BLIP for captions,
-/// BLIP-2 with an OPT, or LLaVA with a Llama.
+/// BLIP-2 with an OPT, or LLaVA with a Llama; or one in open_clip's layout that holds CoCa.
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
@@ -156,7 +174,8 @@ pub fn resolve_captioner(name: &str) -> Result<Arc<dyn Captioner>, ModelError> {
         Family::Blip if opened.has("text_decoder") => Ok(Arc::new(opened.blip_captioner()?)),
         Family::Blip2 => Ok(Arc::new(opened.blip2_captioner()?)),
         Family::Llava => Ok(Arc::new(opened.llava_captioner()?)),
-        _ => Err(opened.unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2 or LLaVA")),
+        Family::Coca => Ok(Arc::new(opened.coca_captioner()?)),
+        _ => Err(opened.unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2, LLaVA or CoCa")),
     }
 }
 

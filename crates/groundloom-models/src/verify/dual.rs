@@ -1,18 +1,22 @@
 //! Fixtures of images and texts.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{Fixture, Outputs, numbered, text::token_table};
 use crate::{
     ModelError,
     clip::{self, Clip},
+    coca::{self, Coca},
     config::Config,
+    decoder::Past,
     image_processor::{ImageDefaults, ImageProcessor},
+    language_model::row,
     layers::{compute, normalise},
     naflex::{PatchBatch, PatchProcessor, Siglip2},
     siglip::{self, Siglip},
     text_tokenizer::{Padding, TextTokenizer, TokenBatch, Tokens},
     weights::Weights,
+    writing::Writing,
 };
 
 /// `in.pixel_values` made from the fixture's images.
@@ -165,4 +169,55 @@ fn similarities(texts: &Tensor, images: &Tensor, scale: f64, bias: f64) -> candl
 
 fn softmax(x: &Tensor) -> candle_core::Result<Tensor> {
     candle_nn::ops::softmax_last_dim(&x.contiguous()?)
+}
+
+pub(super) fn coca(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
+    let network = Coca::load(config, weights)?;
+    let mut outputs = Vec::new();
+    let images = fixture.images()?;
+    if !images.is_empty() {
+        let processor = coca::processor(config, network.vision.image_size)?;
+        outputs.push(("in.image".to_owned(), processor.batch(&images.iter().collect::<Vec<_>>())?));
+    }
+    if !fixture.strings("captions").is_empty() {
+        let (length, pad) = (network.text.longest, network.text.pad);
+        let tokenizer = TextTokenizer::open(fixture.folder(), length, |_| Padding::MaxLength(pad))?;
+        outputs.push(("in.text".to_owned(), captions(fixture, &tokenizer)?.ids));
+    }
+    let pixels = fixture.input("image")?;
+    let queried = network.vision.forward(&pixels).map_err(compute("CoCa's vision tower"))?;
+    let tokens = network.vision.tokens(&queried).map_err(compute("CoCa's vision tower"))?;
+    // The reference predicts each token of a text from those before it: the last predicts nothing.
+    let read = |name: &str| -> Result<[Tensor; 2], ModelError> {
+        let ids = fixture.ids(name)?;
+        let run = || {
+            let (vectors, words) = network.text.forward(&ids)?;
+            let words = words.narrow(1, 0, words.dim(1)?.saturating_sub(1))?.contiguous()?;
+            let memory = network.remember(&tokens.narrow(0, 0, words.dim(0)?)?.contiguous()?)?;
+            Ok([normalise(&vectors)?, network.logits(words, &mut Past::default(), &memory)?])
+        };
+        run().map_err(compute("CoCa's text side"))
+    };
+    for (input, prefix) in [("text", ""), ("odd_text", "odd_")] {
+        if fixture.has(input) {
+            let [vectors, logits] = read(input)?;
+            outputs.extend([(format!("{prefix}text_features"), vectors), (format!("{prefix}logits"), logits)]);
+        }
+    }
+    let expected = fixture.output("greedy")?.to_dtype(DType::U32).and_then(|ids| ids.to_vec2::<u32>());
+    let mut greedy = Vec::new();
+    for (i, expected) in expected.map_err(compute("a fixture"))?.iter().enumerate() {
+        let (start, rest) = expected.split_at(expected.len().min(1));
+        let image = tokens.narrow(0, i, 1).and_then(|image| image.contiguous()).map_err(compute("an image"))?;
+        // The reference's loop knows no end.
+        let writing = Writing { max_new_tokens: rest.len(), ..Writing::default() };
+        let written = network.write(&image, start, u32::MAX, &writing, 0)?;
+        greedy.push(row(&[start, &written.ids].concat()).map_err(compute("a fixture"))?);
+    }
+    let run = || -> candle_core::Result<[(&str, Tensor); 3]> {
+        let features = normalise(&network.vision.pooled(&queried)?)?;
+        Ok([("image_features", features), ("image_embs", tokens.clone()), ("greedy", Tensor::cat(&greedy, 0)?)])
+    };
+    outputs.extend(run().map_err(compute("CoCa"))?.map(|(name, tensor)| (name.to_owned(), tensor)));
+    Ok(outputs)
 }
