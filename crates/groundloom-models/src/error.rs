@@ -124,6 +124,32 @@ pub enum ModelError {
         /// The model's name.
         model: String,
     },
+    /// A waveform too short for a single frame.
+    #[error("expected a waveform of at least {least} samples at 16 kHz, found {samples}")]
+    ShortWaveform {
+        /// Samples given.
+        samples: usize,
+        /// What the model's first frame sees.
+        least: usize,
+    },
+    /// A waveform with a sample that is no finite number.
+    #[error("expected a waveform of finite samples, found {found} at sample {place}; the audio is damaged")]
+    BadSample {
+        /// Which sample, from 0 on.
+        place: usize,
+        /// The sample.
+        found: String,
+    },
+    /// A layer that the model does not have.
+    #[error("expected a layer from 0 to {layers} of the model {model}, found {layer}")]
+    NoLayer {
+        /// The model's name.
+        model: String,
+        /// The layer asked for.
+        layer: usize,
+        /// The last.
+        layers: usize,
+    },
     /// A model that compares no images was given one to look for.
     #[error("{model} cannot look for what an example image shows: use an OWL-ViT or OWLv2 model")]
     TakesNoExample {

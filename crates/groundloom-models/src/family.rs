@@ -6,12 +6,12 @@ use crate::{
     ModelError, bert, coca,
     config::{Config, OPEN_CLIP},
     folder::ModelFolder,
-    owl, ssd, vit,
+    owl, ssd, vit, wav2vec2,
 };
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, opt, gpt2, t5, SsdMobileNetV2";
+     blip, blip-2, llava, coca, opt, gpt2, t5, wav2vec2, hubert, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,7 @@ pub(crate) enum Family {
     Opt,
     Gpt2,
     T5,
+    Speech(wav2vec2::Kind),
     Ssd,
 }
 
@@ -79,7 +80,8 @@ impl Family {
             ssd::ARCHITECTURE => Some(Self::Ssd),
             other => {
                 let text = bert::Kind::of(other).map(Self::TextEncoder);
-                text.or_else(|| vit::Kind::of(other).map(Self::VisionTransformer))
+                let text_or_image = text.or_else(|| vit::Kind::of(other).map(Self::VisionTransformer));
+                text_or_image.or_else(|| wav2vec2::Kind::of(other).map(Self::Speech))
             }
         };
         family.ok_or_else(|| ModelError::UnsupportedArchitecture {
@@ -116,6 +118,7 @@ impl Family {
             Self::Opt => "opt",
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",
+            Self::Speech(kind) => kind.name(),
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

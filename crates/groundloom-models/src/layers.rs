@@ -182,8 +182,13 @@ impl LayerNorm {
             bail!("a norm of {} values was given {:?}", self.weight.len(), x.dims())
         }
         let mut values = with_values(x, |x| Ok(x.to_vec()))?;
-        kernels::layer_norm(Isa::detect(), &mut values, &self.weight, &self.bias, self.eps);
+        self.apply(&mut values);
         Tensor::from_vec(values, x.dims(), &Device::Cpu)
+    }
+
+    /// The same in place, of the values of whole rows.
+    pub(crate) fn apply(&self, values: &mut [f32]) {
+        kernels::layer_norm(Isa::detect(), values, &self.weight, &self.bias, self.eps);
     }
 }
 

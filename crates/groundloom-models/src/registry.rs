@@ -28,8 +28,10 @@ use crate::{
     weights::Weights,
 };
 
+mod speech;
 mod writers;
 
+pub use speech::{resolve_audio_encoder, resolve_transcriber};
 pub(crate) use writers::Opened;
 pub use writers::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
 

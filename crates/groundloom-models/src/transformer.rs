@@ -108,6 +108,18 @@ impl BlockNames {
         attention_norm: "attention.LayerNorm",
         ..Self::BERT
     };
+    /// wav2vec 2.0, HuBERT.
+    pub(crate) const WAV2VEC2: Self = Self {
+        query: "attention.q_proj",
+        key: "attention.k_proj",
+        value: "attention.v_proj",
+        output: "attention.out_proj",
+        attention_norm: "layer_norm",
+        up: "feed_forward.intermediate_dense",
+        down: "feed_forward.output_dense",
+        feed_forward_norm: "final_layer_norm",
+        ..Self::CLIP
+    };
 
     /// Queries, keys and values of the block at `weights`, side by side.
     ///
@@ -202,8 +214,19 @@ impl Stack {
     /// `[batch, length, width]` → the same; `bias` is added to the scores of every block (see
     /// [`crate::layers::self_attention`]). `each` sees the output of every block.
     pub(crate) fn forward(&self, x: Tensor, bias: Option<&Tensor>, each: &mut dyn FnMut(&Tensor)) -> Candle<Tensor> {
+        self.forward_some(self.len(), x, bias, each)
+    }
+
+    /// As [`Stack::forward`], through the first `count` blocks only.
+    pub(crate) fn forward_some(
+        &self,
+        count: usize,
+        x: Tensor,
+        bias: Option<&Tensor>,
+        each: &mut dyn FnMut(&Tensor),
+    ) -> Candle<Tensor> {
         let mut x = x;
-        for block in &self.blocks {
+        for block in self.blocks.iter().take(count) {
             let both = match (bias, &block.bias) {
                 (Some(bias), Some(own)) => Some(bias.broadcast_add(own)?),
                 (bias, own) => bias.or(own.as_ref()).cloned(),

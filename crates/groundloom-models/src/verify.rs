@@ -14,6 +14,7 @@ use crate::{
 
 mod detectors;
 mod dual;
+mod speech;
 mod text;
 mod vision;
 mod writers;
@@ -204,6 +205,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Coca => dual::coca(&fixture, &config, &weights)?,
         Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
+        Family::Speech(kind) => speech::encoder(&fixture, &config, kind, &weights)?,
         Family::Ssd => {
             return Err(ModelError::BadConfig {
                 origin: fixture.folder().file_name("config.json"),
@@ -235,6 +237,7 @@ fn tolerance(family: Family, name: &str) -> f32 {
     let name = name.trim_start_matches("out.");
     let of_family = match (family, name) {
         (Family::Owl(Generation::Second), "in.pixel_values") => Some(1e-5),
+        (Family::Speech(_), "in.input_values" | "in.batch_input_values") => Some(speech::INPUT_TOLERANCE),
         (Family::GroundingDino, "logits" | "default_logits" | "last_hidden_state" | "intermediate_hidden_states") => {
             Some(DECODED_TOLERANCE)
         }

@@ -5,11 +5,8 @@
 
 use std::str::FromStr;
 
-use pulp::Simd;
-#[cfg(test)]
-use pulp::WithSimd;
+use pulp::{Simd, WithSimd};
 
-#[cfg(test)]
 use super::Isa;
 
 /// An activation function, as `config.json` names it.
@@ -36,7 +33,6 @@ impl Activation {
         "gelu, gelu_pytorch_tanh, gelu_new, gelu_fast, quick_gelu, relu, silu, swish or tanh";
 
     /// Applies the function in place.
-    #[cfg(test)]
     pub(crate) fn apply(self, isa: Isa, values: &mut [f32]) {
         isa.dispatch(Apply { activation: self, values });
     }
@@ -129,13 +125,11 @@ fn gelu<S: Simd>(x: f32) -> f32 {
     x * if x < 0.0 { tail } else { 1.0 - tail }
 }
 
-#[cfg(test)]
 struct Apply<'a> {
     activation: Activation,
     values: &'a mut [f32],
 }
 
-#[cfg(test)]
 impl WithSimd for Apply<'_> {
     type Output = ();
 

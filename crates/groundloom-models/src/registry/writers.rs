@@ -27,11 +27,11 @@ use crate::{
 
 /// A model folder, opened.
 pub(crate) struct Opened {
-    folder: ModelFolder,
+    pub(super) folder: ModelFolder,
     pub(crate) family: Family,
-    config: Config,
-    weights: Weights,
-    info: ModelIdentity,
+    pub(super) config: Config,
+    pub(super) weights: Weights,
+    pub(super) info: ModelIdentity,
 }
 
 impl Opened {
@@ -59,7 +59,8 @@ impl Opened {
         Ok(Self { folder, family, config, weights, info })
     }
 
-    fn unable(self, what: &'static str, supported: &'static str) -> ModelError {
+    /// The error for a model that cannot do `what` was asked for; `supported` can.
+    pub(super) fn unable(self, what: &'static str, supported: &'static str) -> ModelError {
         ModelError::Unable { model: self.info.name, architecture: self.info.architecture, what, supported }
     }
 
