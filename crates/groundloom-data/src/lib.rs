@@ -7,6 +7,9 @@ pub mod columns;
 pub mod conversations;
 pub mod expressions;
 pub mod funnel;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod geometry;
 mod list_rows;
 pub mod media;

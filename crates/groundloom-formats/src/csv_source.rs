@@ -119,9 +119,9 @@ impl CsvSource {
 
 /// How files are written.
 #[derive(Debug, Clone, Copy)]
-struct Form {
-    delimiter: u8,
-    header: bool,
+pub(crate) struct Form {
+    pub(crate) delimiter: u8,
+    pub(crate) header: bool,
 }
 
 /// The columns of the files: names of the header, types of the sampled values and those that are stated.
@@ -200,14 +200,14 @@ fn same_header(first: &str, expected: &[String], location: &str, names: &[String
 
 /// A record that was read, of which [`Records::fields`] holds the values.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Record {
+pub(crate) struct Record {
     /// Of its first byte, after decompression.
-    offset: u64,
-    fault: Option<Fault>,
+    pub(crate) offset: u64,
+    pub(crate) fault: Option<Fault>,
 }
 
 /// Records of a file, in order.
-struct Records {
+pub(crate) struct Records {
     reader: BufReader<io::Chain<Cursor<Vec<u8>>, Decompressed>>,
     location: String,
     parser: csv_core::Reader,
@@ -234,7 +234,7 @@ impl Records {
     }
 
     /// `most` is the longest record in bytes.
-    fn new(mut reader: Decompressed, location: &str, delimiter: u8, most: usize) -> Self {
+    pub(crate) fn new(mut reader: Decompressed, location: &str, delimiter: u8, most: usize) -> Self {
         let mut start = Vec::new();
         let damage = reader.by_ref().take(3).read_to_end(&mut start).err();
         let mark = start.starts_with(b"\xef\xbb\xbf");
@@ -255,7 +255,7 @@ impl Records {
     }
 
     /// The names of the columns, from the first record; `None` for a file without one that can be read.
-    fn names(&mut self, form: Form) -> Result<Option<Vec<String>>, FormatError> {
+    pub(crate) fn names(&mut self, form: Form) -> Result<Option<Vec<String>>, FormatError> {
         let Some(record) = self.next()? else { return Ok(None) };
         let malformed = |message: String| FormatError::Malformed { location: self.location.clone(), message };
         if record.fault.is_some() {
@@ -278,14 +278,14 @@ impl Records {
         names.collect::<Result<_, _>>().map(Some)
     }
 
-    fn fields(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+    pub(crate) fn fields(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         (0..self.fields).map(|i| {
             let start = if i == 0 { 0 } else { self.ends[i - 1] };
             self.text.get(start..self.ends[i]).unwrap_or_default()
         })
     }
 
-    fn next(&mut self) -> Result<Option<Record>, FormatError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Record>, FormatError> {
         if let Some(record) = self.again.take() {
             return Ok(Some(record));
         }

@@ -2,6 +2,11 @@
 
 /// Most paths that the braces of one pattern may stand for.
 const MOST_PATHS: usize = 1_000_000;
+/// Most bytes of all these paths, and of a pattern with braces: a few braces must not fill the memory.
+const MOST_BYTES: usize = 256 << 20;
+const LONGEST_PATTERN: usize = 64 << 10;
+/// Digits of the largest number in a range (u64).
+const MOST_DIGITS: usize = 20;
 
 /// A pattern whose braces cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,41 +32,61 @@ pub fn root(pattern: &str) -> &str {
 /// of the first number, if that has leading zeros). Braces do not nest.
 ///
 /// # Errors
-/// An unclosed or nested brace, a range that counts down, or more than a million paths.
+/// An unclosed or nested brace, a range that counts down or has more than 20 digits, a pattern of more than 64 KiB, and paths that are more than a million or more
+/// than 256 MiB in all.
 pub fn expand_braces(pattern: &str) -> Result<Vec<String>, PatternError> {
     let error = |message: String| PatternError { message };
-    let Some(open) = pattern.find('{') else { return Ok(vec![pattern.to_owned()]) };
-    let (head, rest) = (&pattern[..open], &pattern[open + 1..]);
-    let close = rest.find('}').ok_or_else(|| error(format!("expected a closing `}}` in `{pattern}`, found none")))?;
-    let (body, tail) = (&rest[..close], &rest[close + 1..]);
-    if body.contains('{') {
-        return Err(error(format!("expected no braces inside braces in `{pattern}`")));
+    if pattern.contains('{') && pattern.len() > LONGEST_PATTERN {
+        let found = pattern.len();
+        return Err(error(format!("expected a pattern of at most {LONGEST_PATTERN} bytes, found {found}")));
     }
-    let choices: Vec<String> = match body.split_once("..") {
-        Some((first, last)) => {
-            let number = |text: &str| match text.bytes().all(|b| b.is_ascii_digit()) {
-                true => text.parse::<u64>().ok(),
-                false => None,
-            };
-            let (Some(from), Some(to)) = (number(first), number(last)) else {
-                return Err(error(format!("expected two whole numbers in `{{{body}}}`, such as `{{00000..00099}}`")));
-            };
-            if from > to {
-                return Err(error(format!("expected a range that counts up, found `{{{body}}}`")));
-            }
-            if to - from >= MOST_PATHS as u64 {
-                return Err(error(format!("`{{{body}}}` stands for more than {MOST_PATHS} paths")));
-            }
-            let width = if first.starts_with('0') { first.len() } else { 0 };
-            (from..=to).map(|n| format!("{n:0width$}")).collect()
+    let (mut paths, mut rest) = (vec![String::new()], pattern);
+    while let Some(open) = rest.find('{') {
+        let (head, inside) = (&rest[..open], &rest[open + 1..]);
+        let close = inside.find('}');
+        let close = close.ok_or_else(|| error(format!("expected a closing `}}` in `{pattern}`, found none")))?;
+        let (body, tail) = (&inside[..close], &inside[close + 1..]);
+        if body.contains('{') {
+            return Err(error(format!("expected no braces inside braces in `{pattern}`")));
         }
-        None => body.split(',').map(str::to_owned).collect(),
-    };
-    let tails = expand_braces(tail)?;
-    if choices.len().saturating_mul(tails.len()) > MOST_PATHS {
-        return Err(error(format!("`{pattern}` stands for more than {MOST_PATHS} paths")));
+        let choices = choices(body).map_err(error)?;
+        let count = choices.len().saturating_mul(paths.len());
+        if count > MOST_PATHS {
+            return Err(error(format!("`{pattern}` stands for more than {MOST_PATHS} paths")));
+        }
+        let length = |texts: &[String]| texts.iter().map(String::len).sum::<usize>();
+        let bytes = length(&choices) * paths.len() + length(&paths) * choices.len() + head.len() * count;
+        if bytes > MOST_BYTES {
+            return Err(error(format!("`{pattern}` stands for paths of more than {MOST_BYTES} bytes")));
+        }
+        paths = paths.iter().flat_map(|path| choices.iter().map(move |c| format!("{path}{head}{c}"))).collect();
+        rest = tail;
     }
-    Ok(choices.iter().flat_map(|choice| tails.iter().map(move |tail| format!("{head}{choice}{tail}"))).collect())
+    if rest.len().saturating_mul(paths.len()) > MOST_BYTES {
+        return Err(error(format!("`{pattern}` stands for paths of more than {MOST_BYTES} bytes")));
+    }
+    paths.iter_mut().for_each(|path| path.push_str(rest));
+    Ok(paths)
+}
+
+/// What stands between braces, one by one; else what is wrong with it.
+fn choices(body: &str) -> Result<Vec<String>, String> {
+    let Some((first, last)) = body.split_once("..") else { return Ok(body.split(',').map(str::to_owned).collect()) };
+    let number = |text: &str| match text.len() <= MOST_DIGITS && text.bytes().all(|b| b.is_ascii_digit()) {
+        true => text.parse::<u64>().ok(),
+        false => None,
+    };
+    let (Some(from), Some(to)) = (number(first), number(last)) else {
+        return Err(format!("expected two whole numbers in `{{{body}}}`, such as `{{00000..00099}}`"));
+    };
+    if from > to {
+        return Err(format!("expected a range that counts up, found `{{{body}}}`"));
+    }
+    if to - from >= MOST_PATHS as u64 {
+        return Err(format!("`{{{body}}}` stands for more than {MOST_PATHS} paths"));
+    }
+    let width = if first.starts_with('0') { first.len() } else { 0 };
+    Ok((from..=to).map(|n| format!("{n:0width$}")).collect())
 }
 
 /// Whether a path component matches a pattern component. `*` and `?` do not match a leading dot: hidden files must be named.
@@ -187,6 +212,23 @@ mod tests {
             let error = expand_braces(pattern).unwrap_err();
             assert!(error.message.contains(message), "{pattern}: {error}");
         }
+    }
+
+    #[test]
+    fn a_short_pattern_fills_neither_stack_nor_memory() {
+        let zeros = |count| format!("{{{}1..999999}}", "0".repeat(count));
+        for (pattern, message) in [
+            // Wider than Rust formats a number.
+            (zeros(70_000), "at most 65536 bytes"),
+            (zeros(1000), "two whole numbers"),
+            ("{a}".repeat(1_000_000), "at most 65536 bytes"),
+            (format!("{{0..999999}}{}", "x".repeat(1000)), "more than 268435456 bytes"),
+            (format!("{}{{0..999999}}", "x".repeat(1000)), "more than 268435456 bytes"),
+        ] {
+            let error = expand_braces(&pattern).unwrap_err();
+            assert!(error.message.contains(message), "{}", &error.message[error.message.len().saturating_sub(200)..]);
+        }
+        assert_eq!(expand_braces(&"{a}".repeat(20_000)).unwrap(), ["a".repeat(20_000)]);
     }
 
     #[test]

@@ -6,6 +6,9 @@ pub mod compression;
 pub mod csv_source;
 mod folder_metadata;
 mod funnel_steps;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod globs;
 pub mod grit;
 pub mod grit_tsv;

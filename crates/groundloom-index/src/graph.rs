@@ -58,6 +58,9 @@ impl std::str::FromStr for Builder {
     }
 }
 
+/// Most links that a node chooses.
+pub(crate) const MOST_LINKS: usize = 128;
+
 /// What decides a graph beside its vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GraphSettings {
@@ -85,7 +88,7 @@ impl GraphSettings {
         let bad = |setting, expected, found: usize| {
             Err(IndexError::BadSetting { setting, expected, found: found.to_string() })
         };
-        if !(2..=128).contains(&self.m) {
+        if !(2..=MOST_LINKS).contains(&self.m) {
             return bad("m", "from 2 to 128", self.m);
         }
         if !(self.m..=4096).contains(&self.ef_construction) {

@@ -7,6 +7,9 @@ mod collected;
 mod error;
 mod evaluation;
 pub mod exchange;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod graph;
 mod groups;
 mod hnsw;

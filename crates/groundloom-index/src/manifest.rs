@@ -175,7 +175,8 @@ impl Manifest {
     }
 }
 
-const BEFORE_HASH: &str = "{\n  \"xxh3\": \"";
+/// How a manifest begins; then come the 16 digits of its checksum.
+pub(crate) const BEFORE_HASH: &str = "{\n  \"xxh3\": \"";
 
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), IndexError> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| IndexError::io(folder, e))

@@ -11,8 +11,8 @@ use crate::{
     beam::{Links, NO_NODE, NodeFilter, ScratchPool},
     bitmap::Bitmap,
     codes::{Coding, byte_scale, byte_stride, encode_bits, encode_bytes, means, word_stride},
-    collected::Collected,
-    graph::{Builder, GraphBuilder, GraphSettings, SplitMix},
+    collected::{Collected, MOST_DIMENSIONS},
+    graph::{Builder, GraphBuilder, GraphSettings, MOST_LINKS, SplitMix},
     hnsw::HnswRs,
     lines::padded,
     metric::Metric,
@@ -242,6 +242,16 @@ impl Column {
         let file = VectorFile::open(folder, entry)?;
         let column = Self { file, scratches: ScratchPool::default() };
         let h = &column.file.header;
+        // Within these no product of them overflows.
+        if h.dims > MOST_DIMENSIONS || h.m > MOST_LINKS || h.nodes >= NO_NODE as usize {
+            return Err(column.file.damaged(format!(
+                "expected at most {MOST_DIMENSIONS} dimensions, {MOST_LINKS} links and {} vectors, found {}, {} and {}",
+                NO_NODE - 1,
+                h.dims,
+                h.m,
+                h.nodes
+            )));
+        }
         if h.levels.windows(2).any(|w| w[1] > w[0]) || h.levels.first().is_some_and(|n| *n != h.nodes) {
             return Err(column.file.damaged("the levels of the graph do not fit its nodes"));
         }

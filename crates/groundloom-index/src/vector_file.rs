@@ -76,6 +76,19 @@ pub(crate) fn hex(hash: u64) -> String {
     format!("{hash:016x}")
 }
 
+/// What stands before the sections, given the header as JSON.
+pub(crate) fn head(text: &[u8]) -> Vec<u8> {
+    let mut head = Vec::new();
+    head.extend_from_slice(MAGIC);
+    head.extend_from_slice(&VERSION.to_le_bytes());
+    head.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    head.extend_from_slice(&xxh3_64(text).to_le_bytes());
+    head.resize(LINE as usize, 0);
+    head.extend_from_slice(text);
+    head.resize(head.len().next_multiple_of(LINE as usize), 0);
+    head
+}
+
 /// Writes a vector file and makes it durable. `sections` are in order; offsets and checksums are computed here.
 pub(crate) fn write(path: &Path, mut header: Header, sections: &[(&str, &[u8])]) -> Result<FileEntry, IndexError> {
     header.sections.clear();
@@ -93,14 +106,7 @@ pub(crate) fn write(path: &Path, mut header: Header, sections: &[(&str, &[u8])])
     let hash = xxh3_64(&text);
     let io = |e| IndexError::io(path, e);
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
-    let mut head = Vec::new();
-    head.extend_from_slice(MAGIC);
-    head.extend_from_slice(&VERSION.to_le_bytes());
-    head.extend_from_slice(&(text.len() as u32).to_le_bytes());
-    head.extend_from_slice(&hash.to_le_bytes());
-    head.resize(LINE as usize, 0);
-    head.extend_from_slice(&text);
-    head.resize(head.len().next_multiple_of(LINE as usize), 0);
+    let head = head(&text);
     out.write_all(&head).map_err(io)?;
     let mut bytes = head.len() as u64;
     for (_, section) in sections {

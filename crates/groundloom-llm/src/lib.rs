@@ -6,6 +6,9 @@ mod budget;
 mod client;
 mod clients;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod hedge;
 mod http_date;

@@ -5,6 +5,9 @@ mod component_page;
 mod component_type;
 mod decode;
 mod diagnostic;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod graph;
 mod node;
 mod params;

@@ -31,8 +31,8 @@ pub struct Fromage {
 /// [`IndexError::Damaged`] for anything else, tensors of PyTorch among it.
 pub fn read_fromage(path: &Path) -> Result<Fromage, IndexError> {
     let bytes = fs::read(path).map_err(|e| IndexError::io(path, e))?;
-    let mut machine = Machine { bytes: &bytes, at: 0, stack: Vec::new(), memo: Vec::new(), spent: 0 };
-    let found = machine.run().and_then(fromage);
+    let mut machine = Machine { bytes: &bytes, at: 0, stack: Vec::new(), memo: Vec::new(), spent: 0, encoded: 0 };
+    let found = machine.run().and_then(|top| fromage(top, bytes.len()));
     found.map_err(|problem| IndexError::damaged(path, format!("byte {}: {problem}", machine.at)))
 }
 
@@ -86,10 +86,14 @@ enum Value<'a> {
 
 type Outcome<T> = Result<T, String>;
 
+/// Most bytes of all paths, unless the file is so large itself.
+const MOST_PATH_BYTES: usize = 256 << 20;
+
 /// What `embeddings` should have been.
 const WANTED: &str = "expected a NumPy array of floats or a list of such rows; save numpy.stack([numpy.asarray(e, '<f4') for e in embeddings])";
 
-fn fromage(top: Value<'_>) -> Outcome<Fromage> {
+/// The dictionary as paths and embeddings; `size` is the file's in bytes.
+fn fromage(top: Value<'_>, size: usize) -> Outcome<Fromage> {
     let Value::Dict(items) = top else { return Err("expected a dictionary of paths and embeddings".into()) };
     let (mut paths, mut embeddings) = (None, None);
     for (key, value) in items {
@@ -100,9 +104,13 @@ fn fromage(top: Value<'_>) -> Outcome<Fromage> {
         }
     }
     let Some(Value::List(paths)) = paths else { return Err("expected a list of texts under \"paths\"".into()) };
-    let paths: Option<Vec<String>> =
-        paths.iter().map(|p| if let Value::Text(text) = p { Some(text.to_string()) } else { None }).collect();
+    let paths: Option<Vec<Rc<str>>> =
+        paths.into_iter().map(|p| if let Value::Text(text) = p { Some(text) } else { None }).collect();
     let paths = paths.ok_or("expected a list of texts under \"paths\"")?;
+    // In the file a text may stand once for many rows.
+    if paths.iter().map(|p| p.len()).sum::<usize>() > MOST_PATH_BYTES.max(8 * size) {
+        return Err("expected paths, found texts that are far longer than the file".into());
+    }
     let embeddings = match embeddings {
         Some(Value::Array(shape, values)) => match shape[..] {
             [_, dims] if dims > 0 => Matrix { dims, values },
@@ -127,7 +135,7 @@ fn fromage(top: Value<'_>) -> Outcome<Fromage> {
     if embeddings.rows().len() != paths.len() {
         return Err(format!("expected an embedding a path, found {} for {}", embeddings.rows().len(), paths.len()));
     }
-    Ok(Fromage { paths, embeddings })
+    Ok(Fromage { paths: paths.iter().map(|p| (**p).to_owned()).collect(), embeddings })
 }
 
 fn floats<'v>(value: &'v Value<'_>) -> Option<Cow<'v, [f32]>> {
@@ -154,6 +162,8 @@ struct Machine<'a> {
     memo: Vec<Option<Value<'a>>>,
     /// Bytes that arrays were made of so far.
     spent: usize,
+    /// Bytes of the texts that were made into bytes so far.
+    encoded: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -398,6 +408,11 @@ impl<'a> Machine<'a> {
             ("numpy.dtype", [Value::Text(name), ..]) => Value::Dtype(width(name)?),
             // Bytes of the old protocols: a text of the characters 0 to 255.
             ("_codecs.encode", [Value::Text(text), Value::Text(coding)]) if &**coding == "latin1" => {
+                // As with arrays: a text that is noted once could be copied without end.
+                self.encoded = self.encoded.saturating_add(text.len());
+                if self.encoded > self.bytes.len() {
+                    return Err(OTHER.into());
+                }
                 let bytes: Result<Vec<u8>, _> = text.chars().map(|c| u8::try_from(u32::from(c))).collect();
                 Value::Bytes(Rc::new(Cow::Owned(bytes.map_err(|_| OTHER)?)))
             }
@@ -584,5 +599,19 @@ mod tests {
         let deep = [vec![0x80, 4], vec![b']'; 100_000], vec![b'a'; 99_999], vec![b'.']].concat();
         assert!(read(&deep).is_err());
         assert!(read(b"\x80\x04}(X\x05\0\0\0pathsNu.").unwrap_err().contains("list of texts"));
+    }
+
+    #[test]
+    fn a_small_pickle_does_not_grow_without_end() {
+        let text = |text: &str| [&[b'X'][..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+        let long = text(&"x".repeat(1 << 20));
+        // The long text noted once, then made into bytes again and again: `_codecs.encode(memo[0], "latin1")`.
+        let encode = [&b"c_codecs\nencode\nh\0"[..], &text("latin1"), b"\x86R"].concat();
+        let bytes = [&long[..], b"q\0", &encode.repeat(10_000), b"."].concat();
+        assert!(read(&bytes).unwrap_err().contains("paths and embeddings alone"));
+        // A million paths that are all the same long text.
+        let paths = [&b"]("[..], &long, b"q\0", &b"h\0".repeat(1_000_000), b"e"].concat();
+        let bytes = [&b"}("[..], &text("paths"), &paths, &text("embeddings"), b"]u."].concat();
+        assert!(read(&bytes).unwrap_err().contains("far longer than the file"));
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn request_line(hash: RequestHash, request: &Request) -> Result<Strin
 
 /// What became of one request of a batch.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Line {
+pub(crate) enum Line {
     /// The body of its answer.
     Answered(Value),
     /// It may be submitted again: the server failed, or the batch ran out of time.
@@ -50,7 +50,7 @@ pub(super) enum Line {
 /// Reads a line of an output or error file; `None` for one that is no line of ours.
 ///
 /// Field by field, not as async-openai's `BatchRequestOutput`: lines of requests that expired have no `request_id`, and Azure's have neither `id` nor an error's `code`.
-pub(super) fn read_line(line: &str) -> Option<(RequestHash, Line)> {
+pub(crate) fn read_line(line: &str) -> Option<(RequestHash, Line)> {
     let value: Value = serde_json::from_str(line).ok()?;
     let hash = RequestHash::parse(value["custom_id"].as_str()?)?;
     let response = &value["response"];

@@ -14,7 +14,8 @@ use std::{
 };
 
 use async_openai::types::batches::{BatchCompletionWindow, BatchErrors, BatchRequest, BatchStatus};
-use lines::{Line, endpoint, read_line, request_line, upload};
+pub(crate) use lines::read_line;
+use lines::{Line, endpoint, request_line, upload};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use state::Held;

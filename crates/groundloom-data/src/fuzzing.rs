@@ -1,0 +1,33 @@
+//! What `tests/fuzz` runs on any bytes; here it runs on the corpus.
+#![allow(missing_docs, reason = "nothing here is for users")]
+
+use crate::media::{DecodeLimits, decode_rgb, probe};
+
+/// A picture of any format, looked at and decoded within limits.
+pub fn pictures(bytes: &[u8]) {
+    let limits = DecodeLimits { max_pixels: 1 << 20, max_bytes: 1 << 20 };
+    let looked = probe(bytes);
+    if let Ok(image) = decode_rgb(bytes, &limits) {
+        assert!(u64::from(image.width()) * u64::from(image.height()) <= limits.max_pixels);
+        let info = looked.map(|info| (info.width, info.height)).ok();
+        assert_eq!(info, Some((image.width(), image.height())), "what is decoded can be looked at");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    /// Runs every input of a target's corpus in `tests/fuzz`.
+    fn run(target: &str, read: fn(&[u8])) {
+        let folder = format!("{}/../../tests/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let inputs: Vec<_> = std::fs::read_dir(folder).unwrap().map(|input| input.unwrap().path()).collect();
+        assert!(!inputs.is_empty(), "no corpus for {target}");
+        inputs.iter().for_each(|input| read(&std::fs::read(input).unwrap()));
+    }
+
+    #[test]
+    fn every_corpus_is_read() {
+        run("pictures", super::pictures);
+    }
+}

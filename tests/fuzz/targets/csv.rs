@@ -1,0 +1,4 @@
+//! Records of values.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| groundloom_formats::fuzzing::csv(bytes));

@@ -1,0 +1,4 @@
+//! Path patterns and braces.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| groundloom_formats::fuzzing::globs(bytes));

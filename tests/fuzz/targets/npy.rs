@@ -1,0 +1,4 @@
+//! NumPy arrays.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| groundloom_index::fuzzing::npy(bytes));

@@ -1,0 +1,4 @@
+//! FROMAGe's pickles.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| groundloom_index::fuzzing::pickle(bytes));

@@ -1,0 +1,4 @@
+//! Archives, plain, gzip or Zstandard.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| groundloom_formats::fuzzing::tar(bytes));
