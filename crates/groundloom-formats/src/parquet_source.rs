@@ -137,7 +137,10 @@ fn decode_footer(bytes: &[u8]) -> Result<(Schema, ParquetMetaData), String> {
     Ok((schema, metadata))
 }
 
-/// Shards of whole row groups of about `bytes` each, as the byte ranges in which their first pages begin: DataFusion's own test of which range a row group belongs to.
+/// A shard of Parquet ends at so many rows, however well they are compressed: a thread has something to do until the end, and a kill costs little.
+const SHARD_ROWS: u64 = 1 << 20;
+
+/// Shards of whole row groups of about `bytes` (uncompressed) or [`SHARD_ROWS`] each, as the byte ranges in which their first pages begin: DataFusion's own test of which range a row group belongs to.
 fn cut(entry: &Entry, metadata: &ParquetMetaData, bytes: u64) -> Result<Vec<Shard>, FormatError> {
     let groups = metadata.row_groups();
     let mut starts = Vec::with_capacity(groups.len() + 1);
@@ -159,8 +162,10 @@ fn cut(entry: &Entry, metadata: &ParquetMetaData, bytes: u64) -> Result<Vec<Shar
     let (mut shards, mut first, mut rows, mut size) = (Vec::new(), 0, 0u64, 0u64);
     for (i, group) in groups.iter().enumerate() {
         rows += u64::try_from(group.num_rows()).unwrap_or(0);
-        size += u64::try_from(group.compressed_size()).unwrap_or(0);
-        if size >= bytes || i + 1 == groups.len() {
+        size += u64::try_from(group.total_byte_size()).unwrap_or(0);
+        // Another group like this one would be one too many.
+        let full = size >= bytes || rows + u64::try_from(group.num_rows()).unwrap_or(0) > SHARD_ROWS;
+        if full || i + 1 == groups.len() {
             let file = ShardFile { range: Some(starts[first]..starts[i + 1]), ..whole_file(entry.clone()) };
             shards.push(shard(vec![file], Some(rows)));
             (first, rows, size) = (i + 1, 0, 0);
