@@ -262,7 +262,11 @@ fn options_that_would_change_the_answer_are_refused_by_name() {
         ),
         coca("\"head_width\": 12", "\"head_width\": 25", "head_width to be at most the width 24, found 25"),
         coca("\"attn_pooler_heads\": 4", "\"attn_pooler_heads\": 3", "an embed_dim that attn_pooler_heads divides"),
-        coca("\"embed_dim\": 16", "\"embed_dim\": 20", "multimodal_cfg.width to be embed_dim (20)"),
+        coca(
+            "\"embed_dim\": 16",
+            "\"embed_dim\": 20",
+            "text.text_projection to have the shape [16, 20], found [16, 16]",
+        ),
         coca("\"mean\": [", "\"resize_mode\": \"longest\", \"mean\": [", "resize_mode to be shortest or squash"),
         coca("\"multimodal_cfg\"", "\"other_cfg\"", "open_clip_config.json without multimodal_cfg"),
         coca("\"layers\": 2", "\"layers\": 1", "found also visual.transformer.resblocks.1."),
