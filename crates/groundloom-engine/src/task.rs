@@ -131,10 +131,12 @@ impl Task {
         let (files, again) = (self.files.clone(), self.again.clone());
         let entry = Entry { task: self.task.clone(), rows_in, parts, counts, files, again };
         let span = tracing::Span::current();
-        span.record("rows_in", entry.rows_in);
-        span.record("rows_kept", entry.rows(PartKind::Data));
-        span.record("rows_quarantined", entry.rows(PartKind::Quarantine));
-        span.record("rows_dropped", entry.rows(PartKind::Dropped));
+        // OpenTelemetry has no unsigned numbers: they would be sent as texts.
+        let rows = |kind| i64::try_from(entry.rows(kind)).unwrap_or(i64::MAX);
+        span.record("rows_in", i64::try_from(entry.rows_in).unwrap_or(i64::MAX));
+        span.record("rows_kept", rows(PartKind::Data));
+        span.record("rows_quarantined", rows(PartKind::Quarantine));
+        span.record("rows_dropped", rows(PartKind::Dropped));
         let ledger = ledger.clone();
         tokio::task::spawn_blocking(move || ledger.commit(entry, open))
             .await

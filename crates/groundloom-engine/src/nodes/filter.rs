@@ -359,6 +359,15 @@ fn keep(
     mark(spec, &batch, &not(&mask)?)
 }
 
+/// How a value that is told is made.
+struct Value {
+    data_type: DataType,
+    /// From the whole input.
+    of_all: Arc<dyn PhysicalExpr>,
+    /// From [`Dropped::columns`] alone.
+    of_refused: Arc<dyn PhysicalExpr>,
+}
+
 /// Tells the rows that a filter drops.
 struct Dropped {
     log: Arc<DropLog>,
@@ -368,8 +377,7 @@ struct Dropped {
     identity: Vec<usize>,
     /// The columns that values are made from: pictures beside them are not copied.
     columns: Vec<usize>,
-    /// Type of a value, and how it is made from the whole input and from [`Dropped::columns`] alone.
-    told: Vec<(DataType, Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)>,
+    told: Vec<Value>,
 }
 
 impl Dropped {
@@ -385,10 +393,11 @@ impl Dropped {
         columns.sort_unstable();
         columns.dedup();
         let narrow = input.project(&columns)?;
-        let over_narrow = |(what, e): &(Told, Arc<dyn PhysicalExpr>)| {
-            Ok((what.data_type.clone(), Arc::clone(e), reassign_expr_columns(Arc::clone(e), &narrow)?))
+        let value = |(what, e): &(Told, Arc<dyn PhysicalExpr>)| {
+            let of_refused = reassign_expr_columns(Arc::clone(e), &narrow)?;
+            Ok(Value { data_type: what.data_type.clone(), of_all: Arc::clone(e), of_refused })
         };
-        let told = told.iter().map(over_narrow).collect::<Result<Vec<_>>>()?;
+        let told = told.iter().map(value).collect::<Result<Vec<_>>>()?;
         Ok(Self { log, stage: Arc::clone(&spec.name), reason: Arc::clone(&spec.reason), identity, columns, told })
     }
 
@@ -409,9 +418,9 @@ impl Dropped {
         };
         let mut refused: Option<RecordBatch> = None;
         let mut values = Vec::with_capacity(self.told.len());
-        for (data_type, over_all, over_refused) in &self.told {
+        for Value { data_type, of_all, of_refused } in &self.told {
             // Numbers are copied more cheaply than the texts they were made from, so values are made of all rows and then picked.
-            let of_all = over_all.evaluate(batch).and_then(|v| v.into_array(batch.num_rows()));
+            let of_all = of_all.evaluate(batch).and_then(|v| v.into_array(batch.num_rows()));
             if let Ok(value) = of_all {
                 values.push(filter(&value, dropped)?);
                 continue;
@@ -421,7 +430,7 @@ impl Dropped {
             }
             let Some(rows) = &refused else { continue };
             // What the rest of the predicate shielded may fail on the rows that it refused, too: then there is no value to tell.
-            let value = over_refused.evaluate(rows).and_then(|v| v.into_array(rows.num_rows()));
+            let value = of_refused.evaluate(rows).and_then(|v| v.into_array(rows.num_rows()));
             values.push(value.unwrap_or_else(|_| new_null_array(data_type, rows.num_rows())));
         }
         self.log.tell(&self.stage, &self.reason, &ids, &values)
