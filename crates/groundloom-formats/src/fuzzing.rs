@@ -120,16 +120,13 @@ pub fn globs(bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
+#[path = "../../../tests/fuzz/corpus.rs"]
+#[allow(clippy::unwrap_used)]
+mod corpus;
 
-    /// Runs every input of a target's corpus in `tests/fuzz`.
-    fn run(target: &str, read: fn(&[u8])) {
-        let folder = format!("{}/../../tests/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
-        let inputs: Vec<_> = std::fs::read_dir(folder).unwrap().map(|input| input.unwrap().path()).collect();
-        assert!(!inputs.is_empty(), "no corpus for {target}");
-        inputs.iter().for_each(|input| read(&std::fs::read(input).unwrap()));
-    }
+#[cfg(test)]
+mod tests {
+    use super::corpus::run;
 
     #[test]
     fn every_corpus_is_read() {

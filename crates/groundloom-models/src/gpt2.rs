@@ -8,7 +8,7 @@ use crate::{
     ModelError,
     config::Config,
     decoder::{Decoder, DecoderBlock, Norm, Past},
-    language_model::{LanguageModel, word_layer},
+    language_model::{LanguageModel, TextLimits, Words},
     layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias},
     transformer::{NormPlace, StackShape},
     weights::Weights,
@@ -19,14 +19,10 @@ type Candle<T> = candle_core::Result<T>;
 /// `GPT2LMHeadModel`.
 #[derive(Debug)]
 pub(crate) struct Gpt2 {
-    words: Embedding,
+    words: Words,
     positions: Embedding,
     decoder: Decoder,
     norm: LayerNorm,
-    head: Linear,
-    longest: usize,
-    /// Begins and ends texts.
-    end: u32,
 }
 
 impl Gpt2 {
@@ -59,15 +55,12 @@ impl Gpt2 {
         let body = weights.at_first(&["transformer", ""]);
         let layers = body.at("h");
         let blocks = (0..shape.layers).map(|i| block(&layers.at(i), shape)).collect::<Result<_, _>>()?;
-        let words = Embedding::load(&body.at("wte"), vocabulary, width)?;
+        let limits = TextLimits { longest, start: end, end };
         let this = Self {
             positions: Embedding::load(&body.at("wpe"), longest, width)?,
             decoder: Decoder::new(&layers, shape, NormPlace::Before, blocks)?,
             norm: LayerNorm::load(&body.at("ln_f"), width, shape.eps)?,
-            head: word_layer(weights, &words, [vocabulary, width])?,
-            words,
-            longest,
-            end,
+            words: Words::load(weights, &body.at("wte"), [vocabulary, width], limits)?,
         };
         // Older files hold the causal mask as tensors.
         let masks = (0..shape.layers).flat_map(|i| {
@@ -100,10 +93,6 @@ fn block(weights: &Weights, shape: StackShape) -> Result<DecoderBlock, ModelErro
 }
 
 impl LanguageModel for Gpt2 {
-    fn embed(&self, ids: &Tensor) -> Candle<Tensor> {
-        self.words.forward(ids)
-    }
-
     fn forward(
         &self,
         vectors: Tensor,
@@ -118,19 +107,7 @@ impl LanguageModel for Gpt2 {
         self.norm.forward(&self.decoder.forward(x, Some(&bias), Some(past), None, each)?)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Candle<Tensor> {
-        self.head.forward(hidden)
-    }
-
-    fn longest(&self) -> usize {
-        self.longest
-    }
-
-    fn start(&self) -> u32 {
-        self.end
-    }
-
-    fn end(&self) -> u32 {
-        self.end
+    fn words(&self) -> &Words {
+        &self.words
     }
 }

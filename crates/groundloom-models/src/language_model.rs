@@ -14,9 +14,6 @@ type Candle<T> = candle_core::Result<T>;
 
 /// A network that gives, behind every token, a value for each token that may come next.
 pub(crate) trait LanguageModel: Send + Sync {
-    /// Token ids `[n, length]` → their vectors, `[n, length, width]`.
-    fn embed(&self, ids: &Tensor) -> Candle<Tensor>;
-
     /// Vectors of tokens behind `past` → vectors behind the last block and norm. `mask` (`[n, length]`, without a past
     /// only) is 0 where padding stands. `each` sees the vectors with their positions, and the output of every block.
     fn forward(
@@ -27,17 +24,66 @@ pub(crate) trait LanguageModel: Send + Sync {
         each: &mut dyn FnMut(&Tensor),
     ) -> Candle<Tensor>;
 
+    /// Its words.
+    fn words(&self) -> &Words;
+
+    /// Token ids `[n, length]` → their vectors, `[n, length, width]`.
+    fn embed(&self, ids: &Tensor) -> Candle<Tensor> {
+        self.words().table.forward(ids)
+    }
+
     /// What [`LanguageModel::forward`] gives → a value for each token, `[n, length, vocabulary]`.
-    fn logits(&self, hidden: &Tensor) -> Candle<Tensor>;
+    fn logits(&self, hidden: &Tensor) -> Candle<Tensor> {
+        self.words().head.forward(hidden)
+    }
 
     /// The longest text in tokens.
-    fn longest(&self) -> usize;
+    fn longest(&self) -> usize {
+        self.words().limits.longest
+    }
 
     /// The token that begins a text.
-    fn start(&self) -> u32;
+    fn start(&self) -> u32 {
+        self.words().limits.start
+    }
 
     /// The token that ends a text.
-    fn end(&self) -> u32;
+    fn end(&self) -> u32 {
+        self.words().limits.end
+    }
+}
+
+/// How long texts may be, and what begins and ends them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TextLimits {
+    /// In tokens.
+    pub(crate) longest: usize,
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+}
+
+/// A language model's words: the table of their vectors, and the layer that gives each a value.
+#[derive(Debug)]
+pub(crate) struct Words {
+    table: Embedding,
+    head: Linear,
+    limits: TextLimits,
+}
+
+impl Words {
+    /// Reads the table at `table`, and the layer at `weights` where the checkpoint has one.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`].
+    pub(crate) fn load(
+        weights: &Weights,
+        table: &Weights,
+        [vocabulary, width]: [usize; 2],
+        limits: TextLimits,
+    ) -> Result<Self, ModelError> {
+        let table = Embedding::load(table, vocabulary, width)?;
+        Ok(Self { head: word_layer(weights, &table, [vocabulary, width])?, table, limits })
+    }
 }
 
 /// Ids as one row, `[1, length]`.

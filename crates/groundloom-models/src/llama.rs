@@ -8,8 +8,8 @@ use crate::{
     ModelError,
     config::Config,
     decoder::{Decoder, DecoderBlock, Norm, Past},
-    language_model::{LanguageModel, word_layer},
-    layers::{Activation, Embedding, Linear, RmsNorm, activation, causal_bias},
+    language_model::{LanguageModel, TextLimits, Words},
+    layers::{Activation, Linear, RmsNorm, activation, causal_bias},
     transformer::NormPlace,
     weights::Weights,
 };
@@ -31,9 +31,7 @@ pub(crate) struct LlamaConfig {
     /// The wave of the slowest pair of a head turns once in 2π · this many tokens.
     rotary_base: f64,
     vocabulary: usize,
-    longest: usize,
-    start: u32,
-    end: u32,
+    limits: TextLimits,
 }
 
 impl LlamaConfig {
@@ -78,9 +76,11 @@ impl LlamaConfig {
             eps: config.number_or("rms_norm_eps", 1e-6)?,
             rotary_base,
             vocabulary: config.size_or("vocab_size", 32_000)?,
-            longest: config.size_or("max_position_embeddings", 2048)?,
-            start: config.id_if_there("bos_token_id")?.unwrap_or(1),
-            end: config.id_if_there("eos_token_id")?.unwrap_or(2),
+            limits: TextLimits {
+                longest: config.size_or("max_position_embeddings", 2048)?,
+                start: config.id_if_there("bos_token_id")?.unwrap_or(1),
+                end: config.id_if_there("eos_token_id")?.unwrap_or(2),
+            },
         })
     }
 }
@@ -88,11 +88,9 @@ impl LlamaConfig {
 /// `LlamaForCausalLM`.
 #[derive(Debug)]
 pub(crate) struct Llama {
-    config: LlamaConfig,
-    words: Embedding,
+    words: Words,
     decoder: Decoder,
     norm: RmsNorm,
-    head: Linear,
 }
 
 impl Llama {
@@ -103,10 +101,8 @@ impl Llama {
     pub(crate) fn load_at(weights: &Weights, config: LlamaConfig) -> Result<Self, ModelError> {
         let LlamaConfig { width, vocabulary, eps, .. } = config;
         let body = weights.at("model");
-        let words = Embedding::load(&body.at("embed_tokens"), vocabulary, width)?;
         let blocks = (0..config.layers).map(|i| block(&body.at("layers").at(i), config)).collect::<Result<_, _>>()?;
         Ok(Self {
-            config,
             decoder: Decoder {
                 norms: NormPlace::Before,
                 heads: config.heads,
@@ -116,8 +112,7 @@ impl Llama {
                 blocks,
             },
             norm: RmsNorm::load(&body.at("norm"), width, eps)?,
-            head: word_layer(weights, &words, [vocabulary, width])?,
-            words,
+            words: Words::load(weights, &body.at("embed_tokens"), [vocabulary, width], config.limits)?,
         })
     }
 }
@@ -149,10 +144,6 @@ fn block(weights: &Weights, config: LlamaConfig) -> Result<DecoderBlock, ModelEr
 }
 
 impl LanguageModel for Llama {
-    fn embed(&self, ids: &Tensor) -> Candle<Tensor> {
-        self.words.forward(ids)
-    }
-
     fn forward(
         &self,
         vectors: Tensor,
@@ -165,19 +156,7 @@ impl LanguageModel for Llama {
         self.norm.forward(&self.decoder.forward(vectors, Some(&bias), Some(past), None, each)?)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Candle<Tensor> {
-        self.head.forward(hidden)
-    }
-
-    fn longest(&self) -> usize {
-        self.config.longest
-    }
-
-    fn start(&self) -> u32 {
-        self.config.start
-    }
-
-    fn end(&self) -> u32 {
-        self.config.end
+    fn words(&self) -> &Words {
+        &self.words
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     ModelError,
     config::Config,
     decoder::{Decoder, Past},
-    language_model::{LanguageModel, word_layer},
+    language_model::{LanguageModel, TextLimits, Words},
     layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias},
     transformer::{BlockNames, NormPlace, StackShape},
     weights::Weights,
@@ -37,9 +37,7 @@ pub(crate) struct OptConfig {
     /// Length of a word's vector.
     words: usize,
     vocabulary: usize,
-    longest: usize,
-    start: u32,
-    end: u32,
+    limits: TextLimits,
 }
 
 impl OptConfig {
@@ -69,9 +67,11 @@ impl OptConfig {
             final_norm: before && !removed,
             words: config.size_or("word_embed_proj_dim", width)?,
             vocabulary: config.size_or("vocab_size", 50_272)?,
-            longest: config.size_or("max_position_embeddings", 2048)?,
-            start: config.id_if_there("bos_token_id")?.unwrap_or(2),
-            end: config.id_if_there("eos_token_id")?.unwrap_or(2),
+            limits: TextLimits {
+                longest: config.size_or("max_position_embeddings", 2048)?,
+                start: config.id_if_there("bos_token_id")?.unwrap_or(2),
+                end: config.id_if_there("eos_token_id")?.unwrap_or(2),
+            },
         })
     }
 }
@@ -79,14 +79,12 @@ impl OptConfig {
 /// `OPTForCausalLM`.
 #[derive(Debug)]
 pub(crate) struct Opt {
-    config: OptConfig,
-    words: Embedding,
+    words: Words,
     positions: Embedding,
     project_in: Option<Linear>,
     decoder: Decoder,
     norm: Option<LayerNorm>,
     project_out: Option<Linear>,
-    head: Linear,
 }
 
 impl Opt {
@@ -109,7 +107,6 @@ impl Opt {
     pub(crate) fn load_at(weights: &Weights, config: OptConfig) -> Result<Self, ModelError> {
         let StackShape { width, eps, .. } = config.stack;
         let body = weights.at_first(&["model.decoder", "decoder"]);
-        let words = Embedding::load(&body.at("embed_tokens"), config.vocabulary, config.words)?;
         let between = |name: &str, inputs: usize, outputs: usize| match config.words == width {
             true => Ok(None),
             false => Linear::load(&body.at(name), inputs, outputs, false).map(Some),
@@ -119,14 +116,12 @@ impl Opt {
             false => None,
         };
         Ok(Self {
-            config,
-            positions: Embedding::load(&body.at("embed_positions"), config.longest + OFFSET, width)?,
+            positions: Embedding::load(&body.at("embed_positions"), config.limits.longest + OFFSET, width)?,
             project_in: between("project_in", config.words, width)?,
             decoder: Decoder::load(&body.at("layers"), config.stack, config.norms, NAMES)?,
             norm,
             project_out: between("project_out", width, config.words)?,
-            head: word_layer(weights, &words, [config.vocabulary, config.words])?,
-            words,
+            words: Words::load(weights, &body.at("embed_tokens"), [config.vocabulary, config.words], config.limits)?,
         })
     }
 
@@ -151,10 +146,6 @@ impl Opt {
 }
 
 impl LanguageModel for Opt {
-    fn embed(&self, ids: &Tensor) -> Candle<Tensor> {
-        self.words.forward(ids)
-    }
-
     fn forward(
         &self,
         vectors: Tensor,
@@ -180,19 +171,7 @@ impl LanguageModel for Opt {
         }
     }
 
-    fn logits(&self, hidden: &Tensor) -> Candle<Tensor> {
-        self.head.forward(hidden)
-    }
-
-    fn longest(&self) -> usize {
-        self.config.longest
-    }
-
-    fn start(&self) -> u32 {
-        self.config.start
-    }
-
-    fn end(&self) -> u32 {
-        self.config.end
+    fn words(&self) -> &Words {
+        &self.words
     }
 }

@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     dialogue::{instructions::row_seed, row_ids},
-    embed::default_max_pixels,
     embeddable, inputs,
-    pictures::{Picture, Seen, answered, see},
+    opened::Opened,
+    pictures::{Picture, Seen, answered, default_image, default_max_pixels, see},
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
 };
@@ -72,10 +72,6 @@ pub struct Caption {
     pub max_pixels: u64,
 }
 
-fn default_image() -> String {
-    "image".to_owned()
-}
-
 fn default_max_new_tokens() -> usize {
     30
 }
@@ -119,7 +115,7 @@ impl Stage for Caption {
 
     fn open(&self, _input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
         self.options().writing.check()?;
-        Ok(Arc::new(Captioning { config: self.clone(), models: Arc::clone(models) }))
+        Ok(Opened::new(self, models))
     }
 
     /// A few of the pool's batches, so that its threads share them.
@@ -169,26 +165,14 @@ impl Work for CaptionEncoded {
     }
 }
 
-struct Captioning {
-    config: Caption,
-    models: Arc<ModelPool>,
-}
-
-impl std::fmt::Debug for Captioning {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Captioning").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
 #[async_trait]
-impl RowWise for Captioning {
+impl RowWise for Opened<Caption> {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let Caption { image, model: name, seed, max_pixels, .. } = &self.config;
         let images = Arc::new(MediaView::try_new(inputs::column(rows, image)?).map_err(inputs::type_changed(image))?);
         let ids = row_ids(rows)?;
-        let load_name = name.clone();
-        let load = move || resolve_captioner(&load_name).map(|captioner| CaptionEncoded { captioner });
-        let model = self.models.get(&format!("captioner {name}"), load).await?;
+        let load = |name: &str| resolve_captioner(name).map(|captioner| CaptionEncoded { captioner });
+        let model = self.model("captioner", name, load).await?;
         let options = Arc::new(self.config.options());
         let there = (0..rows.num_rows()).filter(|&row| images.bytes(row).is_some());
         let request = |row: usize| Request {
@@ -204,16 +188,9 @@ impl RowWise for Captioning {
                 Some(_) => answered(answers.next(), images.path(row), name)?,
                 None => Err(Fault::missing(image, "give each row an image")),
             };
-            match caption {
-                Ok(caption) => {
-                    output.append_value(caption.text);
-                    window.count("captioned", 1);
-                }
-                Err(fault) => {
-                    window.fail(row, fault);
-                    output.append_null();
-                }
-            }
+            let caption = window.settle(row, caption);
+            window.count("captioned", usize::from(caption.is_some()));
+            output.append_option(caption.map(|c| c.text));
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))
     }

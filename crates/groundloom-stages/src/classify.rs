@@ -15,9 +15,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    embed::default_max_pixels,
     embeddable, inputs,
-    pictures::{Picture, Seen, answered, see},
+    opened::Opened,
+    pictures::{Picture, Seen, answered, default_image, default_max_pixels, see},
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
 };
@@ -45,10 +45,6 @@ pub struct Classify {
     #[serde(default = "default_max_pixels")]
     #[schemars(range(min = 1))]
     pub max_pixels: u64,
-}
-
-fn default_image() -> String {
-    "image".to_owned()
 }
 
 fn default_top() -> usize {
@@ -80,7 +76,7 @@ impl Stage for Classify {
     }
 
     fn open(&self, _input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
-        Ok(Arc::new(Classification { config: self.clone(), models: Arc::clone(models) }))
+        Ok(Opened::new(self, models))
     }
 
     /// A few of the pool's batches, so that its threads share them.
@@ -115,25 +111,13 @@ impl Work for ClassifyEncoded {
     }
 }
 
-struct Classification {
-    config: Classify,
-    models: Arc<ModelPool>,
-}
-
-impl std::fmt::Debug for Classification {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Classification").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
 #[async_trait]
-impl RowWise for Classification {
+impl RowWise for Opened<Classify> {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let Classify { image, model: name, top, max_pixels, .. } = &self.config;
         let images = Arc::new(MediaView::try_new(inputs::column(rows, image)?).map_err(inputs::type_changed(image))?);
-        let load_name = name.clone();
-        let load = move || resolve_classifier(&load_name).map(|classifier| ClassifyEncoded { classifier });
-        let model = self.models.get(&format!("classifier {name}"), load).await?;
+        let load = |name: &str| resolve_classifier(name).map(|classifier| ClassifyEncoded { classifier });
+        let model = self.model("classifier", name, load).await?;
         let there = (0..rows.num_rows()).filter(|&row| images.bytes(row).is_some());
         let items = there.map(|row| Picture::new(&images, row, *max_pixels)).collect();
         let mut answers = model.submit(items).await.into_iter();
@@ -145,34 +129,23 @@ impl RowWise for Classification {
             StructBuilder::new(class_fields(), vec![Box::new(StringBuilder::new()), Box::new(Float32Builder::new())]);
         let mut output = ListBuilder::new(classes).with_field(item);
         for row in 0..rows.num_rows() {
-            let answer = match images.bytes(row) {
-                Some(_) => answers.next(),
-                None => {
-                    window.fail(row, Fault::missing(image, "give each row an image"));
-                    output.append(false);
-                    continue;
-                }
+            let scores = match images.bytes(row) {
+                Some(_) => answered(answers.next(), images.path(row), name)?,
+                None => Err(Fault::missing(image, "give each row an image")),
             };
-            let fault = match answered(answer, images.path(row), name)? {
-                Ok(scores) => {
-                    let classes = output.values();
-                    for class in likeliest(&scores, *top) {
-                        if let Some(label) = classes.field_builder::<StringBuilder>(0) {
-                            label.append_value(&labels[class]);
-                        }
-                        if let Some(score) = classes.field_builder::<Float32Builder>(1) {
-                            score.append_value(scores[class]);
-                        }
-                        classes.append(true);
-                    }
-                    output.append(true);
-                    window.count("classified", 1);
-                    continue;
+            let scores = window.settle(row, scores);
+            window.count("classified", usize::from(scores.is_some()));
+            let classes = output.values();
+            for class in scores.iter().flat_map(|scores| likeliest(scores, *top)) {
+                if let Some(label) = classes.field_builder::<StringBuilder>(0) {
+                    label.append_value(&labels[class]);
                 }
-                Err(fault) => fault,
-            };
-            window.fail(row, fault);
-            output.append(false);
+                if let Some(score) = classes.field_builder::<Float32Builder>(1) {
+                    score.append_option(scores.as_ref().map(|scores| scores[class]));
+                }
+                classes.append(true);
+            }
+            output.append(scores.is_some());
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))
     }

@@ -132,22 +132,17 @@ impl RowWise for Dropping {
         let chunks = ChunksView::try_new(inputs::column(rows, name)?).map_err(inputs::type_changed(name))?;
         let (mut window, mut output) = (Window::default(), ChunksBuilder::new());
         for row in 0..rows.num_rows() {
-            match chunks.row(row) {
-                Ok(Some(mut chunks)) => {
+            let given = chunks.row(row).map_err(|e| Fault::invalid(name, e));
+            let given = given.and_then(|chunks| chunks.ok_or_else(|| Fault::missing(name, "run noun_chunks before")));
+            match window.settle(row, given) {
+                Some(mut chunks) => {
                     let before = chunks.len();
                     chunks.retain(|chunk| !self.config.is_abstract(&self.words, chunk));
                     window.count("abstract_chunk", before - chunks.len());
                     window.count("chunks", chunks.len());
                     output.append_row(&chunks);
                 }
-                Ok(None) => {
-                    window.fail(row, Fault::missing(name, "run noun_chunks before"));
-                    output.append_null();
-                }
-                Err(error) => {
-                    window.fail(row, Fault::invalid(name, error));
-                    output.append_null();
-                }
+                None => output.append_null(),
             }
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))

@@ -223,18 +223,15 @@ impl RowWise for Settling {
         };
         let (mut window, mut output) = (Window::default(), ExpressionsBuilder::new());
         for row in 0..rows.num_rows() {
-            match self.row(&columns, row) {
-                Ok(settled) => {
+            match window.settle(row, self.row(&columns, row)) {
+                Some(settled) => {
                     window.count("expressions", settled.expressions.len());
                     window.count("expression_without_box", settled.without_box);
                     window.count("contained", settled.contained);
                     window.count("narrowed_to_chunk", settled.narrowed);
                     output.append_row(&settled.expressions);
                 }
-                Err(fault) => {
-                    window.fail(row, fault);
-                    output.append_null();
-                }
+                None => output.append_null(),
             }
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))

@@ -8,7 +8,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use async_trait::async_trait;
-use groundloom_data::{DecodeLimits, columns};
+use groundloom_data::columns;
 use groundloom_models::{DEFAULT_SENTENCE_ENCODER, ModelPool, describe_embedder};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     embeddable::{self, Embeddable, Model},
+    pictures::default_max_pixels,
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::Window,
 };
@@ -52,10 +53,6 @@ pub(crate) fn default_model() -> String {
 
 fn default_output() -> String {
     "embedding".to_owned()
-}
-
-pub(crate) fn default_max_pixels() -> u64 {
-    DecodeLimits::default().max_pixels
 }
 
 impl Config for Embed {

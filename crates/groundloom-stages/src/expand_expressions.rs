@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     expression_edges::trim_edges,
     inputs::{self, Texts},
+    noun_chunks::default_text,
     stage::{ColumnError, Outcome, RowWise, Stage, StageError, codes},
     window::{Fault, Window},
 };
@@ -62,10 +63,6 @@ pub enum Edges {
     Trimmed,
     /// At the subtree's own edges, as GrIT's authors do, full stop included.
     Raw,
-}
-
-fn default_text() -> String {
-    "caption".to_owned()
 }
 
 fn default_chunks() -> String {
@@ -244,17 +241,14 @@ impl RowWise for Expanding {
         };
         let (mut window, mut output) = (Window::default(), ExpressionsBuilder::new());
         for row in 0..rows.num_rows() {
-            match self.row(&columns, row) {
-                Ok((expressions, wider, held)) => {
+            match window.settle(row, self.row(&columns, row)) {
+                Some((expressions, wider, held)) => {
                     window.count("expressions", expressions.len());
                     window.count("expanded", wider);
                     window.count("kept_for_conjuncts", held);
                     output.append_row(&expressions);
                 }
-                Err(fault) => {
-                    window.fail(row, fault);
-                    output.append_null();
-                }
+                None => output.append_null(),
             }
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))

@@ -225,8 +225,8 @@ impl RowWise for Filtering {
             ChunksView::try_new(inputs::column(rows, chunks_column)?).map_err(inputs::type_changed(chunks_column))?;
         let (mut window, mut output) = (Window::default(), BoxesBuilder::new());
         for row in 0..rows.num_rows() {
-            match self.row(&boxes, &chunks, row) {
-                Ok(kept) => {
+            match window.settle(row, self.row(&boxes, &chunks, row)) {
+                Some(kept) => {
                     window.count("boxes", kept.boxes.len());
                     window.count("box_without_chunk", kept.without_chunk);
                     window.count("empty_box", kept.empty);
@@ -236,10 +236,7 @@ impl RowWise for Filtering {
                     window.count("over_max_boxes", kept.over_max_boxes);
                     output.append_row(&kept.boxes);
                 }
-                Err(fault) => {
-                    window.fail(row, fault);
-                    output.append_null();
-                }
+                None => output.append_null(),
             }
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))

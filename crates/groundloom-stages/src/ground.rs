@@ -12,8 +12,8 @@ use groundloom_data::{
     BoxesBuilder, Chunk, ChunksView, DecodeLimits, GroundedBox, MediaError, MediaView, columns, media::decode_rgb,
 };
 use groundloom_models::{
-    Classes, DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelPool, PooledModel, Vocabulary,
-    Work, describe_detector, resolve,
+    Classes, DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelPool, Vocabulary, Work,
+    describe_detector, resolve,
 };
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     inputs,
-    stage::{ColumnError, Outcome, RowWise, Stage, StageError, codes},
+    opened::Opened,
+    pictures::{answered, default_image, default_max_pixels},
+    stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
 };
 
@@ -67,10 +69,6 @@ pub struct Ground {
     pub max_pixels: u64,
 }
 
-fn default_image() -> String {
-    "image".to_owned()
-}
-
 fn default_phrases() -> String {
     "chunks".to_owned()
 }
@@ -89,10 +87,6 @@ fn default_min_score() -> f64 {
 
 fn default_nms_iou() -> f64 {
     0.5
-}
-
-fn default_max_pixels() -> u64 {
-    DecodeLimits::default().max_pixels
 }
 
 impl Config for Ground {
@@ -166,7 +160,7 @@ impl Stage for Ground {
     }
 
     fn open(&self, _input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
-        Ok(Arc::new(Grounder { config: self.clone(), models: Arc::clone(models) }))
+        Ok(Opened::new(self, models))
     }
 
     /// Small, so that progress is seen and the pool's threads never wait for a whole batch of rows.
@@ -223,24 +217,7 @@ impl Work for DetectEncoded {
     }
 }
 
-struct Grounder {
-    config: Ground,
-    models: Arc<ModelPool>,
-}
-
-impl std::fmt::Debug for Grounder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Grounder").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-impl Grounder {
-    async fn model(&self) -> Result<PooledModel<DetectEncoded>, StageError> {
-        let name = self.config.model.clone();
-        let load = move || resolve(&name).map(|detector| DetectEncoded { detector });
-        Ok(self.models.get(&format!("detector {}", self.config.model), load).await?)
-    }
-
+impl Opened<Ground> {
     /// The chunks of a row whose image can be looked at.
     fn chunks<'a>(&self, chunks: &'a ChunksView, images: &MediaView, row: usize) -> Result<Vec<Chunk<'a>>, Fault> {
         let Ground { image, phrases, .. } = &self.config;
@@ -254,22 +231,22 @@ impl Grounder {
 }
 
 #[async_trait]
-impl RowWise for Grounder {
+impl RowWise for Opened<Ground> {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
-        let Ground { image, phrases, .. } = &self.config;
+        let Ground { image, phrases, model: name, .. } = &self.config;
         let images = Arc::new(MediaView::try_new(inputs::column(rows, image)?).map_err(inputs::type_changed(image))?);
         let chunks = ChunksView::try_new(inputs::column(rows, phrases)?).map_err(inputs::type_changed(phrases))?;
         let limits = DecodeLimits { max_pixels: self.config.max_pixels, ..DecodeLimits::default() };
         let options = DetectOptions { min_score: self.config.min_score as f32, nms_iou: self.config.nms_iou as f32 };
 
-        let model = self.model().await?;
+        let load = |name: &str| resolve(name).map(|detector| DetectEncoded { detector });
+        let model = self.model("detector", name, load).await?;
         let detector = &model.work().detector;
         let vocabulary = detector.vocabulary();
 
         let mut window = Window::default();
-        let asked: Vec<Option<Vec<Chunk<'_>>>> = (0..rows.num_rows())
-            .map(|row| self.chunks(&chunks, &images, row).map_err(|fault| window.fail(row, fault)).ok())
-            .collect();
+        let asked: Vec<Option<Vec<Chunk<'_>>>> =
+            (0..rows.num_rows()).map(|row| window.settle(row, self.chunks(&chunks, &images, row))).collect();
         // A row without a chunk that names a class is looked at all the same: what is counted and quarantined must not depend on the caption.
         let pictures = asked.iter().enumerate().filter(|(_, chunks)| chunks.is_some()).map(|(row, chunks)| Picture {
             images: Arc::clone(&images),
@@ -289,8 +266,9 @@ impl RowWise for Grounder {
                 output.append_null();
                 continue;
             };
-            let fault = match answer {
-                Ok(Ok(detections)) => {
+            let answer = answered(Some(answer), images.path(row), name)?;
+            match window.settle(row, answer) {
+                Some(detections) => {
                     let grounding = match vocabulary {
                         Some(vocabulary) => ground_by_class(chunks, &detections, vocabulary),
                         None => ground_by_phrase(chunks.len(), &detections),
@@ -301,14 +279,9 @@ impl RowWise for Grounder {
                     window.count("phrase_outside_vocabulary", grounding.outside_vocabulary);
                     window.count("phrase_without_detection", grounding.without_detection);
                     output.append_row(&grounding.boxes);
-                    continue;
                 }
-                Ok(Err(error)) => Fault::image(&error, images.path(row)),
-                Err(error @ ModelError::ShutDown { .. }) => return Err(error.into()),
-                Err(error) => Fault { code: codes::MODEL_FAILED, message: error.to_string() },
-            };
-            window.fail(row, fault);
-            output.append_null();
+                None => output.append_null(),
+            }
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))
     }
@@ -324,7 +297,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::fixtures;
+    use crate::{fixtures, stage::codes};
 
     fn stage(config: Value) -> Ground {
         serde_json::from_value(config).unwrap()

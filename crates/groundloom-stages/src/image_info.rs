@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     inputs,
+    pictures::{default_image, default_max_pixels},
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
 };
@@ -70,14 +71,6 @@ pub enum OnImageError {
     Quarantine,
     /// The row stays with `decodable: false`, and what could not be read is null.
     Mark,
-}
-
-fn default_image() -> String {
-    "image".to_owned()
-}
-
-fn default_max_pixels() -> u64 {
-    DecodeLimits::default().max_pixels
 }
 
 impl Config for ImageProperties {

@@ -22,6 +22,7 @@ mod image_info;
 mod inputs;
 mod matching;
 mod noun_chunks;
+mod opened;
 mod parse;
 mod perplexity;
 mod pictures;

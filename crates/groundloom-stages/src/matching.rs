@@ -15,10 +15,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    embed::default_max_pixels,
     embeddable,
     inputs::{self, Texts},
-    pictures::{Picture, Seen, answered, see},
+    noun_chunks::default_text,
+    opened::Opened,
+    pictures::{Picture, Seen, answered, default_image, default_max_pixels, see},
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
 };
@@ -63,14 +64,6 @@ pub enum MatchMeasure {
     Cosine,
 }
 
-fn default_image() -> String {
-    "image".to_owned()
-}
-
-fn default_text() -> String {
-    "caption".to_owned()
-}
-
 fn default_output() -> String {
     "match".to_owned()
 }
@@ -90,7 +83,7 @@ impl Stage for Match {
     }
 
     fn open(&self, _input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
-        Ok(Arc::new(Matching { config: self.clone(), models: Arc::clone(models) }))
+        Ok(Opened::new(self, models))
     }
 
     /// A few of the pool's batches, so that its threads share them.
@@ -146,26 +139,14 @@ impl Work for MatchEncoded {
     }
 }
 
-struct Matching {
-    config: Match,
-    models: Arc<ModelPool>,
-}
-
-impl std::fmt::Debug for Matching {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Matching").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
 #[async_trait]
-impl RowWise for Matching {
+impl RowWise for Opened<Match> {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let Match { image, text, model: name, measure, max_pixels, .. } = &self.config;
         let images = Arc::new(MediaView::try_new(inputs::column(rows, image)?).map_err(inputs::type_changed(image))?);
         let texts = Arc::new(Texts::try_new(inputs::column(rows, text)?).map_err(inputs::type_changed(text))?);
-        let load_name = name.clone();
-        let load = move || resolve_matcher(&load_name).map(|matcher| MatchEncoded { matcher });
-        let model = self.models.get(&format!("matcher {name}"), load).await?;
+        let load = |name: &str| resolve_matcher(name).map(|matcher| MatchEncoded { matcher });
+        let model = self.model("matcher", name, load).await?;
         let complete = |row: usize| match (images.bytes(row), texts.get(row)) {
             (None, _) => Err(Fault::missing(image, "give each row an image")),
             (_, None) => Err(Fault::missing(text, "drop rows without a text before with `filter`")),
@@ -187,16 +168,9 @@ impl RowWise for Matching {
                 Ok(()) => answered(answers.next(), images.path(row), name)?,
                 Err(fault) => Err(fault),
             };
-            match score {
-                Ok(score) => {
-                    output.append_value(score);
-                    window.count("judged", 1);
-                }
-                Err(fault) => {
-                    window.fail(row, fault);
-                    output.append_null();
-                }
-            }
+            let score = window.settle(row, score);
+            window.count("judged", usize::from(score.is_some()));
+            output.append_option(score);
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))
     }

@@ -125,16 +125,13 @@ impl RowWise for Chunking {
         let texts = Texts::try_new(inputs::column(rows, &self.config.text)?)
             .map_err(inputs::type_changed(&self.config.text))?;
         for (row, doc) in self.captions.parse(&texts, rows.num_rows()).into_iter().enumerate() {
-            match doc {
-                Ok(doc) => {
+            match window.settle(row, doc) {
+                Some(doc) => {
                     let chunks = append_chunks(&doc, &mut output);
                     window.count("chunks", chunks);
                     window.count("caption_without_chunk", usize::from(chunks == 0));
                 }
-                Err(fault) => {
-                    window.fail(row, fault);
-                    output.append_null();
-                }
+                None => output.append_null(),
             }
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     embeddable,
     inputs::{self, Texts},
+    noun_chunks::default_text,
+    opened::Opened,
     pictures::answered,
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
@@ -40,10 +42,6 @@ pub struct Perplexity {
     pub output: String,
 }
 
-fn default_text() -> String {
-    "caption".to_owned()
-}
-
 fn default_output() -> String {
     "perplexity".to_owned()
 }
@@ -61,7 +59,7 @@ impl Stage for Perplexity {
     }
 
     fn open(&self, _input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
-        Ok(Arc::new(Scoring { config: self.clone(), models: Arc::clone(models) }))
+        Ok(Opened::new(self, models))
     }
 
     /// A few of the pool's batches, so that its threads share them.
@@ -98,25 +96,13 @@ impl Work for Scores {
     }
 }
 
-struct Scoring {
-    config: Perplexity,
-    models: Arc<ModelPool>,
-}
-
-impl std::fmt::Debug for Scoring {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scoring").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
 #[async_trait]
-impl RowWise for Scoring {
+impl RowWise for Opened<Perplexity> {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let Perplexity { text, model: name, .. } = &self.config;
         let texts = Arc::new(Texts::try_new(inputs::column(rows, text)?).map_err(inputs::type_changed(text))?);
-        let load_name = name.clone();
-        let load = move || resolve_scorer(&load_name).map(|scorer| Scores { scorer });
-        let model = self.models.get(&format!("scorer {name}"), load).await?;
+        let load = |name: &str| resolve_scorer(name).map(|scorer| Scores { scorer });
+        let model = self.model("scorer", name, load).await?;
         let there = (0..rows.num_rows()).filter(|&row| texts.get(row).is_some());
         let items = there.map(|row| Item { texts: Arc::clone(&texts), row }).collect();
         let mut answers = model.submit(items).await.into_iter();
@@ -131,16 +117,9 @@ impl RowWise for Scoring {
                     answer => answered(answer.map(|answer| answer.map(Ok)), None, name)?,
                 },
             };
-            match score {
-                Ok(score) => {
-                    output.append_value(score.perplexity);
-                    window.count("scored", 1);
-                }
-                Err(fault) => {
-                    window.fail(row, fault);
-                    output.append_null();
-                }
-            }
+            let score = window.settle(row, score);
+            window.count("scored", usize::from(score.is_some()));
+            output.append_option(score.map(|s| s.perplexity));
         }
         Ok(window.finish(vec![Arc::new(output.finish()) as ArrayRef]))
     }

@@ -14,6 +14,16 @@ use crate::{
     window::Fault,
 };
 
+/// The column of images, where a pipeline file names none.
+pub(crate) fn default_image() -> String {
+    "image".to_owned()
+}
+
+/// Where Pillow refuses an image as a decompression bomb.
+pub(crate) fn default_max_pixels() -> u64 {
+    DecodeLimits::default().max_pixels
+}
+
 /// An image of a window, still encoded.
 pub(crate) struct Picture {
     images: Arc<MediaView>,

@@ -15,8 +15,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    embed::{default_max_pixels, default_model},
+    embed::default_model,
     embeddable::{self, Embeddable, Model},
+    pictures::default_max_pixels,
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::Window,
 };

@@ -51,6 +51,11 @@ impl Window {
         self.failures.push(RowFailure { row, code: fault.code, message: fault.message });
     }
 
+    /// The row's value, if it has one; else its fault is noted.
+    pub(crate) fn settle<T>(&mut self, row: usize, value: Result<T, Fault>) -> Option<T> {
+        value.map_err(|fault| self.fail(row, fault)).ok()
+    }
+
     /// Adds to a count of the funnel; a count of nothing is not mentioned.
     pub(crate) fn count(&mut self, what: &'static str, n: usize) {
         if n > 0 {

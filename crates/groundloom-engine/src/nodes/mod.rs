@@ -6,7 +6,6 @@ pub mod dedup;
 pub mod filter;
 pub mod rules;
 pub mod scan;
-pub mod sequence;
 pub mod set;
 pub mod shuffle;
 pub mod stage;

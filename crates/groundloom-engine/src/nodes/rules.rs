@@ -28,10 +28,7 @@ use datafusion::{
     },
 };
 
-use super::{
-    sequence::SequenceExec,
-    set::{SetExec, SetOp},
-};
+use super::set::{SetExec, SetOp};
 
 type Plan = Arc<dyn ExecutionPlan>;
 
@@ -94,7 +91,7 @@ impl PhysicalOptimizerRule for Rule {
 
 fn sequence(plan: Plan) -> Result<Transformed<Plan>> {
     match plan.downcast_ref::<UnionExec>() {
-        Some(union) => Ok(Transformed::yes(Arc::new(SequenceExec::try_new(union.inputs().clone())?))),
+        Some(union) => Ok(Transformed::yes(Arc::new(SetExec::new(SetOp::Sequence, union.inputs().clone())))),
         None => Ok(Transformed::no(plan)),
     }
 }

@@ -1,4 +1,4 @@
-//! The operators of `dedup` and `shuffle`.
+//! The operators of `dedup` and `shuffle`, and those that keep the order of rows in queries.
 //!
 //! Only keys are sorted, by DataFusion's sort, which spills within the memory limit; media bytes pass by in the order they stand in, or are fetched when their row's turn comes.
 //! Each operator has one partition, and its rows are numbered as they come: the number is a row's place in the finished input, the same in every run.
@@ -10,7 +10,7 @@ use arrow::{
     datatypes::{DataType, Field, FieldRef, Schema, SchemaRef},
 };
 use datafusion::{
-    common::{DataFusionError, Result, tree_node::TreeNodeRecursion},
+    common::{DataFusionError, Result, internal_err, tree_node::TreeNodeRecursion},
     execution::{SendableRecordBatchStream, TaskContext},
     physical_expr::{EquivalenceProperties, LexOrdering, PhysicalExpr, PhysicalSortExpr, expressions::Column},
     physical_plan::{
@@ -54,6 +54,8 @@ pub enum SetOp {
     },
     /// Rows → the rows with their place behind them.
     Place,
+    /// The rows of all inputs, which have the same columns, one input after the other: what `UNION ALL` means where order counts.
+    Sequence,
     /// Sorted draws → the rows, with what was left behind fetched.
     Deal {
         /// The stage's name.
@@ -70,7 +72,7 @@ impl SetOp {
         match self {
             Self::Keys { .. } => keys_schema(),
             Self::Repeats => repeats_schema(),
-            Self::Dedup { .. } => Arc::new(input.clone()),
+            Self::Dedup { .. } | Self::Sequence => Arc::new(input.clone()),
             Self::Draw { .. } => {
                 let mut fields = vec![number("draw"), number("place")];
                 fields.extend(input.fields().iter().cloned());
@@ -157,6 +159,7 @@ impl DisplayAs for SetExec {
             SetOp::Dedup { name } => write!(f, "SetExec: dedup {name}"),
             SetOp::Draw { seed } => write!(f, "SetExec: draw seed={seed}"),
             SetOp::Place => write!(f, "SetExec: place"),
+            SetOp::Sequence => write!(f, "SetExec: sequence"),
             SetOp::Deal { name, late, .. } => {
                 let late = late.as_ref().map(|l| l.columns.join(", ")).unwrap_or_default();
                 write!(f, "SetExec: shuffle {name} late=[{late}]")
@@ -192,12 +195,11 @@ impl ExecutionPlan for SetExec {
     }
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let log = context.session_config().get_extension::<DropLog>();
-        let mut inputs = Vec::with_capacity(self.inputs.len());
-        for input in &self.inputs {
-            inputs.push(input.execute(partition, Arc::clone(&context))?);
-        }
-        let mut inputs = inputs.into_iter();
-        let mut input = || inputs.next().ok_or_else(|| DataFusionError::Internal("a set stage lacks an input".into()));
+        let mut inputs = self.inputs.iter();
+        let mut input = || match inputs.next() {
+            Some(input) => input.execute(partition, Arc::clone(&context)),
+            None => internal_err!("a set stage lacks an input"),
+        };
         let schema = self.schema();
         match &self.op {
             SetOp::Keys { by } => stream(schema, dedup::keys(input()?, by)?),
@@ -207,6 +209,11 @@ impl ExecutionPlan for SetExec {
             }
             SetOp::Draw { seed } => stream(Arc::clone(&schema), shuffle::draw(input()?, schema, *seed)),
             SetOp::Place => stream(Arc::clone(&schema), placed(input()?, schema)),
+            SetOp::Sequence => {
+                // An input is started when the one before it has ended, so one sort at a time holds memory.
+                let inputs = futures::stream::iter(self.inputs.clone());
+                stream(schema, inputs.map(move |i| i.execute(partition, Arc::clone(&context))).try_flatten())
+            }
             SetOp::Deal { late, .. } => {
                 stream(Arc::clone(&schema), shuffle::deal(input()?, schema, late.clone(), self.counters.clone()))
             }

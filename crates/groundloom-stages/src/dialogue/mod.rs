@@ -23,6 +23,7 @@ use turns::{Exchange, read_exchanges};
 
 use crate::{
     inputs::{self, Texts},
+    noun_chunks::default_text,
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
 };
@@ -228,10 +229,6 @@ pub enum Instructions {
     Brief,
     /// 16 that ask for a detailed one.
     Detailed,
-}
-
-fn default_text() -> String {
-    "caption".to_owned()
 }
 
 impl Config for Instruct {
