@@ -97,7 +97,44 @@ mod corpus;
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use xxhash_rust::xxh3::xxh3_64;
+
     use super::corpus::run;
+    use crate::{
+        FileEntry, IndexError,
+        segment::Column,
+        vector_file::{self, hex},
+    };
+
+    /// The header of the corpus with a number that no file can back, in every place that has one.
+    #[test]
+    fn headers_beyond_every_file_are_refused() {
+        let path = format!("{}/../../tests/fuzz/corpus/vector_file/int8", env!("CARGO_MANIFEST_DIR"));
+        let whole = std::fs::read(path).unwrap();
+        let at = whole.iter().position(|b| *b == b'\n').unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let open = |header: &[u8]| {
+            let file = [&vector_file::head(header), &whole[at + 1..]].concat();
+            std::fs::write(folder.path().join("c.glv"), &file).unwrap();
+            let entry = FileEntry { name: "c.glv".to_owned(), bytes: file.len() as u64, xxh3: hex(xxh3_64(header)) };
+            Column::open(folder.path(), &entry)
+        };
+        let header: serde_json::Value = serde_json::from_slice(&whole[..at]).unwrap();
+        open(&serde_json::to_vec(&header).unwrap()).unwrap();
+        for key in ["dims", "m", "nodes", "rows"] {
+            for number in [1_u64 << 62, u64::MAX, (1 << 32) + 8] {
+                let mut header = header.clone();
+                header[key] = number.into();
+                if key == "nodes" {
+                    header["levels"][0] = number.into();
+                }
+                let error = open(&serde_json::to_vec(&header).unwrap()).unwrap_err();
+                assert!(matches!(error, IndexError::Damaged { .. }), "{key} = {number}: {error}");
+            }
+        }
+    }
 
     #[test]
     fn every_corpus_is_read() {
