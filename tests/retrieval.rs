@@ -111,3 +111,31 @@ fn an_index_is_built_over_rows_that_have_no_vectors_yet() {
     let refused = bench.run(&["index", "query", "out/rows", "--text", "a"]);
     assert!(refused.code == Some(2) && refused.err.contains("holds no index"), "{}", refused.err);
 }
+
+#[test]
+fn vectors_go_to_other_tools_and_come_back() {
+    let bench = Bench::new();
+    run(&bench, "2", "out/index");
+    let found = |index: &str, more: &[&str]| {
+        let row = ["index", "query", index, "--row", "0664407756dfd7cd0000000000000000", "-k", "5"];
+        let said = bench.ok(&[&row[..], more].concat());
+        lines(&said).iter().map(|row| row["row_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let expected = found("out/index", &["--column", "caption_embedding"]);
+    assert_eq!(expected.len(), 5);
+    for (form, file) in [("npy", "img_emb/img_emb_0.npy"), ("faiss", "img_emb.index")] {
+        let export = ["index", "export", "out/index", "--as", form, "--column", "caption_embedding", "-o", form];
+        bench.ok(&export);
+        let (file, rows) = (format!("{form}/{file}"), format!("{form}/metadata/metadata_0.parquet"));
+        let imported = format!("imported/{form}");
+        bench.ok(&["index", "import", &file, "--rows", &rows, "-o", &imported, "--builder", "hnsw_rs"]);
+        assert_eq!(found(&imported, &[]), expected, "{form}");
+    }
+    let export = ["index", "export", "out/index", "--as", "fromage", "--paths", "file_name"];
+    bench.ok(&[&export[..], &["--column", "caption_embedding", "-o", "fromage"]].concat());
+    bench.ok(&["index", "import", "fromage/cc3m_embeddings.pkl", "-o", "imported/fromage"]);
+    let stats = lines(&bench.ok(&["index", "stats", "imported/fromage"]));
+    assert_eq!((&stats[0]["rows"], &stats[0]["columns"][0]["dims"]), (&18.into(), &384.into()));
+    let refused = bench.run(&["index", "import", "npy/metadata/metadata_0.parquet", "-o", "other"]);
+    assert!(refused.code != Some(0) && refused.err.contains(".npy, .fvecs, .index"), "{}", refused.err);
+}
