@@ -224,6 +224,13 @@ def kills(world):
     world.tally.check(last["rows"] == first["rows"] + 1, "one row more")
     names = {f["path"] for f in last["files"]} | {"_manifest/manifest.json"}
     world.tally.check(set(world.objects("killed")) == names, "no remains of the killed attempts")
+    # As a run leaves it that died behind the manifest: an older generation still there, and its card, of the same length.
+    card = world.content("killed/README.md")
+    world.s3.put_object(Bucket="datasets", Key="killed/README.md", Body=card[::-1])
+    world.s3.put_object(Bucket="datasets", Key=f"killed/data/{'0' * 16}/train-00000-of-00001.parquet", Body=b"old")
+    world.run("run", "make.yaml", "--set", "to=s3://datasets/killed")
+    world.tally.check(set(world.objects("killed")) == names, "a run that died behind the manifest is cleared up after")
+    world.tally.check(world.content("killed/README.md") == card, "and its card is the new generation's")
 
 
 def refusals(world):

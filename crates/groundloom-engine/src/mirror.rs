@@ -63,7 +63,8 @@ impl<'a> Mirror<'a> {
         Ok(self.manifest().await?.map(|(manifest, _)| manifest))
     }
 
-    /// Whether the store holds this generation, every object in place.
+    /// Whether the store holds this generation, every object in place, and nothing of an older one. Remains go last, so where there are some, a run died before
+    /// it had replaced the card and the report, or while it cleared up.
     ///
     /// # Errors
     /// When the store cannot be asked.
@@ -72,8 +73,10 @@ impl<'a> Mirror<'a> {
         if manifest.fingerprint != *fingerprint {
             return Ok(false);
         }
-        let there: HashSet<(String, u64)> = self.objects().await?.into_iter().collect();
-        Ok(manifest.files.iter().all(|f| there.contains(&(f.path.clone(), f.bytes))))
+        let there = self.objects().await?;
+        let known: HashSet<&(String, u64)> = there.iter().collect();
+        let whole = manifest.files.iter().all(|f| known.contains(&(f.path.clone(), f.bytes)));
+        Ok(whole && remains(&there, &manifest).next().is_none())
     }
 
     /// Copies a generation from the local folder and makes it the data set. Objects that are there already from an attempt that died are not sent again.
@@ -96,9 +99,7 @@ impl<'a> Mirror<'a> {
             return Err(EngineError::Locked { path: self.url.into(), process: "on another machine".to_owned() });
         }
         self.send(local, shared.iter().map(|f| f.path.as_str())).await?;
-        let kept: HashSet<&str> = manifest.files.iter().map(|f| f.path.as_str()).chain([MANIFEST]).collect();
-        let old = there.iter().map(|(path, _)| path.as_str()).filter(|path| !kept.contains(path) && is_ours(path));
-        let deletions = stream::iter(old.map(|path| {
+        let deletions = stream::iter(remains(&there, manifest).map(|path| {
             let url = self.at(path);
             async move { self.stores.delete(&url).await }
         }));
@@ -124,6 +125,12 @@ impl<'a> Mirror<'a> {
     async fn objects(&self) -> Result<Vec<(String, u64)>, EngineError> {
         Ok(self.stores.list_folder(self.url, true).await?.into_iter().map(|e| (e.path, e.size)).collect())
     }
+}
+
+/// The objects that older generations and dead runs left.
+fn remains<'a>(there: &'a [(String, u64)], manifest: &'a Manifest) -> impl Iterator<Item = &'a str> {
+    let kept: HashSet<&str> = manifest.files.iter().map(|f| f.path.as_str()).chain([MANIFEST]).collect();
+    there.iter().map(|(path, _)| path.as_str()).filter(move |path| !kept.contains(path) && is_ours(path))
 }
 
 /// Whether a path is one that no other generation has; the card and the report are replaced in place.
