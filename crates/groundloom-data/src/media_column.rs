@@ -28,6 +28,12 @@ impl MediaBuilder {
         Self::default()
     }
 
+    /// An empty builder with room for this many rows and bytes of media.
+    pub fn with_capacity(rows: usize, bytes: usize) -> Self {
+        let paths = StringBuilder::new();
+        Self { bytes: BinaryBuilder::with_capacity(rows, bytes), path: paths, valid: Vec::with_capacity(rows) }
+    }
+
     /// Appends a row.
     pub fn append(&mut self, bytes: Option<&[u8]>, path: Option<&str>) {
         self.bytes.append_option(bytes);

@@ -381,7 +381,7 @@ pub fn unwritten(plan: &Plan, ids: &[String]) -> Result<Vec<Unwritten>, EngineEr
             let Some(file) = shard.files.iter().find(|f| ids.iter().any(|id| id.starts_with(&prefix(&f.path)))) else {
                 continue;
             };
-            let file = file.path.clone();
+            let file = file.path;
             if !published && ledger.peek(&task.task).is_none() {
                 said.push(Unwritten::NotReached { source: nodes[*source].name.to_string(), file });
                 return Ok(said);

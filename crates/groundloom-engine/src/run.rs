@@ -19,7 +19,7 @@ use datafusion::{
 };
 use futures::stream::{FuturesUnordered, StreamExt};
 use groundloom_data::{columns::ROW_ID, funnel::StageCounts, row_id::file_hash};
-use groundloom_formats::{Discovery, Reader, Shard, ShardFile, Sink};
+use groundloom_formats::{Discovery, Reader, Shard, ShardFile, ShardFiles, Sink};
 use groundloom_llm::Clients;
 use groundloom_models::ModelPool;
 use serde_json::{Value, json};
@@ -310,10 +310,10 @@ pub struct Reuse {
 
 /// Why tasks of a segment that is as it was are to be done.
 fn not_done(missing: &[&PlannedTask], all: usize) -> Vec<String> {
-    let mut files: Vec<&str> = missing
+    let mut files: Vec<String> = missing
         .iter()
         .filter_map(|t| if let TaskInput::Shard(shard) = &t.input { shard.files.first() } else { None })
-        .map(|f| f.path.as_str())
+        .map(|f| f.path)
         .collect();
     files.dedup();
     let shown = files.iter().take(3).map(|f| format!("`{f}`")).collect::<Vec<_>>().join(", ");
@@ -674,7 +674,7 @@ impl<'a> Runner<'a> {
         let location = self.ledgers[segment].part_path(part);
         Some(Shard {
             id: entry.task.to_string(),
-            files: Arc::new([ShardFile {
+            files: ShardFiles::from_iter([ShardFile {
                 location: location.to_string_lossy().into_owned(),
                 path: entry.task.to_string(),
                 size: part.bytes,
@@ -977,8 +977,9 @@ impl<'a> Runner<'a> {
             // Files without a failed row need not be opened.
             let files: HashSet<&str> = only.iter().filter_map(|id| id.get(..16)).collect();
             let wanted = |f: &ShardFile| files.contains(format!("{:016x}", file_hash(&f.path)).as_str());
-            if shard.files.iter().any(wanted) {
-                shard.files = shard.files.iter().filter(|f| wanted(f)).cloned().collect();
+            let some: Vec<ShardFile> = shard.files.iter().filter(wanted).collect();
+            if !some.is_empty() {
+                shard.files = some.as_slice().into();
             }
         }
         let bytes = shard.files.iter().map(|f| f.size).sum();

@@ -392,7 +392,7 @@ impl ShardReader for CsvReader {
             limits,
         };
         let (stores, files) = (self.stores.clone(), shard.files.clone());
-        on_thread(move |batches| files.iter().try_for_each(|file| table.read(&stores, file, batches)))
+        on_thread(move |batches| files.iter().try_for_each(|file| table.read(&stores, &file, batches)))
     }
 }
 

@@ -73,16 +73,15 @@ const LARGEST_FILE: u64 = 256 << 20;
 #[async_trait]
 impl Source for ImageFolder {
     async fn discover(&self, stores: &Stores, options: &DiscoverOptions) -> Result<Discovery, FormatError> {
-        let entries = stores.list_folder(&self.path, self.recursive).await?;
+        let mut pictures = stores.list_folder(&self.path, self.recursive).await?;
         // Of a hundred million pictures no second list is held.
-        let (pictures, others): (Vec<Entry>, Vec<Entry>) =
-            entries.into_iter().partition(|e| has_extension(&e.path, &self.extensions));
+        let others: Vec<Entry> = pictures.extract_if(.., |e| !has_extension(&e.path, &self.extensions)).collect();
         if pictures.is_empty() {
             let message =
                 format!("no picture in `{}`: expected files that end in .{}", self.path, self.extensions.join(", ."));
             return Err(FormatError::Input { key: "path", message });
         }
-        let (words, files) = match &self.metadata {
+        let (words, shards) = match &self.metadata {
             Some(name) => {
                 let name = name.trim_start_matches("./");
                 let Some(entry) = others.iter().chain(&pictures).find(|e| e.path == name).cloned() else {
@@ -95,13 +94,18 @@ impl Source for ImageFolder {
                 let stores = stores.clone();
                 let (metadata, index) = blocking(move || Metadata::read(&stores, &entry)).await?;
                 let files = described(pictures, &metadata, index);
-                (Words::Metadata(Arc::new(metadata)), files)
+                (Words::Metadata(Arc::new(metadata)), runs_of_files(files, options))
             }
-            None => sidecars(pictures, &others),
+            None => {
+                let sidecars = Sidecars::new(&others);
+                let words =
+                    if pictures.iter().any(|p| sidecars.of(p).is_some()) { Words::Sidecars } else { Words::None };
+                (words, runs_of_files(pictures.into_iter().map(|p| sidecars.beside(p)), options))
+            }
         };
         let schema = self.schema(&words)?;
         let reader = FolderReader { stores: stores.clone(), schema: Arc::clone(&schema), words };
-        Ok(Discovery { schema, shards: runs_of_files(files, options), reader: Reader::Rows(Arc::new(reader)) })
+        Ok(Discovery { schema, shards, reader: Reader::Rows(Arc::new(reader)) })
     }
 }
 
@@ -137,23 +141,28 @@ fn stem(path: &str) -> &str {
     path.rsplit_once('.').map_or(path, |(stem, _)| stem)
 }
 
-/// The pictures, and whether there is a text file beside any. `ShardFile::metadata` is then all of that text file.
-fn sidecars(pictures: Vec<Entry>, others: &[Entry]) -> (Words, Vec<ShardFile>) {
-    let texts: HashMap<&str, &Entry> =
-        others.iter().filter(|e| e.path.ends_with(".txt")).map(|e| (stem(&e.path), e)).collect();
-    let mut any = false;
-    let files = pictures.into_iter().map(|picture| {
-        let text = texts.get(stem(&picture.path));
-        any |= text.is_some();
+/// The text files among what is no picture, by their path without the ending.
+struct Sidecars<'a>(HashMap<&'a str, &'a Entry>);
+
+impl<'a> Sidecars<'a> {
+    fn new(others: &'a [Entry]) -> Self {
+        Self(others.iter().filter(|e| e.path.ends_with(".txt")).map(|e| (stem(&e.path), e)).collect())
+    }
+
+    fn of(&self, picture: &Entry) -> Option<&'a Entry> {
+        self.0.get(stem(&picture.path)).copied()
+    }
+
+    /// The picture; `ShardFile::metadata` is all of the text file beside it.
+    fn beside(&self, picture: Entry) -> ShardFile {
+        let text = self.of(&picture);
         let mut file = whole_file(picture);
         if let Some(text) = text {
             file.metadata = Some(0..text.size);
             file.version = format!("{}-{}", file.version, text.version);
         }
         file
-    });
-    let files = files.collect();
-    (if any { Words::Sidecars } else { Words::None }, files)
+    }
 }
 
 /// The pictures with their metadata rows, in the order of their paths, and in the same order the rows that have no picture of their own: parts of the metadata file,
@@ -227,7 +236,7 @@ impl ShardReader for FolderReader {
             columns: columns.to_vec(),
             limits,
         };
-        let files = shard.files.clone();
+        let files: Vec<ShardFile> = shard.files.iter().collect();
         on_thread(move |batches| folder.read(&files, batches))
     }
 }
@@ -241,28 +250,31 @@ struct Folder {
     limits: BatchLimits,
 }
 
-/// The file of a row as far as it could be read.
-struct Picture {
-    bytes: Option<Vec<u8>>,
-    fault: Option<Fault>,
-}
-
 impl Folder {
     fn read(&self, mut files: &[ShardFile], batches: &Batches) -> Result<(), End> {
-        let (rows, bytes) = (self.limits.rows.max(1), self.limits.bytes);
         while !files.is_empty() {
-            let mut pictures = Vec::new();
-            let mut held = 0;
-            while pictures.len() < rows.min(files.len()) && (pictures.is_empty() || held < bytes) {
-                let picture = self.picture(&files[pictures.len()])?;
-                held += picture.bytes.as_ref().map_or(0, Vec::len);
-                pictures.push(picture);
-            }
-            let (now, later) = files.split_at(pictures.len());
-            batches.send(self.batch(now, pictures)?)?;
+            let (now, later) = files.split_at(self.next_batch(files));
+            batches.send(self.batch(now)?)?;
             files = later;
         }
         Ok(())
+    }
+
+    /// How many of the files make one batch, by their sizes as listed; at least one.
+    fn next_batch(&self, files: &[ShardFile]) -> usize {
+        let most = self.limits.rows.clamp(1, files.len());
+        let mut held = 0;
+        let full = files[..most].iter().position(|file| {
+            held += self.size(file);
+            held >= self.limits.bytes
+        });
+        full.map_or(most, |last| last + 1)
+    }
+
+    /// Bytes of the file that become part of its row.
+    fn size(&self, file: &ShardFile) -> usize {
+        let read = self.columns.contains(&0) && !self.is_orphan(file) && file.size <= LARGEST_FILE;
+        if read { file.size as usize } else { 0 }
     }
 
     /// Whether the file is a row of the metadata without a picture of its own.
@@ -270,34 +282,37 @@ impl Folder {
         matches!(&self.words, Words::Metadata(metadata) if file.range.is_some() && file.location == metadata.location)
     }
 
-    fn picture(&self, file: &ShardFile) -> Result<Picture, FormatError> {
+    /// The file's bytes, `None` where nobody asked for them, or what is wrong with it.
+    fn picture(&self, file: &ShardFile) -> Result<Result<Option<Vec<u8>>, Fault>, FormatError> {
         if self.is_orphan(file) || !self.columns.contains(&0) {
-            return Ok(Picture { bytes: None, fault: None });
+            return Ok(Ok(None));
         }
         if file.size > LARGEST_FILE {
             let message =
                 format!("{}: expected at most {LARGEST_FILE} bytes in a file, found {}", file.path, file.size);
-            return Ok(Picture { bytes: None, fault: Some(Fault::new(codes::TOO_LONG, message)) });
+            return Ok(Err(Fault::new(codes::TOO_LONG, message)));
         }
-        read_file(&self.stores, &file.location, file.size).map(|read| match read {
-            Ok(bytes) => Picture { bytes: Some(bytes), fault: None },
-            Err(message) => Picture {
-                bytes: None,
-                fault: Some(Fault::new(codes::UNREADABLE_FILE, format!("{}: {message}", file.path))),
-            },
-        })
+        let read = read_file(&self.stores, &file.location, file.size)?;
+        let fault = |message| Fault::new(codes::UNREADABLE_FILE, format!("{}: {message}", file.path));
+        Ok(read.map(Some).map_err(fault))
     }
 
-    fn batch(&self, files: &[ShardFile], pictures: Vec<Picture>) -> Result<RecordBatch, FormatError> {
-        let (mut images, mut names) = (MediaBuilder::new(), StringBuilder::new());
+    fn batch(&self, files: &[ShardFile]) -> Result<RecordBatch, FormatError> {
+        // Of the right size at once: a column that doubles as it grows takes up to three times its bytes.
+        let bytes = files.iter().map(|file| self.size(file)).sum();
+        let (mut images, mut names) = (MediaBuilder::with_capacity(files.len(), bytes), StringBuilder::new());
         let mut faults: Vec<Option<Fault>> = Vec::with_capacity(files.len());
-        for (file, picture) in files.iter().zip(pictures) {
+        for file in files {
+            let (picture, fault) = match self.picture(file)? {
+                Ok(picture) => (picture, None),
+                Err(fault) => (None, Some(fault)),
+            };
             match self.is_orphan(file) {
                 true => images.append_null(),
-                false => images.append(picture.bytes.as_deref(), Some(&file.path)),
+                false => images.append(picture.as_deref(), Some(&file.path)),
             }
             names.append_option((!file.path.is_empty()).then_some(&file.path));
-            faults.push(picture.fault);
+            faults.push(fault);
         }
         let words: Vec<usize> = self.columns.iter().filter_map(|c| c.checked_sub(OWN_COLUMNS)).collect();
         let words = self.words(files, &words, &mut faults)?;

@@ -238,7 +238,7 @@ impl ShardReader for JsonlReader {
             let mut decoder = JsonDecoder::new(schema);
             files
                 .iter()
-                .try_for_each(|file| read_file(&stores, file, most, &mut decoder, &projection, &shape, limits, batches))
+                .try_for_each(|f| read_file(&stores, &f, most, &mut decoder, &projection, &shape, limits, batches))
         })
     }
 }

@@ -27,6 +27,7 @@ pub mod parquet_source;
 pub mod quarantine_codes;
 pub mod report;
 mod row_blocks;
+pub mod shard_files;
 mod shard_rows;
 mod shards;
 pub mod sink;
@@ -38,6 +39,7 @@ mod text_types;
 pub mod webdataset;
 pub mod webdataset_sink;
 
+pub use shard_files::ShardFiles;
 pub use shard_rows::shard_schema;
 pub use sink::{PartWriter, Sink};
 pub use source::{BatchLimits, DiscoverOptions, Discovery, Reader, Shard, ShardFile, ShardReader, Source};

@@ -22,7 +22,7 @@ pub(crate) fn shard(files: Vec<ShardFile>, rows: Option<u64>) -> Shard {
         }
     }
     let bytes = files.iter().map(|f| f.range.as_ref().map_or(f.size, |r| r.end - r.start)).sum();
-    Shard { id: format!("{:016x}", hash.digest()), files: files.into(), rows, bytes }
+    Shard { id: format!("{:016x}", hash.digest()), files: files.as_slice().into(), rows, bytes }
 }
 
 /// A whole file.
@@ -36,7 +36,7 @@ pub(crate) fn whole_file(entry: Entry) -> ShardFile {
 /// A run ends behind a file whose own path and size say so (a content-defined cut: a hash of the path falls below the
 /// file's share of a shard), so a file that comes or goes moves no cut but its own. Runs of less than a quarter of a
 /// shard are not closed, and at four shards a run is closed in any case.
-pub(crate) fn runs_of_files(files: Vec<ShardFile>, options: &DiscoverOptions) -> Vec<Shard> {
+pub(crate) fn runs_of_files(files: impl IntoIterator<Item = ShardFile>, options: &DiscoverOptions) -> Vec<Shard> {
     let (most_bytes, most_files) = (options.shard_bytes.max(1) as f64, options.shard_files.max(1) as f64);
     let mut shards = Vec::new();
     let (mut run, mut filled) = (Vec::new(), 0.0);

@@ -9,7 +9,7 @@ use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
     FormatError, csv_source::CsvSource, image_folder::ImageFolder, jsonl::JsonlSource, parquet_source::ParquetSource,
-    store::Stores, webdataset::WebDatasetSource,
+    shard_files::ShardFiles, store::Stores, webdataset::WebDatasetSource,
 };
 
 /// A source of rows. The implementor is the source's config struct.
@@ -67,8 +67,8 @@ pub enum Reader {
 pub struct Shard {
     /// Short hexadecimal hash of the files' paths and ranges (not of sizes or versions): names the shard in manifests.
     pub id: String,
-    /// In reading order; shared, since a source may hold millions of them.
-    pub files: Arc<[ShardFile]>,
+    /// In reading order.
+    pub files: ShardFiles,
     /// Rows, where known without reading (Parquet footers).
     pub rows: Option<u64>,
     /// Input bytes, for progress.
@@ -119,7 +119,7 @@ pub struct BatchLimits {
 
 impl Default for BatchLimits {
     fn default() -> Self {
-        Self { rows: 8192, bytes: 16 << 20 }
+        Self { rows: 8192, bytes: 8 << 20 }
     }
 }
 

@@ -383,7 +383,7 @@ impl ShardReader for WebDatasetReader {
         let (stores, files) = (self.stores.clone(), shard.files.clone());
         on_thread(move |batches| {
             let mut archive = archive;
-            files.iter().try_for_each(|file| archive.read(&stores, file, batches))
+            files.iter().try_for_each(|file| archive.read(&stores, &file, batches))
         })
     }
 }

@@ -463,7 +463,7 @@ mod parquet_files {
         assert!(matches!(discovery.reader, Reader::Parquet));
         assert_eq!(discovery.shards.len(), 11);
         assert_eq!(discovery.shards.iter().map(|s| s.rows.unwrap()).sum::<u64>(), 1005);
-        let ranges: Vec<_> = discovery.shards[..10].iter().map(|s| s.files[0].range.clone().unwrap()).collect();
+        let ranges: Vec<_> = discovery.shards[..10].iter().map(|s| s.files.first().unwrap().range.unwrap()).collect();
         assert!(
             ranges.windows(2).all(|w| w[0].end == w[1].start)
                 && ranges[9].end == one.len() as u64
@@ -472,7 +472,7 @@ mod parquet_files {
         let whole = discover(&source, DiscoverOptions::default()).unwrap();
         assert_eq!(whole.shards.iter().map(|s| s.rows.unwrap()).collect::<Vec<_>>(), [1000, 5]);
         assert_eq!(
-            (whole.shards[0].files[0].path.as_str(), whole.schema.field(0).name().as_str()),
+            (whole.shards[0].files.first().unwrap().path.as_str(), whole.schema.field(0).name().as_str()),
             ("one.parquet", "a")
         );
     }
@@ -531,7 +531,7 @@ mod parquet_files {
             let source: ParquetSource = source(folder.path(), "a.parquet", json!({}));
             if let Ok(discovery) = discover(&source, DiscoverOptions { shard_bytes: 1, shard_files: 1 }) {
                 for shard in &discovery.shards {
-                    let range = shard.files[0].range.clone().unwrap();
+                    let range = shard.files.first().unwrap().range.unwrap();
                     prop_assert!(range.start < range.end && range.end <= bytes.len() as u64);
                 }
             }

@@ -15,6 +15,7 @@ macro_rules! say {
 mod arguments;
 mod commands;
 mod failure;
+mod memory;
 mod metrics;
 mod progress;
 #[cfg(feature = "otel")]
@@ -32,7 +33,7 @@ use crate::{
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    give_large_blocks_back();
+    memory::give_large_blocks_back();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(arguments.threads.get())
         // Parsing and planning recurse deeper than the default stack likes.
@@ -84,16 +85,6 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Models(command) => commands::models::run(&command).await,
         Command::Prompt(command) => commands::prompt::run(command).await,
         Command::Schema(command) => commands::schema::run(command).await,
-    }
-}
-
-/// Batches of pictures and sorts that spill allocate and free blocks of every size, and glibc, which raises its threshold with every large block that is freed, keeps about as much
-/// again as they use. With a fixed threshold large blocks go back to the system at once, for some page faults.
-fn give_large_blocks_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt takes numbers and touches nothing but the allocator's settings; no other thread runs yet.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
     }
 }
 

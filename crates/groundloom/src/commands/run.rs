@@ -27,6 +27,7 @@ pub async fn run(command: RunFile, machine: Machine) -> Result<(), Failure> {
 
 /// Runs a plan and says what came of it; `offline` asks no language model.
 pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine, offline: bool) -> Result<(), Failure> {
+    crate::memory::give_free_pages_back();
     let stop = CancellationToken::new();
     watch_signals(stop.clone());
     let telemetry = Arc::new(Telemetry::default());
