@@ -274,3 +274,42 @@ fn failed_rows_are_shown_with_why() {
     let ids = texts(&bench.rows("out/parquet10/_quarantine"), "row_id");
     assert_eq!(rows.iter().map(|r| r["row_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>(), ids);
 }
+
+#[test]
+fn rows_that_a_query_or_a_limit_leaves_out_are_told() {
+    let bench = Bench::new();
+    let rows: String = (0..60).map(|n| format!("{{\"k\": \"k{n}\", \"g\": {}, \"n\": {n}}}\n", n % 4)).collect();
+    bench.write("rows.jsonl", rows);
+    let pipeline = |last: &str| {
+        format!(
+            "sources: {{ rows: {{ type: jsonl, path: rows.jsonl, key: k }} }}
+stages:
+  some: {{ type: filter, where: 'n >= 20' }}
+  last: {last}
+sinks: {{ out: {{ type: parquet, path: out }} }}
+"
+        )
+    };
+    let fates = |last: &str| -> Vec<String> {
+        bench.write("p.yaml", pipeline(last));
+        bench.ok(&["run", "p.yaml"]);
+        let fate = |n: u32| {
+            let answer = why(&bench, &format!("k{n}"), "p.yaml");
+            if answer["fate"] == "left_out" {
+                assert_eq!((&answer["stage"], &answer["through"]), (&"last".into(), &"some".into()));
+            }
+            answer["fate"].as_str().unwrap().to_owned()
+        };
+        [5, 20, 29, 30, 59].into_iter().map(fate).collect()
+    };
+    let first = fates("{ type: limit, rows: 10 }");
+    assert_eq!(first, ["dropped", "kept", "kept", "left_out", "left_out"]);
+    let best = fates("{ type: sql, query: 'select * from some where n <> 29 order by n desc limit 31' }");
+    assert_eq!(best, ["dropped", "left_out", "left_out", "kept", "kept"]);
+    let groups = fates("{ type: sql, query: 'select g, max(n) as n from some group by g' }");
+    assert_eq!(groups, ["dropped", "left_out", "left_out", "left_out", "left_out"]);
+    bench.write("p.yaml", pipeline("{ type: sql, query: 'select * from some where n > 40' }"));
+    bench.ok(&["run", "p.yaml"]);
+    let said = bench.run(&["why", "k30", "p.yaml"]);
+    assert!(said.code == Some(1) && said.err.contains("`last` may have left it out"), "{}", said.err);
+}

@@ -343,6 +343,26 @@ pub enum Unwritten {
         /// The file.
         file: String,
     },
+    /// It came as far as a query or limit whose result has no such row.
+    LeftOut {
+        /// Its id.
+        row_id: String,
+        /// The last node that had it.
+        through: String,
+        /// The query or limit.
+        stage: String,
+        /// Its `type:`.
+        kind: String,
+        /// What it was asked for: the query, or the number of rows.
+        asked: Value,
+    },
+    /// Its shard was never read: a limit had enough rows before.
+    NotNeeded {
+        /// The source.
+        source: String,
+        /// The file.
+        file: String,
+    },
     /// Its file is an input, but nothing says what became of such a row: it does not exist, or a query or limit lost it.
     Unaccounted {
         /// The file.
@@ -366,6 +386,12 @@ pub fn unwritten(plan: &Plan, ids: &[String]) -> Result<Vec<Unwritten>, EngineEr
         .collect::<Result<Vec<bool>, EngineError>>()?
         .into_iter()
         .all(|current| current);
+    if published {
+        let left_out = left_out(plan, &work, ids)?;
+        if !left_out.is_empty() {
+            return Ok(left_out);
+        }
+    }
     let mut said = Vec::new();
     let mut lost = BTreeMap::new();
     for (segment, tasks) in plan.segments.all.iter().zip(&plan.tasks) {
@@ -385,6 +411,11 @@ pub fn unwritten(plan: &Plan, ids: &[String]) -> Result<Vec<Unwritten>, EngineEr
             if !published && ledger.peek(&task.task).is_none() {
                 said.push(Unwritten::NotReached { source: nodes[*source].name.to_string(), file });
                 return Ok(said);
+            }
+            if segment.enough.is_some() && ledger.peek(&task.task).is_none() {
+                let source = nodes[*source].name.to_string();
+                lost.insert(file.clone(), Unwritten::NotNeeded { source, file });
+                continue;
             }
             let parquet = matches!(&nodes[*source].work, Work::Source { discovery, .. } if matches!(discovery.reader, groundloom_formats::Reader::Parquet));
             match &first_filter {
@@ -416,6 +447,44 @@ pub fn unwritten(plan: &Plan, ids: &[String]) -> Result<Vec<Unwritten>, EngineEr
     }
     if said.is_empty() {
         said.extend(lost.into_values());
+    }
+    Ok(said)
+}
+
+/// The rows that a segment of a finished run left for a set stage, where that stage's own result has no such row.
+fn left_out(plan: &Plan, work: &Path, ids: &[String]) -> Result<Vec<Unwritten>, EngineError> {
+    let nodes = &plan.graph.nodes;
+    let mut held: Vec<Vec<Found>> = Vec::with_capacity(plan.segments.all.len());
+    for (segment, tasks) in plan.segments.all.iter().zip(&plan.tasks) {
+        let kept = !matches!(nodes[segment.node].work, Work::Sink(_));
+        let ledger = Ledger::existing(work, &segment.fingerprint);
+        let entries = tasks.iter().filter(|_| kept).filter_map(|task| ledger.peek(&task.task));
+        let parts = entries.filter_map(|entry| Some(ledger.part_path(entry.part(PartKind::Data)?)));
+        // What only an older run needed may be gone.
+        let name = nodes[segment.node].name.to_string();
+        let files = parts.filter(|path| path.exists());
+        let files: Vec<_> = files.map(|path| SearchedFile { kind: Kind::OnTheWay, path, name: name.clone() }).collect();
+        held.push(find(&files, ids)?);
+    }
+    let mut said = Vec::new();
+    for (reader, segment) in plan.segments.all.iter().enumerate() {
+        let SegmentWork::Set { node, inputs } = &segment.work else { continue };
+        let asked = match &nodes[*node].work {
+            Work::Sql { query, .. } => Value::from(query.as_str()),
+            Work::Limit(limit) => Value::from(limit.rows),
+            // These name what they drop.
+            _ => continue,
+        };
+        let given = inputs.iter().filter_map(|i| if let Base::Segment(id) = i { held.get(*id) } else { None });
+        for row in given.flatten().filter(|row| !held[reader].iter().any(|r| r.row_id == row.row_id)) {
+            said.push(Unwritten::LeftOut {
+                row_id: row.row_id.clone(),
+                through: row.file.clone(),
+                stage: nodes[*node].name.to_string(),
+                kind: nodes[*node].kind.to_string(),
+                asked: asked.clone(),
+            });
+        }
     }
     Ok(said)
 }

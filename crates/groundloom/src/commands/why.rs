@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use groundloom_engine::{
+    graph::Work,
     provenance::{self, Found, Kind, SearchedFile, Unwritten},
     run::Plan,
 };
@@ -55,10 +56,20 @@ pub async fn run(command: Why, machine: Machine) -> Result<(), Failure> {
     }
     let hint = match (&plan, left) {
         (None, _) => "; name the pipeline file instead of the folder to ask about rows that are not reached yet, were not sampled or were skipped unread".to_owned(),
-        (Some(_), 0) => String::new(),
+        (Some(plan), 0) => silent_queries(plan),
         (Some(_), left) => format!("; {left} tasks of the pipeline are still to do"),
     };
     Err(Failure::Failed(format!("nothing says what became of `{}`{hint}", command.row)))
+}
+
+/// Queries that let rows pass one by one leave some out without a word.
+fn silent_queries(plan: &Plan) -> String {
+    let silent = plan.graph.nodes.iter().filter(|n| matches!(n.work, Work::Sql { row_wise: true, .. }));
+    let names: Vec<String> = silent.map(|n| format!("`{}`", n.name)).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("; {} may have left it out: a `filter` stage tells what it drops, a query does not", names.join(", "))
 }
 
 /// The published generations that are current, else what the run has committed so far.
@@ -133,6 +144,22 @@ fn without_row(row: &str, unwritten: &Unwritten) -> (String, Value) {
                 "{row} was dropped by `{stage}`, if {file} holds such a row: the statistics of its part of the file say that no row there has {predicate}, so it was not read"
             ),
             json!({ "fate": "dropped", "stage": stage, "reason": "skipped_by_statistics", "file": file }),
+        ),
+        Unwritten::LeftOut { row_id, through, stage, kind, asked } => (
+            match kind.as_str() {
+                "limit" => format!(
+                    "{row_id} was left out by `{stage}`: it came through `{through}` behind the first {asked} rows"
+                ),
+                _ => format!(
+                    "{row_id} came through `{through}` and was left out by `{stage}`, or went into a row with an id of its own there: {}",
+                    asked.as_str().unwrap_or_default()
+                ),
+            },
+            json!({ "row_id": row_id, "fate": "left_out", "stage": stage, "through": through, "asked": asked }),
+        ),
+        Unwritten::NotNeeded { source, file } => (
+            format!("{row} was not read: limits had enough rows before its part of {file} (source `{source}`)"),
+            json!({ "fate": "not_needed", "source": source, "file": file }),
         ),
         Unwritten::Unaccounted { file, suspects } => {
             let lost = if suspects.is_empty() {
