@@ -19,14 +19,26 @@ use crate::nodes::{EngineQueryPlanner, rules, stage::Resources};
 /// Rows in a batch of DataFusion's own operators; part of what decides windows of rows, so it never changes with the machine.
 pub const BATCH_ROWS: usize = 8192;
 
-/// Memory and disk that set stages share.
+/// What the program takes when it sorts nothing: itself, its threads, batches on their way.
+const OWN_BYTES: usize = 64 << 20;
+
+/// A pool below this merges too few runs at a time to be of use.
+const LEAST_POOL: usize = 48 << 20;
+
+/// The pool with which the whole process stays near a limit: operators take up to 1.9 times what they tell the pool of (batches in the making, rows in two forms
+/// while they are merged; measured by `benches/measure.py memory_limit`). A limit below about 150 MiB can't be kept.
+fn pool_bytes(limit: usize) -> usize {
+    (limit.saturating_sub(OWN_BYTES) / 100 * 58).max(LEAST_POOL.min(limit))
+}
+
+/// Memory and disk that set stages share; `memory_bytes` = what the process should stay near.
 ///
 /// # Errors
 /// When the spill folder cannot be made.
 pub fn runtime(memory_bytes: Option<usize>, spill: &std::path::Path) -> Result<Arc<RuntimeEnv>> {
     let mut builder = RuntimeEnvBuilder::new().with_temp_file_path(spill);
     if let Some(bytes) = memory_bytes {
-        builder = builder.with_memory_pool(Arc::new(FairSpillPool::new(bytes)));
+        builder = builder.with_memory_pool(Arc::new(FairSpillPool::new(pool_bytes(bytes))));
     }
     builder.build_arc()
 }
@@ -37,7 +49,8 @@ pub fn leave_room_to_merge(config: &mut SessionConfig, plan: &Arc<dyn ExecutionP
     fn sorts(plan: &Arc<dyn ExecutionPlan>) -> usize {
         usize::from(plan.is::<SortExec>()) + plan.children().into_iter().map(sorts).sum::<usize>()
     }
-    config.options_mut().execution.sort_spill_reservation_bytes = memory_bytes / 100 * 45 / sorts(plan).max(1);
+    config.options_mut().execution.sort_spill_reservation_bytes =
+        pool_bytes(memory_bytes) / 100 * 45 / sorts(plan).max(1);
 }
 
 /// A session in which one partition of a plan is exactly one shard: nothing is repartitioned, stolen or reordered; `limited` = set stages work under a memory limit.
