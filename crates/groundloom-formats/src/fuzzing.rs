@@ -7,6 +7,7 @@ use arrow::datatypes::Schema;
 use indexmap::IndexMap;
 
 use crate::{
+    coco,
     compression::{Compression, Decompressed},
     csv_source::{Form, Records},
     globs,
@@ -119,6 +120,11 @@ pub fn globs(bytes: &[u8]) {
     }
 }
 
+/// A COCO annotation file: read, put together with itself, named.
+pub fn annotations(bytes: &[u8]) {
+    coco::fuzz(bytes);
+}
+
 #[cfg(test)]
 #[path = "../../../tests/fuzz/corpus.rs"]
 #[allow(clippy::unwrap_used)]
@@ -134,5 +140,6 @@ mod tests {
         run("jsonl", super::jsonl);
         run("csv", super::csv);
         run("globs", super::globs);
+        run("annotations", super::annotations);
     }
 }

@@ -1,10 +1,6 @@
 //! The `image_folder` source: a folder of pictures and what is said about them.
 
-use std::{
-    collections::HashMap,
-    io::{ErrorKind, Read},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, StringBuilder},
@@ -21,10 +17,11 @@ use crate::{
     BatchLimits, DiscoverOptions, Discovery, FormatError, Reader, Shard, ShardFile, ShardReader, Source,
     folder_metadata::{FILE_NAME, Metadata, RowIndex, RowPlace, read_ranges},
     json_decoder::excerpt,
+    picture_files::{LARGEST_FILE, next_batch, read_file, read_picture, read_size},
     quarantine_codes as codes,
     shard_rows::{BatchShape, Batches, End, Fault, Rows, on_thread, shard_schema},
     shards::{runs_of_files, whole_file},
-    store::{Entry, Stores, blocking, has_extension, io_error},
+    store::{Entry, Stores, blocking, has_extension},
 };
 
 /// A folder of pictures, each a row, with captions from a metadata file or from a text file beside each picture.
@@ -66,9 +63,6 @@ impl Config for ImageFolder {
 
 /// Columns before those of the metadata: `image` and `file_name`.
 const OWN_COLUMNS: usize = 2;
-
-/// A larger file goes to quarantine unread: a column of a batch holds less than 2 GiB.
-const LARGEST_FILE: u64 = 256 << 20;
 
 #[async_trait]
 impl Source for ImageFolder {
@@ -253,28 +247,16 @@ struct Folder {
 impl Folder {
     fn read(&self, mut files: &[ShardFile], batches: &Batches) -> Result<(), End> {
         while !files.is_empty() {
-            let (now, later) = files.split_at(self.next_batch(files));
+            let (now, later) = files.split_at(next_batch(files, self.limits, |file| self.size(file)));
             batches.send(self.batch(now)?)?;
             files = later;
         }
         Ok(())
     }
 
-    /// How many of the files make one batch, by their sizes as listed; at least one.
-    fn next_batch(&self, files: &[ShardFile]) -> usize {
-        let most = self.limits.rows.clamp(1, files.len());
-        let mut held = 0;
-        let full = files[..most].iter().position(|file| {
-            held += self.size(file);
-            held >= self.limits.bytes
-        });
-        full.map_or(most, |last| last + 1)
-    }
-
     /// Bytes of the file that become part of its row.
     fn size(&self, file: &ShardFile) -> usize {
-        let read = self.columns.contains(&0) && !self.is_orphan(file) && file.size <= LARGEST_FILE;
-        if read { file.size as usize } else { 0 }
+        if self.columns.contains(&0) && !self.is_orphan(file) { read_size(file) } else { 0 }
     }
 
     /// Whether the file is a row of the metadata without a picture of its own.
@@ -287,14 +269,7 @@ impl Folder {
         if self.is_orphan(file) || !self.columns.contains(&0) {
             return Ok(Ok(None));
         }
-        if file.size > LARGEST_FILE {
-            let message =
-                format!("{}: expected at most {LARGEST_FILE} bytes in a file, found {}", file.path, file.size);
-            return Ok(Err(Fault::new(codes::TOO_LONG, message)));
-        }
-        let read = read_file(&self.stores, &file.location, file.size)?;
-        let fault = |message| Fault::new(codes::UNREADABLE_FILE, format!("{}: {message}", file.path));
-        Ok(read.map(Some).map_err(fault))
+        Ok(read_picture(&self.stores, file)?.map(Some))
     }
 
     fn batch(&self, files: &[ShardFile]) -> Result<RecordBatch, FormatError> {
@@ -409,22 +384,5 @@ impl Folder {
                 )),
             },
         })
-    }
-}
-
-/// A file's bytes, or why this user may not read them. That it vanished or that the disk failed is an error of the run.
-fn read_file(stores: &Stores, location: &str, size: u64) -> Result<Result<Vec<u8>, String>, FormatError> {
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
-    let read = stores
-        .reader(location, None)
-        .and_then(|mut reader| reader.read_to_end(&mut bytes).map_err(|e| io_error(location, e)));
-    match read {
-        Ok(_) => Ok(Ok(bytes)),
-        Err(FormatError::Io { message, source: Some(cause), .. })
-            if cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::PermissionDenied) =>
-        {
-            Ok(Err(message))
-        }
-        Err(error) => Err(error),
     }
 }

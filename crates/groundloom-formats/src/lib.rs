@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod card;
+pub mod coco;
 mod column_types;
 pub mod compression;
 pub mod csv_source;
@@ -24,6 +25,7 @@ pub mod llava;
 mod output_columns;
 pub mod parquet_sink;
 pub mod parquet_source;
+mod picture_files;
 pub mod quarantine_codes;
 pub mod report;
 mod row_blocks;
@@ -90,4 +92,14 @@ pub enum FormatError {
         /// The cause.
         source: arrow::error::ArrowError,
     },
+}
+
+impl FormatError {
+    /// The same, about another key of the config, where it is about one.
+    pub(crate) fn for_key(self, key: &'static str) -> Self {
+        match self {
+            Self::Input { message, .. } => Self::Input { key, message },
+            other => other,
+        }
+    }
 }

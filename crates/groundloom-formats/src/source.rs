@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
-    FormatError, csv_source::CsvSource, image_folder::ImageFolder, jsonl::JsonlSource, parquet_source::ParquetSource,
-    shard_files::ShardFiles, store::Stores, webdataset::WebDatasetSource,
+    FormatError, coco::Coco, csv_source::CsvSource, image_folder::ImageFolder, jsonl::JsonlSource,
+    parquet_source::ParquetSource, shard_files::ShardFiles, store::Stores, webdataset::WebDatasetSource,
 };
 
 /// A source of rows. The implementor is the source's config struct.
@@ -159,5 +159,6 @@ pub fn source_types() -> Vec<SourceType> {
         SourceType::of::<ParquetSource>(),
         SourceType::of::<JsonlSource>(),
         SourceType::of::<CsvSource>(),
+        SourceType::of::<Coco>(),
     ]
 }

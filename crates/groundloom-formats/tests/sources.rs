@@ -1,7 +1,7 @@
 //! Sources on real folders: what is read, what goes to quarantine and what is an error.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{fs, io::Write, path::Path, sync::Arc};
+use std::{collections::HashSet, fs, io::Write, path::Path, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BinaryArray, Int64Array, RecordBatch, StringArray},
@@ -112,10 +112,10 @@ fn every_type_of_source_is_documented() {
     assert_eq!(codes.len(), groundloom_formats::quarantine_codes::ALL.len());
 }
 
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+
 mod image_folders {
     use super::*;
-
-    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
     #[test]
     fn with_metadata() {
@@ -260,6 +260,123 @@ mod image_folders {
         let stream = reader.read(&discovery.shards[0], &[0], BatchLimits::default());
         let error = runtime().block_on(stream.try_collect::<Vec<_>>()).unwrap_err().to_string();
         assert!(error.contains("a.jpg: it does not exist"), "{error}");
+    }
+}
+
+mod coco {
+    use super::*;
+    use groundloom_formats::coco::Coco;
+
+    const CAPTIONS: &[u8] = br#"{"info": {"year": 2017}, "images": [
+        {"id": 9, "file_name": "b.jpg", "width": 200, "height": 100}, {"id": 7, "file_name": "a.jpg", "width": 50, "height": 50},
+        {"id": 8, "file_name": "gone.jpg", "width": 10, "height": 10}, {"id": 7, "file_name": "c.jpg"}, {"id": 5}, {"id": 6, "file_name": "lost.jpg"}],
+        "annotations": [{"id": 1, "image_id": 7, "caption": "A cat."}, {"id": 2, "image_id": 9, "caption": "Two dogs."},
+        {"id": 3, "image_id": 7, "caption": "An animal."}, {"id": 4, "image_id": 404, "caption": "Nothing."}]}"#;
+    const INSTANCES: &[u8] = br#"{"annotations": [
+        {"image_id": 9, "bbox": [50, 25.0, 100, 50], "category_id": 18, "iscrowd": 0, "segmentation": [[1, 2, 3]], "area": 5000},
+        {"image_id": 9, "bbox": [0, 0, 200, 100], "category_id": 18, "iscrowd": 1, "segmentation": {"counts": [1], "size": [1, 1]}},
+        {"image_id": 8, "bbox": [5, 5, 6, 2], "category_id": 1}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog", "supercategory": "animal"}],
+        "images": [{"id": 9, "file_name": "b.jpg", "width": 200, "height": 100}, {"id": 8, "file_name": "gone.jpg", "width": 10, "height": 10}]}"#;
+
+    fn coco(folder: &TempDir, more: Value) -> Coco {
+        let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let mut config =
+            json!({"annotations": [file("captions.json"), file("instances.json")], "images": file("photos")});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(config).unwrap()
+    }
+
+    fn files<'a>() -> Vec<(&'a str, &'a [u8])> {
+        vec![
+            ("captions.json", CAPTIONS),
+            ("instances.json", INSTANCES),
+            ("photos/a.jpg", PNG),
+            ("photos/b.jpg", b"b"),
+            ("photos/z.jpg", PNG),
+        ]
+    }
+
+    #[test]
+    fn captions_and_boxes_of_an_image_come_together() {
+        let folder = folder(&files());
+        let batch = read(&coco(&folder, json!({})));
+        assert_eq!(texts(&batch, "id"), ["7", "9", "404", "5", "7", "8", "6"]);
+        let codes = codes(&batch);
+        assert_eq!(
+            codes,
+            ["", "", "missing_metadata", "missing_file", "duplicate_key", "type_mismatch", "missing_file"],
+            "{:?}",
+            messages(&batch)
+        );
+        assert_eq!(texts(&batch, "captions")[..2], ["[A cat., An animal.]", "[Two dogs.]"]);
+        assert_eq!(texts(&batch, "width")[..2], ["50", "200"]);
+        let boxes = &texts(&batch, "boxes")[..2];
+        assert_eq!(boxes[0], "[]");
+        assert_eq!(boxes[1], "[{chunk: , label: dog, score: 1.0, x1: 0.25, y1: 0.25, x2: 0.75, y2: 0.75}]");
+        assert!(texts(&batch, "image")[1].contains("62") && texts(&batch, "image")[1].contains("b.jpg"));
+        // The annotation of gone.jpg lies outside of it too, which is the first that is found.
+        let id = RowId::in_file(file_hash("b.jpg"), Place::WholeFile);
+        assert_eq!(texts(&batch, "row_id")[1], id.to_string());
+        let ids: HashSet<String> = texts(&batch, "row_id").into_iter().collect();
+        assert_eq!(ids.len(), batch.num_rows());
+        let with_crowds = read(&coco(&folder, json!({"crowd": true})));
+        assert_eq!(texts(&with_crowds, "boxes")[1].matches("dog").count(), 2);
+    }
+
+    #[test]
+    fn without_pictures_and_in_any_shards() {
+        let folder = folder(&files());
+        let without: Coco = coco(&folder, json!({"images": null}));
+        let batch = read(&without);
+        assert!(batch.column_by_name("image").is_none());
+        assert_eq!(codes(&batch).iter().filter(|c| c.is_empty()).count(), 3, "{:?}", messages(&batch));
+        let whole = coco(&folder, json!({}));
+        let many = discover(&whole, DiscoverOptions { shard_bytes: 1, shard_files: 1 }).unwrap();
+        assert!(many.shards.len() > 1);
+        let cut = read_shards(&many, &many.shards, &all_columns(&many), BatchLimits { rows: 1, bytes: 1 });
+        assert_eq!(cut, read(&whole));
+    }
+
+    #[test]
+    fn a_new_caption_changes_the_shard_of_its_image_only() {
+        let folder = folder(&files());
+        let versions = || -> Vec<String> {
+            let found =
+                discover(&coco(&folder, json!({})), DiscoverOptions { shard_bytes: 1, shard_files: 1 }).unwrap();
+            found
+                .shards
+                .iter()
+                .flat_map(|s| s.files.iter().map(|f| format!("{} {}", f.path, f.version)).collect::<Vec<_>>())
+                .collect()
+        };
+        let before = versions();
+        let text = String::from_utf8(CAPTIONS.to_vec()).unwrap().replace("Two dogs.", "Three dogs.");
+        fs::write(folder.path().join("captions.json"), text).unwrap();
+        let changed: Vec<(String, String)> = before.into_iter().zip(versions()).filter(|(a, b)| a != b).collect();
+        assert_eq!(changed.len(), 1, "{changed:?}");
+        assert!(changed[0].0.starts_with("b.jpg"));
+    }
+
+    #[test]
+    fn what_is_no_annotation_file_is_told_with_its_place() {
+        let at = |text: &str| {
+            let mut files = files();
+            files[0].1 = text.as_bytes();
+            let folder = folder(&files);
+            discover_error(&coco(&folder, json!({})))
+        };
+        let found = at("{\"images\": [{\"id\": 1,\n \"file_name\": 3}]}");
+        assert!(
+            found.contains("captions.json") && found.contains("line 2") && found.contains("expected a string"),
+            "{found}"
+        );
+        assert!(at("[1, 2]").contains("a COCO file: an object"), "{}", at("[1, 2]"));
+        assert!(at("{}").contains("found neither"), "{}", at("{}"));
+        assert!(at("{\"images\": [").contains("EOF"), "{}", at("{\"images\": ["));
+        let folder = folder(&files());
+        let missing = discover_error(&coco(&folder, json!({"images": folder.path().join("nowhere")})));
+        assert!(missing.contains("nowhere"), "{missing}");
     }
 }
 
