@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeSet, fmt::Display};
 
 use serde_json::{Map, Value};
 
-use crate::{ModelError, folder::ModelFolder};
+use crate::{ModelError, folder::ModelFolder, fromage};
 
 /// Options that change no answer: names, versions, training, and the defaults of text generation, which older versions
 /// of transformers wrote into every file.
@@ -103,12 +103,17 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads `config.json`, or `open_clip_config.json` in a folder of open_clip.
+    /// Reads `config.json`, or `open_clip_config.json` in a folder of open_clip, `model_args.json` in one of FROMAGe.
     ///
     /// # Errors
     /// [`ModelError::Unreadable`], [`ModelError::BadConfig`] where it is no JSON object.
     pub(crate) fn open(folder: &ModelFolder) -> Result<Self, ModelError> {
-        Self::read(folder, if folder.is_open_clip() { OPEN_CLIP } else { "config.json" })
+        let name = match folder.is_open_clip() {
+            true => OPEN_CLIP,
+            false if folder.is_fromage() => fromage::OPTIONS,
+            false => "config.json",
+        };
+        Self::read(folder, name)
     }
 
     /// Reads the JSON file `name`.

@@ -11,7 +11,7 @@ use crate::{
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, opt, gpt2, t5, wav2vec2, hubert, SsdMobileNetV2";
+     blip, blip-2, llava, coca, fromage, opt, gpt2, t5, wav2vec2, hubert, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(crate) enum Family {
     Llava,
     /// In open_clip's layout.
     Coca,
+    /// As its authors release it.
+    Fromage,
     Opt,
     Gpt2,
     T5,
@@ -61,6 +63,9 @@ impl Family {
                     supported: ARCHITECTURES.to_owned(),
                 }
             });
+        }
+        if folder.is_fromage() {
+            return Ok(Self::Fromage);
         }
         let Architecture { architectures, model_type } = folder.json("config.json")?;
         let found = model_type.as_ref().or(architectures.first()).cloned().unwrap_or_default();
@@ -115,6 +120,7 @@ impl Family {
             Self::Blip2 => "blip-2",
             Self::Llava => "llava",
             Self::Coca => "coca",
+            Self::Fromage => "fromage",
             Self::Opt => "opt",
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",

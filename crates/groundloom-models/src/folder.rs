@@ -4,7 +4,7 @@ use std::{borrow::Cow, path::PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use crate::{ModelError, config::OPEN_CLIP};
+use crate::{ModelError, config::OPEN_CLIP, fromage};
 
 /// A model in Hugging Face layout: `config.json`, `model.safetensors` and what they name.
 #[derive(Debug, Clone)]
@@ -55,6 +55,19 @@ impl ModelFolder {
     /// Whether the model is in open_clip's layout alone: what Hugging Face's own programs read goes before it.
     pub(crate) fn is_open_clip(&self) -> bool {
         !self.has("config.json") && self.has(OPEN_CLIP)
+    }
+
+    /// Whether the model is a FROMAGe as its authors release it.
+    pub(crate) fn is_fromage(&self) -> bool {
+        !self.has("config.json") && self.has(fromage::OPTIONS)
+    }
+
+    /// The folder `name` in this one, if there is one.
+    pub(crate) fn folder_if_there(&self, name: &str) -> Option<Self> {
+        match self {
+            Self::OnDisk(folder) => Some(folder.join(name)).filter(|path| path.is_dir()).map(Self::OnDisk),
+            Self::Embedded(_) => None,
+        }
     }
 
     /// The JSON file `name` as `T`.

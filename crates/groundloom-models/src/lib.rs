@@ -16,6 +16,7 @@ mod embedders;
 mod error;
 mod family;
 mod folder;
+mod fromage;
 mod gpt2;
 mod grounding_dino;
 mod hub;

@@ -34,8 +34,8 @@ pub(crate) struct OptConfig {
     norms: NormPlace,
     /// Whether a norm lies behind the last block.
     final_norm: bool,
-    /// Length of a word's vector.
-    words: usize,
+    /// Length of a word's vector, and of what comes out behind the last block.
+    pub(crate) words: usize,
     vocabulary: usize,
     limits: TextLimits,
 }

@@ -15,6 +15,7 @@ use crate::{
     embedders::{DualEmbedder, PatchEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
+    fromage::{self, Fromage, Parts},
     grounding_dino::GroundingDinoDetector,
     hub::{self, Hub},
     image_processor::{ImageDefaults, ImageProcessor},
@@ -68,7 +69,7 @@ pub fn embedded_names() -> impl Iterator<Item = &'static str> {
     EMBEDDED.iter().map(|model| model.name)
 }
 
-fn find(name: &str) -> Result<ModelFolder, ModelError> {
+pub(crate) fn find(name: &str) -> Result<ModelFolder, ModelError> {
     if name.starts_with(hub::SCHEME) {
         return Ok(ModelFolder::OnDisk(Hub::from_env()?.folder(name)?));
     }
@@ -86,7 +87,7 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
 const EMBEDDERS: &str =
-    "clip, siglip, siglip2, coca, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+    "clip, siglip, siglip2, coca, fromage, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;
@@ -128,6 +129,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
     let (dims, normalised, [texts, images]) = match family {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
         Family::Coca => (coca::width(&config)?, true, [true, true]),
+        Family::Fromage => (fromage::width(&config)?, true, [true, true]),
         Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
         Family::TextEncoder(_) => {
             let width = config.size_or("hidden_size", 768)?;
@@ -209,6 +211,16 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
                 processor: coca::processor(&config, network.vision.image_size)?,
                 // The tokenizer's file names another token, by which the network was not trained.
                 tokenizer: TextTokenizer::open(&folder, length, |_| Padding::Longest(pad))?,
+                network,
+            })
+        }
+        Family::Fromage => {
+            let parts = Parts::of(&folder, &config)?;
+            let network = Fromage::load(&config, &parts, &weights)?;
+            Arc::new(DualEmbedder {
+                info,
+                processor: sized(&parts.visual, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
+                tokenizer: parts.tokenizer(&network)?,
                 network,
             })
         }

@@ -19,6 +19,27 @@ pub(crate) struct TextTokenizer {
     tokenizer: Arc<Tokenizer>,
     max_length: usize,
     padding: Padding,
+    frame: Option<Frame>,
+}
+
+/// Tokens that stand around every text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Frame {
+    /// Stands before it, where the tokenizer has not put it there.
+    pub(crate) first: u32,
+    /// Stands behind it, and beyond the longest text.
+    pub(crate) last: u32,
+    /// How `last` is written: a text that ends so is read as if it didn't.
+    pub(crate) written: &'static str,
+}
+
+impl Frame {
+    /// A text without what is read as `last`, and without the white space before it, as Python's `rstrip` knows it.
+    fn inside<'a>(&self, text: &'a str) -> &'a str {
+        let space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
+        let trimmed = text.trim_end_matches(space);
+        trimmed.strip_suffix(self.written).unwrap_or(trimmed).trim_end_matches(space)
+    }
 }
 
 /// How texts of one batch become equally long: at the end, with this token.
@@ -107,7 +128,12 @@ impl TextTokenizer {
             .map_err(|e| bad(format!("cannot cut texts to {max_length} tokens: {e}")))?;
         tokenizer.with_padding(None);
         let pad = settings.pad_token.as_ref().and_then(|token| tokenizer.token_to_id(token.text()));
-        Ok(Self { tokenizer: Arc::new(tokenizer), max_length, padding: padding(pad) })
+        Ok(Self { tokenizer: Arc::new(tokenizer), max_length, padding: padding(pad), frame: None })
+    }
+
+    /// The same, with `frame` around every text.
+    pub(crate) fn framed(self, frame: Frame) -> Self {
+        Self { frame: Some(frame), ..self }
     }
 
     /// The tokenizer itself, for families that need its offsets or its vocabulary.
@@ -120,9 +146,24 @@ impl TextTokenizer {
     /// # Errors
     /// [`ModelError::Untokenized`].
     pub(crate) fn encode(&self, text: &str) -> Result<Tokens, ModelError> {
+        self.read(self.inner(), text, self.max_length)
+    }
+
+    /// The tokens of `text`, `most` of them and what stands behind every text.
+    fn read(&self, tokenizer: &Tokenizer, text: &str, most: usize) -> Result<Tokens, ModelError> {
+        let text = self.frame.as_ref().map_or(text, |frame| frame.inside(text));
         let encoding: Encoding =
-            self.inner().encode_fast(text, true).map_err(|e| ModelError::Untokenized { reason: e.to_string() })?;
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
+            tokenizer.encode_fast(text, true).map_err(|e| ModelError::Untokenized { reason: e.to_string() })?;
+        let (mut ids, mut types) = (encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec());
+        if let Some(frame) = &self.frame {
+            if ids.first() != Some(&frame.first) {
+                ids.insert(0, frame.first);
+            }
+            ids.truncate(most);
+            ids.push(frame.last);
+            types.resize(ids.len(), 0);
+        }
+        Ok(Tokens { ids, types })
     }
 
     /// As [`TextTokenizer::encode`], not cut.
@@ -131,9 +172,8 @@ impl TextTokenizer {
     /// [`ModelError::Untokenized`].
     pub(crate) fn encode_whole(&self, text: &str) -> Result<Tokens, ModelError> {
         let mut tokenizer = self.inner().clone();
-        let whole = tokenizer.with_truncation(None).and_then(|tokenizer| tokenizer.encode_fast(text, true));
-        let encoding = whole.map_err(|e| ModelError::Untokenized { reason: e.to_string() })?;
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
+        tokenizer.with_truncation(None).map_err(|e| ModelError::Untokenized { reason: e.to_string() })?;
+        self.read(&tokenizer, text, usize::MAX)
     }
 
     /// The text of `ids`, without special tokens.

@@ -203,6 +203,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Blip2 => writers::blip2(&fixture)?,
         Family::Llava => writers::llava(&fixture)?,
         Family::Coca => dual::coca(&fixture, &config, &weights)?,
+        Family::Fromage => dual::fromage(&fixture, &config, &weights)?,
         Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
         Family::Speech(kind) => speech::encoder(&fixture, &config, kind, &weights)?,

@@ -20,7 +20,10 @@ use sha2::{Digest, Sha256};
 use crate::{
     ModelError,
     folder::{ModelFolder, hexadecimal},
+    fromage,
 };
+
+mod checkpoint;
 
 /// The weights of a model without shards.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -43,7 +46,7 @@ pub(crate) struct Weights {
 
 struct Files {
     origin: String,
-    files: Vec<Mapped>,
+    files: Vec<Arc<Mapped>>,
     tensors: BTreeMap<String, Place>,
     read: Mutex<HashSet<String>>,
     sha256: String,
@@ -71,6 +74,7 @@ impl std::ops::Deref for Bytes {
     }
 }
 
+#[derive(Clone)]
 struct Place {
     file: usize,
     info: TensorInfo,
@@ -82,11 +86,15 @@ struct Index {
 }
 
 impl Weights {
-    /// Opens `model.safetensors` (see [`single`]), or the shards that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors` (see [`single`]), or the shards that `model.safetensors.index.json` names; of a FROMAGe
+    /// its checkpoint and the models that it stands on.
     ///
     /// # Errors
     /// [`ModelError::Unreadable`], [`ModelError::BadConfig`] for the index, [`ModelError::BadWeights`].
     pub(crate) fn open(folder: &ModelFolder) -> Result<Self, ModelError> {
+        if folder.is_fromage() {
+            return fromage::weights(folder);
+        }
         let single = single(|name| folder.has(name));
         let Some(index) = folder.read_if_there(INDEX)?.filter(|_| !folder.has(single)) else {
             return Self::from_files(
@@ -110,6 +118,46 @@ impl Weights {
             return Err(weights.bad(format!("expected the tensor {name} in {}, found none", index.weight_map[name])));
         }
         Ok(weights)
+    }
+
+    /// Opens the dictionary `key` of a checkpoint that torch saved, where it lies.
+    ///
+    /// # Errors
+    /// [`ModelError::Unreadable`], [`ModelError::BadWeights`] for what is no dictionary of tensors.
+    pub(crate) fn checkpoint(folder: &ModelFolder, name: &str, key: &str) -> Result<Self, ModelError> {
+        let (origin, bytes) = (folder.file_name(name), bytes(folder, name)?);
+        let tensors = checkpoint::tensors(&bytes, key)
+            .map_err(|problem| ModelError::BadWeights { origin: origin.clone(), problem })?;
+        let sha256 = hexadecimal(&digest(&origin, &bytes));
+        let tensors = tensors.into_iter().map(|(name, info)| (name, Place { file: 0, info })).collect();
+        let files = vec![Arc::new(Mapped { bytes, data: 0 })];
+        let files = Files { origin, files, tensors, read: Mutex::default(), sha256 };
+        Ok(Self { files: Arc::new(files), prefix: String::new() })
+    }
+
+    /// Several models as one: the tensors of each behind its name and a dot, or as they are where the name is empty. The
+    /// sha256 is that of theirs in hexadecimal, one after the other.
+    ///
+    /// # Errors
+    /// [`ModelError::BadWeights`] where two have a tensor of one name.
+    pub(crate) fn together(parts: &[(&str, Self)]) -> Result<Self, ModelError> {
+        let (mut files, mut tensors, mut digests) = (Vec::new(), BTreeMap::new(), Sha256::new());
+        for (part, weights) in parts {
+            let before = files.len();
+            for (name, place) in &weights.files.tensors {
+                let name = if part.is_empty() { name.clone() } else { format!("{part}.{name}") };
+                let place = Place { file: before + place.file, info: place.info.clone() };
+                if tensors.insert(name.clone(), place).is_some() {
+                    return Err(weights.bad(format!("expected each tensor once, found {name} in another file too")));
+                }
+            }
+            files.extend(weights.files.files.iter().cloned());
+            digests.update(weights.sha256());
+        }
+        let origins: Vec<&str> = parts.iter().map(|(_, weights)| weights.files.origin.as_str()).collect();
+        let (origin, sha256) = (origins.join(", "), hexadecimal(&digests.finalize()));
+        let files = Files { origin, files, tensors, read: Mutex::default(), sha256 };
+        Ok(Self { files: Arc::new(files), prefix: String::new() })
     }
 
     /// Reads one safetensors buffer; `origin` names it in errors.
@@ -145,7 +193,7 @@ impl Weights {
                     return Err(bad(format!("expected each tensor once, found {tensor} in two files")));
                 }
             }
-            files.push(Mapped { bytes, data });
+            files.push(Arc::new(Mapped { bytes, data }));
         }
         let sha256 = match digests.as_slice() {
             [one] => hexadecimal(one),

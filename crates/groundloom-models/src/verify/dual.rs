@@ -9,6 +9,8 @@ use crate::{
     coca::{self, Coca},
     config::Config,
     decoder::Past,
+    embedders::Towers,
+    fromage::{Fromage, Parts},
     image_processor::{ImageDefaults, ImageProcessor},
     language_model::row,
     layers::{compute, normalise},
@@ -83,6 +85,34 @@ pub(super) fn clip(fixture: &Fixture, config: &Config, weights: &Weights) -> Res
     };
     outputs.extend(run().map_err(compute("CLIP"))?);
     Ok(outputs)
+}
+
+pub(super) fn fromage(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
+    let parts = Parts::of(fixture.folder(), config)?;
+    let network = Fromage::load(config, &parts, weights)?;
+    let tokenizer = parts.tokenizer(&network)?;
+    token_table(fixture, &tokenizer)?;
+    let images = fixture.images()?;
+    let made = ImageProcessor::open(&parts.visual, clip::IMAGE_DEFAULTS)?.batch(&images.iter().collect::<Vec<_>>())?;
+    let ids = captions(fixture, &tokenizer)?.ids;
+    let pixels = fixture.input("pixel_values")?;
+    let run = || -> candle_core::Result<Outputs> {
+        let (images, texts) = (Towers::images(&network, &pixels)?, Towers::texts(&network, &ids)?);
+        let (image_embeds, text_embeds) = (normalise(&images)?, normalise(&texts)?);
+        let logits = similarities(&text_embeds, &image_embeds, network.logit_scale, 0.0)?;
+        Ok([
+            ("in.pixel_values", made.clone()),
+            ("in.input_ids", ids.clone()),
+            ("image_mapped", images),
+            ("text_mapped", texts),
+            ("image_embeds", image_embeds),
+            ("text_embeds", text_embeds),
+            ("logits_per_text", logits),
+        ]
+        .map(|(name, tensor)| (name.to_owned(), tensor))
+        .into())
+    };
+    run().map_err(compute("FROMAGe"))
 }
 
 pub(super) fn siglip(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
