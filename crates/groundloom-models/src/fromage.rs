@@ -84,11 +84,7 @@ impl Parts {
 pub(crate) fn weights(folder: &ModelFolder) -> Result<Weights, ModelError> {
     let parts = Parts::of(folder, &Config::open(folder)?)?;
     let checkpoint = Weights::checkpoint(folder, CHECKPOINT, "state_dict")?;
-    Weights::together(&[
-        ("", checkpoint),
-        (OPT, Weights::open(&parts.opt)?),
-        (VISUAL, Weights::open(&parts.visual)?),
-    ])
+    Weights::together(&[("", checkpoint), (OPT, Weights::open(&parts.opt)?), (VISUAL, Weights::open(&parts.visual)?)])
 }
 
 /// Length of the vectors of images and texts.

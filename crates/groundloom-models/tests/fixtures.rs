@@ -65,7 +65,7 @@ fn odd_inputs_have_vectors_that_depend_on_nothing_else() {
     let long = "a photo of two dogs ".repeat(200);
     let texts = ["", " ", "a", "a photo of a cat", "état — 日本語 🐶", "\u{0}\u{feff}", &long, &"x".repeat(5000)];
     let images = [photo(1, 1), photo(1, 300), photo(640, 2), photo(32, 32), photo(53, 41), photo(200, 333)];
-    for family in ["clip", "siglip", "coca", "bert"] {
+    for family in ["clip", "siglip", "coca", "fromage", "bert"] {
         let model = model(family);
         let info = model.info();
         let together = model.embed_texts(&texts);
@@ -117,6 +117,7 @@ fn what_a_folder_says_is_known_without_loading_it() {
         ("clip", 24, true, true, true),
         ("siglip", 48, true, true, true),
         ("coca", 16, true, true, true),
+        ("fromage", 8, true, true, true),
         ("bert", 32, true, true, false),
     ] {
         let info = describe_embedder(&format!("{DATA}/{family}")).unwrap();
@@ -143,6 +144,11 @@ fn changed(family: &str, file: &str, change: impl FnOnce(String) -> String) -> t
     let path = copy.path().join(file);
     fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
     copy
+}
+
+/// A change of FROMAGe's options, and what is said of it.
+fn fromage<'a>(from: &'a str, to: &'a str, message: &'a str) -> (&'a str, &'a str, &'a str, &'a str, &'a str) {
+    ("fromage", "model_args.json", from, to, message)
 }
 
 /// A change of CoCa's options, and what is said of it.
@@ -270,6 +276,29 @@ fn options_that_would_change_the_answer_are_refused_by_name() {
         coca("\"mean\": [", "\"resize_mode\": \"longest\", \"mean\": [", "resize_mode to be shortest or squash"),
         coca("\"multimodal_cfg\"", "\"other_cfg\"", "open_clip_config.json without multimodal_cfg"),
         coca("\"layers\": 2", "\"layers\": 1", "found also visual.transformer.resblocks.1."),
+        fromage(
+            "\"shared_emb_dim\": 8",
+            "\"shared_emb_dim\": null",
+            "shared_emb_dim to be a whole number of at least 1",
+        ),
+        fromage("\"shared_emb_dim\": 8", "\"shared_emb_dim\": 9", "to have the shape [9, 24], found [8, 24]"),
+        fromage("-1", "-4", "text_emb_layers to be a list of layers, 0 to 2 or -1 for the last, found [-4]"),
+        fromage("-1", "-1, 0", "expected a tensor model.text_hidden_fcs.1.0.weight"),
+        fromage("\"retrieval_token_idx\": 291", "\"retrieval_token_idx\": 5", "expected [RET] or nothing at 5"),
+        fromage("layernorm\": false", "layernorm\": true", "use_text_embed_layernorm is supported as false only"),
+        fromage(
+            "\"n_visual_tokens\"",
+            "\"ret_layers\": 2, \"n_visual_tokens\"",
+            "the option ret_layers is not supported",
+        ),
+        ("fromage", "opt/config.json", "\"opt\"", "\"gpt2\"", "expected model_type to be opt, found gpt2"),
+        (
+            "fromage",
+            "visual/config.json",
+            "\"clip_vision_model\"",
+            "\"vit\"",
+            "to be clip or clip_vision_model, found vit",
+        ),
     ];
     for (family, file, from, to, message) in cases {
         let folder = changed(family, file, |text| {
@@ -278,6 +307,25 @@ fn options_that_would_change_the_answer_are_refused_by_name() {
         });
         let error = resolve_embedder(folder.path().to_str().unwrap()).err().expect(message).to_string();
         assert!(error.contains(message), "expected {message:?} in {error:?}");
+    }
+}
+
+#[test]
+fn a_fromage_reads_a_text_as_its_reference_does_and_names_the_models_that_it_lacks() {
+    let model = model("fromage");
+    let texts = ["a cat", "a cat[RET]", "a cat \t[RET]", "a cat\u{1f} ", "a [RET] cat", "A cat"];
+    let vectors: Vec<Vec<f32>> = model.embed_texts(&texts).into_iter().map(Result::unwrap).collect();
+    assert!(vectors[1..4].iter().all(|vector| *vector == vectors[0]));
+    assert!(vectors[4..].iter().all(|vector| *vector != vectors[0]));
+    // Beyond the longest text nothing is read.
+    let [long, longer] = [200, 300].map(|count| "a cat ".repeat(count));
+    assert_eq!(model.embed_texts(&[&long])[0], model.embed_texts(&[&longer])[0]);
+
+    let folder = changed("fromage", "model_args.json", |text| text.replace("facebook/opt-6.7b", "no/such-opt"));
+    fs::rename(folder.path().join("opt"), folder.path().join("other")).unwrap();
+    let error = describe_embedder(folder.path().to_str().unwrap()).unwrap_err().to_string();
+    for part in ["model_args.json: expected opt_version to be", "in a folder `opt`", "models pull hf://no/such-opt"] {
+        assert!(error.contains(part), "expected {part:?} in {error}");
     }
 }
 

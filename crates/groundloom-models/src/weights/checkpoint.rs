@@ -113,7 +113,10 @@ impl<'a> Archive<'a> {
         if let Ok(order) = this.member("byteorder")
             && &file[order.clone()] != b"little"
         {
-            return Err(format!("expected values of little endian, found {:?}", file[order].escape_ascii().to_string()));
+            return Err(format!(
+                "expected values of little endian, found {:?}",
+                file[order].escape_ascii().to_string()
+            ));
         }
         Ok(this)
     }
@@ -160,8 +163,9 @@ impl<'a> Archive<'a> {
                     let count = shape.iter().try_fold(width, |count, &side| count.checked_mul(side))?;
                     Some((start, start.checked_add(count)?)).filter(|(_, end)| *end <= whole.end)
                 };
-                let data_offsets = place()
-                    .ok_or_else(|| format!("expected the values of {shape:?}, found {} bytes of values", whole.len()))?;
+                let data_offsets = place().ok_or_else(|| {
+                    format!("expected the values of {shape:?}, found {} bytes of values", whole.len())
+                })?;
                 Ok(TensorInfo { dtype, shape, data_offsets })
             }
             (found, _) => Err(other(found)),
@@ -216,7 +220,8 @@ fn members(file: &[u8]) -> Option<BTreeMap<String, (usize, Range<usize>)>> {
         let bytes = file.get(at..at.checked_add(bytes)?)?;
         usize::try_from(bytes.iter().rev().fold(0_u64, |number, &byte| number << 8 | u64::from(byte))).ok()
     };
-    let is = |at: usize, signature: &[u8; 4]| file.get(at..at.saturating_add(4)).is_some_and(|found| found == signature);
+    let is =
+        |at: usize, signature: &[u8; 4]| file.get(at..at.saturating_add(4)).is_some_and(|found| found == signature);
     let last = file.len().checked_sub(22)?;
     let end = (file.len().saturating_sub(TAIL)..=last).rev().find(|&at| is(at, b"PK\x05\x06"))?;
     let (mut count, mut at) = (number(end + 10, 2)?, number(end + 16, 4)?);
@@ -264,3 +269,5 @@ fn members(file: &[u8]) -> Option<BTreeMap<String, (usize, Range<usize>)>> {
     Some(members)
 }
 
+#[cfg(test)]
+mod tests;
