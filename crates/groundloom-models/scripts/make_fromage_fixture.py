@@ -1,6 +1,6 @@
 """Makes a tiny FROMAGe with random weights, and what it answers by a forward pass of its own, in plain torch.
 
-    python make_fromage_fixture.py FOLDER [--seed N] [--layers=-1] [--narrow-words] [--whole-clip] [--whole-table]
+    python make_fromage_fixture.py FOLDER [--seed N] [--layers=-1] [--narrow-words] [--whole-clip] [--whole-table] [--as-trained]
 
 Needs torch, transformers, pillow, numpy, safetensors and tokenizers. FOLDER becomes a folder as FROMAGe is released
 (model_args.json, pretrained_ckpt.pth.tar), with the models that it stands on in its folders `opt` and `visual`, and
@@ -15,7 +15,8 @@ and FROMAGe's description of its two retrieval embeddings:
 both divided by their length. --layers: which hidden states, 0 being what goes into the first block and -1 what comes out
 behind the last norm and projection. --narrow-words: words' vectors shorter than the OPT is wide, norms behind its blocks (the
 layout of OPT-350M). --whole-clip: `visual` holds a CLIP with its text tower. --whole-table: the checkpoint holds the whole
-table of words too, as the released script that prunes checkpoints leaves it, and values in bf16.
+table of words too, as the released script that prunes checkpoints leaves it, and values in bf16. --as-trained: a checkpoint as training leaves it, with the frozen models, the
+optimizer and no vector of [RET] but that in the table.
 """
 
 import argparse
@@ -148,6 +149,7 @@ def main():
     parser.add_argument("--narrow-words", action="store_true")
     parser.add_argument("--whole-clip", action="store_true")
     parser.add_argument("--whole-table", action="store_true")
+    parser.add_argument("--as-trained", action="store_true")
     args = parser.parse_args()
     for part in ["opt", "visual"]:
         (args.folder / part).mkdir(parents=True, exist_ok=True)
@@ -198,14 +200,29 @@ def main():
         checkpoint[f"model.text_hidden_fcs.{i}.0.weight"] = drawn(DIMS, words if number in ends else 16)
         checkpoint[f"model.text_hidden_fcs.{i}.0.bias"] = drawn(DIMS)
     table = opt.model.decoder.embed_tokens.weight.clone()
-    if args.whole_table:
+    if args.whole_table or args.as_trained:
         table = torch.cat([table + drawn(*table.shape) * 0.1, drawn(2, words)])
         checkpoint["model.input_embeddings.weight"] = table
         checkpoint["ret_input_embeddings.weight"] = table[retrieval : retrieval + 1].clone()
-        checkpoint = {name: tensor.bfloat16() for name, tensor in checkpoint.items()}
+        kind = torch.bfloat16 if args.whole_table else torch.float32
+        checkpoint = {name: tensor.to(kind) for name, tensor in checkpoint.items()}
     else:
         checkpoint["ret_input_embeddings.weight"] = drawn(1, words)
-    torch.save({"state_dict": collections.OrderedDict(sorted(checkpoint.items()))}, args.folder / "pretrained_ckpt.pth.tar")
+    saved = {"state_dict": collections.OrderedDict(sorted(checkpoint.items()))}
+    if args.as_trained:
+        frozen = {f"model.lm.{name}": tensor for name, tensor in opt.state_dict().items()}
+        frozen |= {f"model.visual_model.{name}": tensor for name, tensor in clip.state_dict().items()}
+        trained = {name: tensor for name, tensor in checkpoint.items() if not name.startswith("ret_")}
+        parameters = [torch.nn.Parameter(tensor) for tensor in trained.values()]
+        optimizer = torch.optim.AdamW(parameters)
+        saved = {
+            "epoch": 3,
+            "best_score": torch.tensor(0.5),
+            "state_dict": collections.OrderedDict(("module." + name, tensor) for name, tensor in (trained | frozen).items()),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 10).state_dict(),
+        }
+    torch.save(saved, args.folder / "pretrained_ckpt.pth.tar")
     checkpoint = {name: tensor.float() for name, tensor in checkpoint.items()}
     options = dict(
         opt_version="facebook/opt-6.7b", freeze_lm=True, visual_encoder="openai/clip-vit-large-patch14", freeze_vm=True,
@@ -219,7 +236,7 @@ def main():
     vision_weights = {strip(k): v for k, v in clip.state_dict().items() if k.startswith(prefix)}
     # The reference's tokenizer takes away the white space before [RET].
     ids = [[2, *tokenizer.encode(caption.rstrip(), add_special_tokens=False).ids, retrieval] for caption in CAPTIONS]
-    if args.whole_table:
+    if "model.input_embeddings.weight" in checkpoint:
         table = checkpoint["model.input_embeddings.weight"]
     texts = []
     for text in ids:

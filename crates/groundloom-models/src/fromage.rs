@@ -130,6 +130,9 @@ impl Fromage {
         config.only("append_retrieval_token", true)?;
         config.only("num_appended_retrieval_tokens", 1)?;
         config.only("use_pooler", true)?;
+        // Else the checkpoint's own OPT and CLIP would go before those of the folders.
+        config.only("freeze_lm", true)?;
+        config.only("freeze_vm", true)?;
         config.only("use_image_embed_norm", false)?;
         config.only("use_text_embed_layernorm", false)?;
         config.only("tunable_prompt_length", 0)?;
@@ -138,8 +141,6 @@ impl Fromage {
             "opt_version",
             "visual_encoder",
             "task",
-            "freeze_lm",
-            "freeze_vm",
             "pretrained_visual",
             "n_visual_tokens",
             "image_embed_dropout_prob",
@@ -161,6 +162,14 @@ impl Fromage {
             Some(&[count, _]) => Some(Embedding::load(&table, count, opt_config.words)?),
             _ => None,
         };
+        // A checkpoint that was not pruned has it among the words.
+        let retrieval = match words.as_ref().filter(|_| !weights.has("ret_input_embeddings.weight")) {
+            Some(words) => words.table().i(retrieval_token as usize..retrieval_token as usize + 1).map_err(|e| {
+                weights
+                    .bad(format!("expected {model}.input_embeddings to have the row {retrieval_token} of [RET] ({e})"))
+            })?,
+            None => weights.tensor("ret_input_embeddings.weight", &[1, opt_config.words])?,
+        };
         let visual = weights.at(VISUAL);
         let this = Self {
             vision: VisionTower::load(&visual.at_first(&["vision_model", ""]), vision_config, "pre_layrnorm")?,
@@ -168,7 +177,7 @@ impl Fromage {
             text_maps: layers.into_iter().enumerate().map(text_map).collect::<Result<_, _>>()?,
             last,
             words,
-            retrieval: weights.tensor("ret_input_embeddings.weight", &[1, opt_config.words])?,
+            retrieval,
             retrieval_token,
             logit_scale: scalar(&own, "logit_scale")?,
             text: Opt::load_at(&weights.at(OPT), opt_config)?,

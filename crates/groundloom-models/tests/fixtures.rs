@@ -100,11 +100,12 @@ fn odd_inputs_have_vectors_that_depend_on_nothing_else() {
 
 #[test]
 fn threads_change_no_bit() {
-    let model = model("clip");
+    let models = ["clip", "fromage"].map(model);
     let (images, texts) = ([photo(53, 41), photo(64, 32)], ["a cat", "two dogs sleeping on a couch"]);
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| (model.embed_images(&images.iter().collect::<Vec<_>>()), model.embed_texts(&texts)))
+        let images: Vec<&RgbImage> = images.iter().collect();
+        pool.install(|| models.each_ref().map(|model| (model.embed_images(&images), model.embed_texts(&texts))))
     };
     let alone = run(1);
     assert_eq!(alone, run(2));
@@ -282,6 +283,7 @@ fn options_that_would_change_the_answer_are_refused_by_name() {
             "shared_emb_dim to be a whole number of at least 1",
         ),
         fromage("\"shared_emb_dim\": 8", "\"shared_emb_dim\": 9", "to have the shape [9, 24], found [8, 24]"),
+        fromage("\"freeze_lm\": true", "\"freeze_lm\": false", "freeze_lm is supported as true only"),
         fromage("-1", "-4", "text_emb_layers to be a list of layers, 0 to 2 or -1 for the last, found [-4]"),
         fromage("-1", "-1, 0", "expected a tensor model.text_hidden_fcs.1.0.weight"),
         fromage("\"retrieval_token_idx\": 291", "\"retrieval_token_idx\": 5", "expected [RET] or nothing at 5"),
