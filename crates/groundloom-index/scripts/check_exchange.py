@@ -1,6 +1,6 @@
 """Proves the files that are exchanged with faiss, NumPy, clip-retrieval and FROMAGe, by those tools' own code.
 
-    pip install numpy faiss-cpu pyarrow
+    pip install numpy faiss-cpu pyarrow torch
     cargo build -p groundloom-index --example exchange
     python crates/groundloom-index/scripts/check_exchange.py target/debug/examples/exchange
 """
@@ -14,6 +14,7 @@ import tempfile
 import faiss
 import numpy as np
 import pyarrow.parquet
+import torch
 
 binary = sys.argv[1]
 rows, dims = 300, 20
@@ -63,6 +64,8 @@ with tempfile.TemporaryDirectory() as folder:
         "double": vectors.astype("<f8"),
         "rows": list(vectors),
         "numbers": vectors.tolist(),
+        "tensor": torch.from_numpy(vectors),
+        "tensors": list(torch.from_numpy(vectors)),
     }
     for name, embeddings in forms.items():
         for protocol in (2, 3, 4, 5):
