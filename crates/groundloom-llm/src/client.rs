@@ -10,12 +10,13 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     answer::{Answer, Usage},
+    backend::{Backend, Outcome},
     budget::{Budget, Limits, Reserved, Spent},
     error::LlmError,
     gate::{Admitted, Gate, Pace},
@@ -25,7 +26,7 @@ use crate::{
     request::{Request, RequestHash},
     spending::{Ledger, Spending},
     store::{Mark, Marking, Reservation, Store, Stored, budget_number},
-    transport::{Endpoint, Outcome, Transport},
+    transport::{Endpoint, Transport},
     wire,
 };
 
@@ -49,7 +50,7 @@ impl Default for Retry {
 /// All that a client is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientConfig {
-    /// The server.
+    /// The server. Of a model in this process only `url` counts, which names it.
     pub endpoint: Endpoint,
     /// See [`Request::hash`].
     pub namespace: String,
@@ -70,7 +71,11 @@ pub struct ClientConfig {
 /// A client of one server. Share one per server and process: its pace and its budget are for all that use it.
 #[derive(Debug)]
 pub struct Client {
-    transport: Transport,
+    /// What is asked.
+    backend: Arc<dyn Backend>,
+    /// The same where it is a server.
+    server: Option<Arc<Transport>>,
+    url: String,
     namespace: String,
     retry: Retry,
     hedge: Option<Hedge>,
@@ -164,12 +169,13 @@ impl Client {
     pub fn new(config: ClientConfig, store: Arc<Store>, prices: PriceTable) -> Result<Arc<Self>, LlmError> {
         let gate = Gate::new(config.pace, config.endpoint.url.clone());
         let budget = Budget::new(store.spent(budget_number(&config.budget)));
-        Self::sharing(config, store, prices, gate, budget)
+        Self::sharing(config, None, store, prices, gate, budget)
     }
 
-    /// As [`Client::new`], at the pace of a gate and from a budget that other clients share.
+    /// As [`Client::new`], at the pace of a gate and from a budget that other clients share; it asks `model` where there is one, else the server.
     pub(crate) fn sharing(
         config: ClientConfig,
+        model: Option<Arc<dyn Backend>>,
         store: Arc<Store>,
         prices: PriceTable,
         gate: Arc<Gate>,
@@ -181,8 +187,18 @@ impl Client {
             budget.hold(&store.folder().join("budgets"), number)?;
         }
         let ledger = Arc::new(Ledger::new(store.interrupted()));
+        let url = config.endpoint.url.clone();
+        let (backend, server): (Arc<dyn Backend>, _) = match model {
+            Some(model) => (model, None),
+            None => {
+                let server = Arc::new(Transport::new(config.endpoint)?);
+                (Arc::clone(&server) as _, Some(server))
+            }
+        };
         Ok(Arc::new(Self {
-            transport: Transport::new(config.endpoint)?,
+            backend,
+            server,
+            url,
             namespace: config.namespace,
             retry: config.retry,
             hedge: config.hedge,
@@ -210,12 +226,14 @@ impl Client {
         &self.store
     }
 
-    pub(crate) fn transport(&self) -> &Transport {
-        &self.transport
+    /// The server, for what only servers have.
+    pub(crate) fn server(&self) -> Result<&Transport, LlmError> {
+        let no_server = || LlmError::Setup(format!("expected a server with a Batch API, found {}", self.url).into());
+        self.server.as_deref().ok_or_else(no_server)
     }
 
     pub(crate) fn url(&self) -> &str {
-        &self.transport.endpoint().url
+        &self.url
     }
 
     pub(crate) const fn retry(&self) -> Retry {
@@ -285,7 +303,7 @@ impl Client {
 
     /// The answer to `request`: from the store if it was ever answered, else from the server.
     ///
-    /// It may be dropped at any time: a request that is on its way is then still waited for, and its answer kept.
+    /// It may be dropped at any time: a request that is on its way is then still waited for, and its answer kept; a model in this process stops.
     ///
     /// # Errors
     /// [`LlmError`]; [`LlmError::is_of_one_row`] says whether only this request is lost.
@@ -353,16 +371,21 @@ impl Client {
         }
     }
 
-    /// Sends a request in a task of its own: whoever asked may go away, the money is spent all the same.
+    /// Sends a request in a task of its own: whoever asked may go away, the money is spent all the same, where any is.
     fn launch(self: &Arc<Self>, attempt: Attempt, request: &Request, body: &Arc<String>) -> Sending {
         let (client, request, body) = (Arc::clone(self), request.clone(), Arc::clone(body));
         let underway = Underway::begin(&self.on_their_way);
+        let (asker, gone) = oneshot::channel();
         let task = tokio::spawn(async move {
             let _underway = underway;
-            client.send(attempt, &request, &body).await
+            client.send(attempt, &request, &body, gone).await
         });
-        async move { task.await.map_err(|e| LlmError::Setup(format!("a call ended without a result: {e}").into()))? }
-            .boxed()
+        async move {
+            // Dropped with this future, also where it was never polled.
+            let _asker: oneshot::Sender<()> = asker;
+            task.await.map_err(|e| LlmError::Setup(format!("a call ended without a result: {e}").into()))?
+        }
+        .boxed()
     }
 
     /// A second request for a call in flight; `None` when a limit leaves no room for it, or another process asks the same.
@@ -382,10 +405,24 @@ impl Client {
         Some(self.launch(Attempt { hash, price, reservation, mark, reserved, admitted }, request, body))
     }
 
-    async fn send(&self, attempt: Attempt, request: &Request, body: &str) -> Result<Sent, LlmError> {
+    async fn send(
+        &self,
+        attempt: Attempt,
+        request: &Request,
+        body: &str,
+        gone: oneshot::Receiver<()>,
+    ) -> Result<Sent, LlmError> {
         let Attempt { hash, price, reservation, mark, reserved, admitted } = attempt;
         let (asked, started) = (SystemTime::now(), Instant::now());
-        let outcome = self.transport.post(request.api.path(), body.as_bytes().to_vec()).await;
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.backend.answer(request, body) => outcome,
+            _ = gone, if !self.backend.outlives_its_asker() => {
+                mark.remove()?;
+                admitted.refused();
+                return Ok(Sent::TryAgain);
+            }
+        };
         let outcome = match outcome {
             Outcome::Answered { body, pause } => match wire::read_answer(request.api, &body) {
                 Ok(answer) => {

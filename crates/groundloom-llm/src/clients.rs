@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    backend::Backend,
     budget::Budget,
     client::{Client, ClientConfig},
     error::LlmError,
@@ -44,6 +45,31 @@ impl Clients {
     /// # Errors
     /// As [`Client::new`] and [`Store::open`].
     pub fn client(&self, config: ClientConfig, store: &Path, prices: PriceTable) -> Result<Arc<Client>, LlmError> {
+        self.client_of(config, None, store, prices)
+    }
+
+    /// As [`Clients::client`], of a model in this process: `config.endpoint.url` names it, and `config.namespace` must tell its weights from any others',
+    /// so that their answers are never taken for its own. Where the client is there already, `model` is not needed.
+    ///
+    /// # Errors
+    /// As [`Clients::client`].
+    pub fn client_of_model(
+        &self,
+        config: ClientConfig,
+        model: Arc<dyn Backend>,
+        store: &Path,
+        prices: PriceTable,
+    ) -> Result<Arc<Client>, LlmError> {
+        self.client_of(config, Some(model), store, prices)
+    }
+
+    fn client_of(
+        &self,
+        config: ClientConfig,
+        model: Option<Arc<dyn Backend>>,
+        store: &Path,
+        prices: PriceTable,
+    ) -> Result<Arc<Client>, LlmError> {
         let config = ClientConfig { offline: config.offline || self.offline, ..config };
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let known = held.clients.iter().find(|(path, known, _)| path == store && *known == config);
@@ -72,7 +98,7 @@ impl Clients {
         let named = held.budgets.entry((store.to_owned(), config.budget.clone()));
         let budget = named.or_insert_with(|| Budget::new(opened.spent(budget_number(&config.budget))));
         let budget = Arc::clone(budget);
-        let client = Client::sharing(config.clone(), opened, prices, gate, budget)?;
+        let client = Client::sharing(config.clone(), model, opened, prices, gate, budget)?;
         held.clients.push((store.to_owned(), config, Arc::clone(&client)));
         Ok(client)
     }

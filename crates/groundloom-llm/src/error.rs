@@ -17,6 +17,14 @@ pub enum LlmError {
         /// The server's words.
         message: String,
     },
+    /// A model in this process cannot answer this very request: asking again cannot help.
+    #[error("the model {model} cannot answer the request: {message}")]
+    Unanswerable {
+        /// The model.
+        model: String,
+        /// Why.
+        message: String,
+    },
     /// The last of several attempts failed, while the server answered other requests.
     #[error("no answer after {attempts} attempts; the last one: {last}")]
     NoAnswer {
@@ -143,7 +151,7 @@ pub enum LlmError {
 impl LlmError {
     /// Whether only the row is lost. Everything else ends the run: the next row would fare no better, and answers that arrived are kept.
     pub const fn is_of_one_row(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::NoAnswer { .. } | Self::Form { .. })
+        matches!(self, Self::Refused { .. } | Self::Unanswerable { .. } | Self::NoAnswer { .. } | Self::Form { .. })
     }
 
     pub(crate) fn store(path: impl Into<PathBuf>, error: impl std::fmt::Display) -> Self {

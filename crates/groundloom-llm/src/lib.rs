@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod answer;
+mod backend;
 mod batch;
 mod budget;
 mod client;
@@ -25,6 +26,7 @@ mod transport;
 mod wire;
 
 pub use answer::{Answer, Finish, Usage};
+pub use backend::{Backend, Outcome, chat_completion};
 pub use batch::BatchOptions;
 pub use budget::{Limits, Spent};
 pub use client::{Client, ClientConfig, Estimate, Reply, Retry};

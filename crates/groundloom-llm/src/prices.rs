@@ -66,6 +66,12 @@ impl PriceTable {
         Self::parse("the built-in price table", BUILT_IN)
     }
 
+    /// A table of one model that costs nothing, as one on this machine.
+    pub fn free(model: &str) -> Self {
+        let price = Price { known: true, tokenizer: Tokenizer::Bytes, ..Self::default().price(model) };
+        Self { lines: vec![Line { model: model.to_owned(), price }] }
+    }
+
     /// Reads a table in the form of [`BUILT_IN`].
     ///
     /// # Errors

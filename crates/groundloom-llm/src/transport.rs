@@ -6,13 +6,19 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures::{FutureExt, future::BoxFuture};
 use reqwest::{
     StatusCode, Url,
     header::{HeaderMap, HeaderName, HeaderValue},
 };
-use serde_json::Value;
 
-use crate::{error::LlmError, http_date::seconds_since_1970, wire::read_failure};
+use crate::{
+    backend::{Backend, Outcome},
+    error::LlmError,
+    http_date::seconds_since_1970,
+    request::Request,
+    wire::read_failure,
+};
 
 /// An answer larger than this is no answer.
 const MOST_BODY: usize = 64 << 20;
@@ -57,25 +63,6 @@ pub struct Endpoint {
     pub query: Vec<(String, String)>,
     /// How long one request may take, from sending to the last byte of the answer.
     pub timeout: Duration,
-}
-
-/// How a request ended.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// The server answered: 2xx and a JSON body.
-    Answered {
-        body: Value,
-        /// Nothing is left of a limit until then, the server says.
-        pause: Option<Duration>,
-    },
-    /// It never reached the server, or the server says that it did not do it: nothing was paid.
-    Failed { what: String, pause: Option<Duration> },
-    /// 429: too much at once.
-    Throttled { what: String, pause: Option<Duration> },
-    /// The connection broke or timed out behind the request, or the body was cut or no JSON: it may have been paid.
-    Lost { what: String },
-    /// The server turns it down for good.
-    Refused(LlmError),
 }
 
 #[derive(Debug)]
@@ -157,11 +144,6 @@ impl Transport {
 }
 
 impl Transport {
-    /// The server.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
     /// For requests of other kinds than [`Transport::post`]'s.
     pub fn http(&self) -> &reqwest::Client {
         &self.http
@@ -179,6 +161,12 @@ impl Transport {
             (true, Err(what)) => Err(Outcome::Lost { what }),
             (false, body) => Err(judge(&url, status, &headers, &body.unwrap_or_default())),
         }
+    }
+}
+
+impl Backend for Transport {
+    fn answer<'a>(&'a self, request: &'a Request, body: &'a str) -> BoxFuture<'a, Outcome> {
+        self.post(request.api.path(), body.as_bytes().to_vec()).boxed()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     layers::{Activation, Embedding, LayerNorm, Linear, attention, causal_bias, compute, patches},
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     weights::Weights,
-    writing::{Writing, Written, write},
+    writing::{Ending, Writing, Written, write},
 };
 
 type Candle<T> = candle_core::Result<T>;
@@ -401,7 +401,7 @@ impl Coca {
             run().map_err(&failed)
         };
         let room = room(context.len(), self.longest)?;
-        write(writing, seed, context, end, room, &mut next, &mut |_| ())
+        write(writing, seed, context, Ending::at(&[end]), room, &mut next, &mut |_| ())
     }
 }
 

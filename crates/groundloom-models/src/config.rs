@@ -171,6 +171,16 @@ impl Config {
         self.typed(key, "a token id", |value| value.as_u64().and_then(|n| u32::try_from(n).ok()))
     }
 
+    /// A token id or a list of them; none where it is missing.
+    pub(crate) fn ids(&self, key: &str) -> Result<Vec<u32>, ModelError> {
+        let id = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+        let ids = self.typed(key, "a token id or a list of them", |value| match value.as_array() {
+            Some(list) => list.iter().map(id).collect::<Option<Vec<_>>>(),
+            None => id(value).map(|id| vec![id]),
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+
     /// A finite number.
     pub(crate) fn number_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
         Ok(self.typed(key, "a number", |value| value.as_f64().filter(|n| n.is_finite()))?.unwrap_or(default))

@@ -20,9 +20,8 @@ pub(crate) struct Decoder {
     /// What scores are multiplied by.
     pub(crate) scale: f32,
     pub(crate) activation: Activation,
-    /// The base of the angles by which queries and keys are turned (Su et al., "RoFormer: Enhanced Transformer with Rotary
-    /// Position Embedding", 2021), where positions are told so.
-    pub(crate) rotary_base: Option<f64>,
+    /// How queries and keys are turned by their places, where positions are told so.
+    pub(crate) rotary: Option<Rotary>,
     pub(crate) blocks: Vec<DecoderBlock>,
 }
 
@@ -31,6 +30,8 @@ pub(crate) struct Decoder {
 pub(crate) struct DecoderBlock {
     /// Queries, keys and values side by side.
     pub(crate) qkv: Linear,
+    /// The norms of each head's queries and of its keys (Qwen3).
+    pub(crate) head_norms: Option<[RmsNorm; 2]>,
     pub(crate) output: Linear,
     pub(crate) attention_norm: Norm,
     pub(crate) cross: Option<CrossAttention>,
@@ -143,7 +144,7 @@ impl Decoder {
                 "expected a width that the heads divide, found {width} values and {heads} heads in config.json"
             )));
         }
-        Ok(Self { norms, heads, scale: 1.0 / ((width / heads) as f32).sqrt(), activation, rotary_base: None, blocks })
+        Ok(Self { norms, heads, scale: 1.0 / ((width / heads) as f32).sqrt(), activation, rotary: None, blocks })
     }
 
     /// What the blocks make of `x` (`[batch, length, width of what is attended to]`); `bias` is added to the scores,
@@ -177,16 +178,18 @@ impl Decoder {
                 let qkv = block.qkv.forward(input)?;
                 let width = qkv.dim(2)? / 3;
                 let part = |i: usize| qkv.narrow(2, i * width, width)?.contiguous();
-                let turned = |x: Tensor| match self.rotary_base {
-                    Some(base) => turn(&x, self.heads, before, base),
-                    None => Ok(x),
+                let [query_norm, key_norm] = block.head_norms.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
+                let turned = |x: Tensor, norm: Option<&RmsNorm>| {
+                    let x = norm.map_or(Ok(x.clone()), |norm| each_head(&x, self.heads, norm))?;
+                    self.rotary.as_ref().map_or(Ok(x.clone()), |rotary| rotary.turn(&x, self.heads, before))
                 };
-                let newest = [turned(part(1)?)?, part(2)?];
+                let newest = [turned(part(1)?, key_norm)?, part(2)?];
                 let [keys, values] = match &mut past {
                     Some(past) => past.extend(i, newest)?,
                     None => newest,
                 };
-                let attended = attention_scaled(&turned(part(0)?)?, &keys, &values, self.heads, self.scale, bias)?;
+                let queries = turned(part(0)?, query_norm)?;
+                let attended = attention_scaled(&queries, &keys, &values, self.heads, self.scale, bias)?;
                 block.output.forward_onto(&attended, residual)
             })?;
             let remembered = memory.and_then(|memory| memory.blocks.get(i)?.as_ref().map(|both| (both, &memory.bias)));
@@ -223,26 +226,64 @@ impl Decoder {
     }
 }
 
-/// Turns the vectors of all heads, `[batch, length, heads · width]`, by their places, the first being `before`: value `i` of
-/// a head's first half and of its second are a point, turned by `place · base^(−2i / width)`.
-fn turn(x: &Tensor, heads: usize, before: usize, base: f64) -> Candle<Tensor> {
-    let (_, length, whole) = x.dims3()?;
-    let width = whole / heads;
-    let half = width / 2;
-    // In single precision, as the reference multiplies them.
-    let speeds: Vec<f32> = (0..half).map(|i| 1.0 / (base as f32).powf((2 * i) as f32 / width as f32)).collect();
-    let mut values = x.flatten_all()?.to_vec1::<f32>()?;
-    for (row, values) in values.chunks_exact_mut(whole).enumerate() {
-        let place = (before + row % length) as f32;
-        for head in values.chunks_exact_mut(width) {
-            let (first, second) = head.split_at_mut(half);
-            for ((a, b), speed) in first.iter_mut().zip(second).zip(&speeds) {
-                let (sine, cosine) = (place * speed).sin_cos();
-                (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+/// Turns queries and keys by their places (Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding",
+/// 2021): value `i` of a head's first half and of its second are a point.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotary {
+    /// By how much a point is turned from one place to the next.
+    speeds: Vec<f32>,
+}
+
+impl Rotary {
+    /// Point `i` of a head of `width` values turns by `base^(−2i / width)`.
+    pub(crate) fn new(base: f64, width: usize) -> Self {
+        // In single precision, as the reference multiplies them.
+        let speed = |i: usize| 1.0 / (base as f32).powf((2 * i) as f32 / width as f32);
+        Self { speeds: (0..width / 2).map(speed).collect() }
+    }
+
+    /// Every point turns `factor` times slower (Chen et al., "Extending Context Window of Large Language Models via
+    /// Positional Interpolation", 2023).
+    pub(crate) fn slower(mut self, factor: f64) -> Self {
+        self.speeds.iter_mut().for_each(|speed| *speed /= factor as f32);
+        self
+    }
+
+    /// As Llama 3.1 reads texts longer than the `original` length it was trained with: points that turn less than `low`
+    /// times in it turn `factor` times slower, those that turn more than `high` times as before, others in between.
+    pub(crate) fn slower_where_slow(mut self, factor: f64, [low, high]: [f64; 2], original: usize) -> Self {
+        for speed in &mut self.speeds {
+            let wave = 2.0 * std::f64::consts::PI / f64::from(*speed);
+            let turns = original as f64 / wave;
+            let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            *speed = ((1.0 - share) * f64::from(*speed) / factor + share * f64::from(*speed)) as f32;
+        }
+        self
+    }
+
+    /// Turns the vectors of all heads, `[batch, length, heads · width]`, the first being at the place `before`.
+    fn turn(&self, x: &Tensor, heads: usize, before: usize) -> Candle<Tensor> {
+        let (_, length, whole) = x.dims3()?;
+        let width = whole / heads;
+        let mut values = x.flatten_all()?.to_vec1::<f32>()?;
+        for (row, values) in values.chunks_exact_mut(whole).enumerate() {
+            let place = (before + row % length) as f32;
+            for head in values.chunks_exact_mut(width) {
+                let (first, second) = head.split_at_mut(width / 2);
+                for ((a, b), speed) in first.iter_mut().zip(second).zip(&self.speeds) {
+                    let (sine, cosine) = (place * speed).sin_cos();
+                    (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+                }
             }
         }
+        Tensor::from_vec(values, x.dims(), x.device())
     }
-    Tensor::from_vec(values, x.dims(), x.device())
+}
+
+/// The norm of each head's vectors by themselves, `[batch, length, heads · width]`.
+fn each_head(x: &Tensor, heads: usize, norm: &RmsNorm) -> Candle<Tensor> {
+    let (batch, length, whole) = x.dims3()?;
+    norm.forward(&x.reshape((batch, length, heads, whole / heads))?)?.reshape((batch, length, whole))
 }
 
 /// `[batch, length, 2 · width]` as two of `[batch, length, width]`.
@@ -261,6 +302,7 @@ impl DecoderBlock {
         let norm = |name: &str| LayerNorm::load(&weights.at(name), width, eps).map(Norm::Layer);
         Ok(Self {
             qkv: names.load_qkv(weights, width)?,
+            head_norms: None,
             output: Linear::load(&weights.at(names.output), width, width, true)?,
             attention_norm: norm(names.attention_norm)?,
             cross: None,

@@ -87,6 +87,17 @@ pub enum ModelError {
         /// The value given.
         found: f32,
     },
+    /// A chat template refuses a conversation.
+    #[error("the chat template {template} refuses the conversation: {reason}")]
+    Untellable {
+        /// The file.
+        template: String,
+        /// The template's words.
+        reason: String,
+    },
+    /// Nobody waits for the answer any more.
+    #[error("the answer was given up before it was written")]
+    GivenUp,
     /// What a text is to be written behind is longer than the model can take.
     #[error("expected a prompt of at most {longest} tokens, found {tokens}; shorten it")]
     NoRoom {

@@ -6,12 +6,12 @@ use crate::{
     ModelError, bert, coca,
     config::{Config, OPEN_CLIP},
     folder::ModelFolder,
-    owl, ssd, vit, wav2vec2,
+    llama, owl, ssd, vit, wav2vec2,
 };
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, fromage, opt, gpt2, t5, wav2vec2, hubert, SsdMobileNetV2";
+     blip, blip-2, llava, coca, fromage, llama, qwen2, qwen3, opt, gpt2, t5, wav2vec2, hubert, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(crate) enum Family {
     Coca,
     /// As its authors release it.
     Fromage,
+    /// Or Qwen2, Qwen3.
+    Llama(llama::Kind),
     Opt,
     Gpt2,
     T5,
@@ -86,7 +88,8 @@ impl Family {
             other => {
                 let text = bert::Kind::of(other).map(Self::TextEncoder);
                 let text_or_image = text.or_else(|| vit::Kind::of(other).map(Self::VisionTransformer));
-                text_or_image.or_else(|| wav2vec2::Kind::of(other).map(Self::Speech))
+                let heard = text_or_image.or_else(|| wav2vec2::Kind::of(other).map(Self::Speech));
+                heard.or_else(|| llama::Kind::of(other).map(Self::Llama))
             }
         };
         family.ok_or_else(|| ModelError::UnsupportedArchitecture {
@@ -121,6 +124,7 @@ impl Family {
             Self::Llava => "llava",
             Self::Coca => "coca",
             Self::Fromage => "fromage",
+            Self::Llama(kind) => kind.name(),
             Self::Opt => "opt",
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",

@@ -82,6 +82,7 @@ fn block(weights: &Weights, shape: StackShape) -> Result<DecoderBlock, ModelErro
     let norm = |name: &str| LayerNorm::load(&weights.at(name), width, eps).map(Norm::Layer);
     Ok(DecoderBlock {
         qkv: layer("attn.c_attn", width, 3 * width)?,
+        head_norms: None,
         output: layer("attn.c_proj", width, width)?,
         attention_norm: norm("ln_1")?,
         cross: None,

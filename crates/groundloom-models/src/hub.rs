@@ -426,6 +426,7 @@ fn wanted(files: impl Iterator<Item = String>) -> Result<Vec<String>, String> {
             "sentence_bert_config.json",
             "1_Pooling/config.json",
             "generation_config.json",
+            "chat_template.jinja",
             config::OPEN_CLIP,
             "merges.txt",
             "README.md",

@@ -7,7 +7,7 @@ use crate::{
     decoder::Past,
     layers::{Embedding, Linear, compute},
     weights::Weights,
-    writing::{Writing, Written, write},
+    writing::{Ending, Writing, Written, write},
 };
 
 type Candle<T> = candle_core::Result<T>;
@@ -109,6 +109,22 @@ pub(crate) fn continue_behind(
     seed: u64,
     each: &mut dyn FnMut(&[f32]),
 ) -> Result<Written, ModelError> {
+    continue_until(model, vectors, context, writing, seed, Ending::at(&[model.end()]), each)
+}
+
+/// As [`continue_behind`], until an ending of the caller's.
+///
+/// # Errors
+/// As [`continue_behind`], and the ending's.
+pub(crate) fn continue_until(
+    model: &dyn LanguageModel,
+    vectors: Tensor,
+    context: &[u32],
+    writing: &Writing,
+    seed: u64,
+    ending: Ending<'_>,
+    each: &mut dyn FnMut(&[f32]),
+) -> Result<Written, ModelError> {
     let room = room(vectors.dim(1).map_err(compute("a text's vectors"))?, model.longest())?;
     let mut past = Past::default();
     let mut vectors = Some(vectors);
@@ -125,7 +141,7 @@ pub(crate) fn continue_behind(
         };
         run().map_err(compute("the language model"))
     };
-    write(writing, seed, context, model.end(), room, &mut next, each)
+    write(writing, seed, context, ending, room, &mut next, each)
 }
 
 /// How many tokens may follow `tokens` of them.

@@ -3,6 +3,7 @@
 mod bert;
 mod blip;
 mod blip2;
+mod chat_template;
 mod classifier;
 mod clip;
 mod coca;
@@ -26,10 +27,12 @@ mod language_model;
 mod layers;
 mod llama;
 mod llava;
+mod local_llm;
 mod naflex;
 mod opt;
 mod owl;
 mod pool;
+mod quantized;
 mod registry;
 mod relative_position;
 mod resample;
@@ -49,6 +52,7 @@ mod weights;
 mod writers;
 mod writing;
 
+pub use chat_template::ChatMessage;
 pub use classifier::Classifier;
 pub use detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppress};
 pub use embedder::{Embedder, EmbedderInfo};
@@ -56,6 +60,7 @@ pub use error::ModelError;
 pub use family::ARCHITECTURES;
 pub use hub::{Hub, PullProgress, Pulling};
 pub use kernels::KernelClass;
+pub use local_llm::{ChatAnswer, ChatRequest, LocalLlm, LocalLlmInfo, describe_local_llm};
 pub use pool::{DetectRequest, DetectorWork, EmbedRequest, EmbedderWork, ModelMetrics, ModelPool, PooledModel, Work};
 pub use registry::{
     DEFAULT_DETECTOR, DEFAULT_SENTENCE_ENCODER, describe_detector, describe_embedder, embedded_names, resolve,

@@ -10,7 +10,7 @@ use crate::{
     clip::{VisionConfig, VisionTower, sub_config},
     config::Config,
     layers::{Activation, Linear, activation},
-    llama::{Llama, LlamaConfig},
+    llama::{Kind, Llama, LlamaConfig},
     weights::Weights,
 };
 
@@ -45,7 +45,7 @@ impl Llava {
         config.only("vision_feature_select_strategy", "default")?;
         config.only("multimodal_projector_bias", true)?;
         let between = activation(config, "projector_hidden_act", Activation::Gelu)?;
-        let (vision_config, text_config) = (VisionConfig::read(&vision)?, LlamaConfig::read(&text)?);
+        let (vision_config, text_config) = (VisionConfig::read(&vision)?, LlamaConfig::read(&text, Kind::Llama)?);
         let layers = vision_config.stack.layers as i64;
         let layer = match config.value("vision_feature_layer").map(|value| (value, value.as_i64())) {
             None => 2,

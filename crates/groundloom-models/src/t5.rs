@@ -166,7 +166,7 @@ impl Half {
                 // The reference does not divide scores by the root of their length.
                 scale: 1.0,
                 activation: shape.activation,
-                rotary_base: None,
+                rotary: None,
                 blocks: (0..layers)
                     .map(|i| block(&blocks.at(i).at("layer"), shape, !buckets.both_ways))
                     .collect::<Result<_, _>>()?,
@@ -207,6 +207,7 @@ fn block(weights: &Weights, shape: Shape, decodes: bool) -> Result<DecoderBlock,
     let layers = weights.at(last).at("DenseReluDense");
     Ok(DecoderBlock {
         qkv: fused(&own, &["q", "k", "v"])?,
+        head_norms: None,
         output: plain(&own, "o", attended, width)?,
         attention_norm: norm(0)?,
         cross,

@@ -77,13 +77,13 @@ struct Settings {
 /// A token's text, or the object that older files hold.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum TokenName {
+pub(crate) enum TokenName {
     Text(String),
     Object { content: String },
 }
 
 impl TokenName {
-    fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         match self {
             Self::Text(text) | Self::Object { content: text } => text,
         }
@@ -103,16 +103,7 @@ impl TextTokenizer {
         padding: impl FnOnce(Option<u32>) -> Padding,
     ) -> Result<Self, ModelError> {
         let bad = |problem: String| ModelError::BadConfig { origin: folder.file_name(FILE), problem };
-        if !folder.has(FILE) {
-            return Err(bad(
-                "expected this file, found none. Folders of older versions hold vocab.json and merges.txt or \
-                            vocab.txt instead: save the tokenizer once with AutoTokenizer.save_pretrained of \
-                            transformers"
-                    .to_owned(),
-            ));
-        }
-        let mut tokenizer = Tokenizer::from_bytes(folder.read(FILE)?)
-            .map_err(|e| bad(format!("expected a tokenizer of the tokenizers library, found: {e}")))?;
+        let mut tokenizer = read_tokenizer(folder)?;
         let settings: Settings = folder.json_if_there(SETTINGS)?.unwrap_or_default();
         // Where the model has no limit of its own, the file holds 1e30.
         let limit = settings.model_max_length.filter(|&limit| limit >= 1.0).map_or(usize::MAX, |limit| limit as usize);
@@ -206,6 +197,21 @@ impl TextTokenizer {
         };
         Ok(TokenBatch { ids: tensor(ids)?, types: tensor(types)?, mask: tensor(mask)? })
     }
+}
+
+/// Reads `tokenizer.json`, with the truncation and padding that it names.
+///
+/// # Errors
+/// [`ModelError::Unreadable`], [`ModelError::BadConfig`].
+pub(crate) fn read_tokenizer(folder: &ModelFolder) -> Result<Tokenizer, ModelError> {
+    let bad = |problem: String| ModelError::BadConfig { origin: folder.file_name(FILE), problem };
+    if !folder.has(FILE) {
+        return Err(bad("expected this file, found none. Folders of older versions hold vocab.json and merges.txt or \
+                        vocab.txt instead: save the tokenizer once with AutoTokenizer.save_pretrained of transformers"
+            .to_owned()));
+    }
+    Tokenizer::from_bytes(folder.read(FILE)?)
+        .map_err(|e| bad(format!("expected a tokenizer of the tokenizers library, found: {e}")))
 }
 
 /// The padding token that `config.json` names, or 0.

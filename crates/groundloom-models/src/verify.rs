@@ -204,7 +204,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Llava => writers::llava(&fixture)?,
         Family::Coca => dual::coca(&fixture, &config, &weights)?,
         Family::Fromage => dual::fromage(&fixture, &config, &weights)?,
-        Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
+        Family::Opt | Family::Gpt2 | Family::Llama(_) => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
         Family::Speech(kind) => speech::encoder(&fixture, &config, kind, &weights)?,
         Family::Ssd => {

@@ -58,7 +58,8 @@ struct Mapped {
     data: usize,
 }
 
-enum Bytes {
+/// The bytes of a file.
+pub(crate) enum Bytes {
     Mapped(Mmap),
     Read(Cow<'static, [u8]>),
 }
@@ -369,7 +370,7 @@ pub(crate) fn single(has: impl Fn(&str) -> bool) -> &'static str {
 type FileState = (String, usize, Option<SystemTime>);
 
 /// Sha256 of a file, once per process and content: pipelines ask who their models are many times.
-fn digest(name: &str, bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn digest(name: &str, bytes: &[u8]) -> [u8; 32] {
     static KNOWN: Mutex<BTreeMap<FileState, [u8; 32]>> = Mutex::new(BTreeMap::new());
     let changed = std::fs::metadata(name).and_then(|file| file.modified()).ok();
     let state = (name.to_owned(), bytes.len(), changed);
@@ -382,7 +383,7 @@ fn digest(name: &str, bytes: &[u8]) -> [u8; 32] {
     digest
 }
 
-fn bytes(folder: &ModelFolder, name: &str) -> Result<Bytes, ModelError> {
+pub(crate) fn bytes(folder: &ModelFolder, name: &str) -> Result<Bytes, ModelError> {
     let ModelFolder::OnDisk(path) = folder else { return Ok(Bytes::Read(folder.read(name)?)) };
     let path = path.join(name);
     // SAFETY: the map is only read, as bytes, which any content is valid for. A file that another process cuts short

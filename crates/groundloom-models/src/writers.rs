@@ -16,7 +16,7 @@ use crate::{
     llava::Llava,
     t5::T5,
     text_tokenizer::TextTokenizer,
-    writing::{Writing, Written, log_probability, write},
+    writing::{Ending, Writing, Written, log_probability, write},
 };
 
 /// Who a model is, for cards and fingerprints.
@@ -163,7 +163,7 @@ impl BlipCaptioner {
             run().map_err(&failed)
         };
         let room = room(context.len(), self.network.text.longest)?;
-        write(writing, seed, context, self.network.end, room, &mut next, each)
+        write(writing, seed, context, Ending::at(&[self.network.end]), room, &mut next, each)
     }
 }
 
@@ -409,7 +409,7 @@ impl T5Generator {
             let mut run = || last(&self.network.decode(&row(&ids)?, &mut past, &memory)?);
             run().map_err(&failed)
         };
-        write(writing, seed, &start, self.network.end, LONGEST_ANSWER, &mut next, each)
+        write(writing, seed, &start, Ending::at(&[self.network.end]), LONGEST_ANSWER, &mut next, each)
     }
 }
 

@@ -75,17 +75,40 @@ impl Written {
     }
 }
 
-/// Writes behind `context` until `end` or a limit; `room` is how many tokens the model can still take. `next` gives a
+/// Where a text ends, short of its limit.
+pub(crate) struct Ending<'a> {
+    /// Behind any of these tokens.
+    tokens: &'a [u32],
+    /// Behind what it is true of; its errors end the writing as well.
+    when: Option<Condition<'a>>,
+}
+
+/// Is asked about everything that is written so far.
+pub(crate) type Condition<'a> = &'a mut dyn FnMut(&[u32]) -> Result<bool, ModelError>;
+
+impl<'a> Ending<'a> {
+    /// Behind any of `tokens`.
+    pub(crate) fn at(tokens: &'a [u32]) -> Self {
+        Self { tokens, when: None }
+    }
+
+    /// Behind any of `tokens`, or where `when` says so.
+    pub(crate) fn at_or_when(tokens: &'a [u32], when: Condition<'a>) -> Self {
+        Self { tokens, when: Some(when) }
+    }
+}
+
+/// Writes behind `context` until `ending` or a limit; `room` is how many tokens the model can still take. `next` gives a
 /// value for each token of the vocabulary: behind the context where it is given none, else behind the token that was
 /// chosen last. `each` sees the values.
 ///
 /// # Errors
-/// Those of `next`, and [`Writing::check`]'s.
+/// Those of `next` and of the ending, and [`Writing::check`]'s.
 pub(crate) fn write(
     writing: &Writing,
     seed: u64,
     context: &[u32],
-    end: u32,
+    mut ending: Ending<'_>,
     room: usize,
     next: &mut dyn FnMut(Option<u32>) -> Result<Vec<f32>, ModelError>,
     each: &mut dyn FnMut(&[f32]),
@@ -98,10 +121,12 @@ pub(crate) fn write(
         each(&own);
         let mut values = own.clone();
         penalise(&mut values, context.iter().chain(&written.ids), writing.repetition_penalty);
-        if written.ids.len() < writing.min_new_tokens
-            && let Some(end) = values.get_mut(end as usize)
-        {
-            *end = f32::NEG_INFINITY;
+        if written.ids.len() < writing.min_new_tokens {
+            for end in ending.tokens {
+                if let Some(end) = values.get_mut(*end as usize) {
+                    *end = f32::NEG_INFINITY;
+                }
+            }
         }
         let chosen = match writing.sampling {
             Sampling::Greedy => likeliest(&values),
@@ -109,7 +134,12 @@ pub(crate) fn write(
         };
         written.log_probability += log_probability(&own, chosen);
         written.ids.push(chosen as u32);
-        if chosen as u32 == end {
+        if ending.tokens.contains(&(chosen as u32)) {
+            break;
+        }
+        if let Some(when) = &mut ending.when
+            && when(&written.ids)?
+        {
             break;
         }
     }
@@ -199,7 +229,7 @@ mod tests {
     /// `table[4]` behind the context.
     fn run(table: [[f32; 4]; 5], writing: &Writing, seed: u64) -> Written {
         let mut next = |last: Option<u32>| Ok(table[last.map_or(4, |id| id as usize)].to_vec());
-        write(writing, seed, &[], 3, usize::MAX, &mut next, &mut |_| ()).unwrap()
+        write(writing, seed, &[], Ending::at(&[3]), usize::MAX, &mut next, &mut |_| ()).unwrap()
     }
 
     const CYCLE: [[f32; 4]; 5] =

@@ -21,13 +21,14 @@ use serde_json::{Value, json};
 use state::Held;
 
 use crate::{
+    backend::Outcome,
     budget::{Reserved, Spent},
     client::Client,
     error::LlmError,
     money::Money,
     request::{Request, RequestHash},
     store::{Reservation, Stored},
-    transport::Outcome,
+    transport::Transport,
     wire,
 };
 
@@ -58,6 +59,7 @@ type BatchFile = (Vec<RequestHash>, Vec<u8>);
 /// One round: the requests that still need an answer.
 struct Round<'a> {
     client: &'a Arc<Client>,
+    transport: &'a Transport,
     options: BatchOptions,
     wanted: BTreeMap<RequestHash, &'a Request>,
     failures: Failures,
@@ -87,7 +89,8 @@ impl Client {
         if self.is_offline() {
             return Ok(HashMap::new());
         }
-        let mut round = Round { client: self, options, wanted, failures: Failures::new(), last: HashMap::new() };
+        let transport = self.server()?;
+        let mut round = Round { client: self, transport, options, wanted, failures: Failures::new(), last: HashMap::new() };
         round.collect_earlier().await?;
         for _ in 0..self.retry().attempts {
             if round.wanted.is_empty() {
@@ -190,7 +193,7 @@ impl Round<'_> {
         let mut body = json!(body);
         // The type writes a null, which servers that do not know the field refuse.
         body.as_object_mut().map(|fields| fields.remove("output_expires_after"));
-        let transport = self.client.transport();
+        let transport = self.transport;
         let mut tried = 0;
         let created = loop {
             let request = transport.http().post(transport.url("/batches")).body(body.to_string());
@@ -210,7 +213,7 @@ impl Round<'_> {
 
     /// The batch that carries our name, if the server has it.
     async fn find(&self, name: &str) -> Result<Option<Value>, LlmError> {
-        let mut url = self.client.transport().url("/batches");
+        let mut url = self.transport.url("/batches");
         url.query_pairs_mut().append_pair("limit", "100");
         let listed = self.get_url(url, "/batches").await?;
         let batches = listed["data"].as_array().into_iter().flatten();
@@ -252,7 +255,7 @@ impl Round<'_> {
         for key in ["output_file_id", "error_file_id"] {
             let Some(file) = batch[key].as_str() else { continue };
             let path = format!("/files/{file}/content");
-            let content = self.fetch(self.client.transport().url(&path), &path).await?;
+            let content = self.fetch(self.transport.url(&path), &path).await?;
             for (hash, line) in String::from_utf8_lossy(&content).lines().filter_map(read_line) {
                 if seen.insert(hash) {
                     self.take(hash, line, &held.state, &mut used).await?;
@@ -314,7 +317,7 @@ impl Round<'_> {
     }
 
     async fn get(&self, path: &str) -> Result<Value, LlmError> {
-        self.get_url(self.client.transport().url(path), path).await
+        self.get_url(self.transport.url(path), path).await
     }
 
     async fn get_url(&self, url: reqwest::Url, path: &str) -> Result<Value, LlmError> {
@@ -322,7 +325,7 @@ impl Round<'_> {
     }
 
     async fn fetch(&self, url: reqwest::Url, _path: &str) -> Result<bytes::Bytes, LlmError> {
-        let transport = self.client.transport();
+        let transport = self.transport;
         let mut tried = 0;
         loop {
             match transport.exchange(transport.http().get(url.clone())).await {
@@ -333,7 +336,7 @@ impl Round<'_> {
     }
 
     async fn post(&self, path: &str, body: bytes::Bytes, content_type: &str) -> Result<Value, LlmError> {
-        let transport = self.client.transport();
+        let transport = self.transport;
         let mut tried = 0;
         loop {
             let request = transport.http().post(transport.url(path)).header("content-type", content_type);

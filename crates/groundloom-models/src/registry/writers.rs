@@ -14,6 +14,7 @@ use crate::{
     folder::ModelFolder,
     gpt2::Gpt2,
     language_model::LanguageModel,
+    llama::Llama,
     llava::Llava,
     opt::Opt,
     t5::T5,
@@ -133,11 +134,12 @@ impl Opened {
         Ok(CocaCaptioner { processor, tokenizer, end, network, info: self.info })
     }
 
-    /// GPT-2 or OPT.
+    /// GPT-2, OPT, Llama.
     pub(crate) fn text_model(self) -> Result<TextModel, ModelError> {
         let network: Box<dyn LanguageModel> = match self.family {
             Family::Opt => Box::new(Opt::load(&self.config, &self.weights)?),
             Family::Gpt2 => Box::new(Gpt2::load(&self.config, &self.weights)?),
+            Family::Llama(kind) => Box::new(Llama::load(&self.config, kind, &self.weights)?),
             _ => return Err(self.unable("continue texts", "GPT-2 or OPT")),
         };
         Ok(TextModel { tokenizer: self.tokenizer(network.longest(), 1)?, network, info: self.info })
