@@ -96,7 +96,7 @@ QWEN3 = """{%- if tools %}{{- 'Tools: ' + tools | tojson }}{%- endif %}
 """
 
 TURNS = [
-    [("user", "  What do you see, & where: \"a café\" <here>?\n")],
+    [("user", "  What do you see, & where: \"a café\" <here>?\nName each thing once, please.\n")],
     [("system", "Be brief. "), ("user", "Name a colour."), ("assistant", "<think>\nwarm?\n</think>\n\nRed"), ("user", "Another one")],
     [("user", "hi"), ("assistant", "\nhello\n"), ("user", "Tell me 3 things.")],
 ]
@@ -130,7 +130,7 @@ def options(family, seed):
             2: {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
         }[seed]
         return LlamaForCausalLM, LlamaConfig(
-            **{**common, "eos_token_id": [end, 260], "tie_word_embeddings": False}, rope_parameters=rope,
+            **{**common, "eos_token_id": [end, 260], "tie_word_embeddings": seed == 2}, rope_parameters=rope,
         )
     if family == "qwen2":
         return Qwen2ForCausalLM, Qwen2Config(**common, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
@@ -177,7 +177,7 @@ def make(folder, family, seed):
     prompt = conversations[0]["ids"]
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     generator = torch.Generator().manual_seed(seed)
-    for attempt in range(200):
+    for attempt in range(3000):
         draw(model, generator)
         ids, gap = greedy(model, prompt, ends)
         if gap > 1e-2 and len(set(ids)) > 6 and (seed != 2 or len(ids) < STEPS):
@@ -203,7 +203,7 @@ def make(folder, family, seed):
         settings["chat_template"] = template
     folder.joinpath("tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
     folder.joinpath("generation_config.json").write_text(json.dumps({"eos_token_id": config.eos_token_id}) + "\n")
-    logits = model(torch.tensor([prompt])).logits[0, -4:]
+    logits = model(torch.tensor([prompt])).logits[0, -2:]
     save_file({"logits": logits.contiguous()}, folder / "expected.safetensors")
     expected = {"conversations": conversations, "greedy": ids, "text": words.decode(ids, skip_special_tokens=True)}
     folder.joinpath("expected.json").write_text(json.dumps(expected) + "\n")

@@ -144,10 +144,13 @@ impl ChatTemplate {
 
 /// An error of the template engine in one line.
 fn told(error: &Error) -> String {
-    error.detail().map_or_else(|| error.to_string(), |detail| match error.line() {
-        Some(line) => format!("{detail} (line {line})"),
-        None => detail.to_owned(),
-    })
+    error.detail().map_or_else(
+        || error.to_string(),
+        |detail| match error.line() {
+            Some(line) => format!("{detail} (line {line})"),
+            None => detail.to_owned(),
+        },
+    )
 }
 
 fn environment() -> Result<Environment<'static>, Error> {

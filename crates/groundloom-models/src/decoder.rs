@@ -178,7 +178,8 @@ impl Decoder {
                 let qkv = block.qkv.forward(input)?;
                 let width = qkv.dim(2)? / 3;
                 let part = |i: usize| qkv.narrow(2, i * width, width)?.contiguous();
-                let [query_norm, key_norm] = block.head_norms.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
+                let [query_norm, key_norm] =
+                    block.head_norms.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
                 let turned = |x: Tensor, norm: Option<&RmsNorm>| {
                     let x = norm.map_or(Ok(x.clone()), |norm| each_head(&x, self.heads, norm))?;
                     self.rotary.as_ref().map_or(Ok(x.clone()), |rotary| rotary.turn(&x, self.heads, before))

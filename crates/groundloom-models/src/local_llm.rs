@@ -24,8 +24,7 @@ use crate::{
 };
 
 /// Files beside the weights that decide an answer.
-const DECIDING: &[&str] =
-    &["config.json", "generation_config.json", "tokenizer.json", SETTINGS, "chat_template.jinja"];
+const DECIDING: &[&str] = &["config.json", "generation_config.json", "tokenizer.json", SETTINGS, "chat_template.jinja"];
 /// Architectures that answer.
 const SUPPORTED: &str = "llama, qwen2, qwen3";
 
@@ -249,7 +248,8 @@ impl LocalLlm {
             waited_for()?;
             if !request.stop.is_empty() {
                 let text = self.decode(written)?;
-                let place = request.stop.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| text.find(stop)).min();
+                let place =
+                    request.stop.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| text.find(stop)).min();
                 stopped = place.map(|place| text[..place].to_owned());
             }
             Ok(stopped.is_some())

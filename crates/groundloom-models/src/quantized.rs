@@ -72,7 +72,8 @@ impl Gguf {
         let Self { file, content, architecture, .. } = self;
         let bad = |problem: String| ModelError::BadWeights { origin: file.clone(), problem };
         let scaling = format!("{architecture}.rope.scaling.type");
-        let scaled = content.metadata.get(&scaling).and_then(|kind| kind.to_string().ok()).filter(|kind| *kind != "none");
+        let scaled =
+            content.metadata.get(&scaling).and_then(|kind| kind.to_string().ok()).filter(|kind| *kind != "none");
         if scaled.is_some() || content.tensor_infos.contains_key("rope_freqs.weight") {
             let found = scaled.map_or("the tensor rope_freqs.weight", String::as_str);
             return Err(bad(format!(

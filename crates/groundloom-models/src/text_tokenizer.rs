@@ -206,9 +206,11 @@ impl TextTokenizer {
 pub(crate) fn read_tokenizer(folder: &ModelFolder) -> Result<Tokenizer, ModelError> {
     let bad = |problem: String| ModelError::BadConfig { origin: folder.file_name(FILE), problem };
     if !folder.has(FILE) {
-        return Err(bad("expected this file, found none. Folders of older versions hold vocab.json and merges.txt or \
+        return Err(bad(
+            "expected this file, found none. Folders of older versions hold vocab.json and merges.txt or \
                         vocab.txt instead: save the tokenizer once with AutoTokenizer.save_pretrained of transformers"
-            .to_owned()));
+                .to_owned(),
+        ));
     }
     Tokenizer::from_bytes(folder.read(FILE)?)
         .map_err(|e| bad(format!("expected a tokenizer of the tokenizers library, found: {e}")))

@@ -21,7 +21,7 @@ use groundloom_llm::{
     Hedge, Image, Key, KeyHeader, Limits, LlmError, Message, Money, Pace, Part, PriceTable, Prompt, Reply, Request,
     RequestHash, Retry, Sampling,
 };
-use groundloom_models::ModelPool;
+use groundloom_models::{ModelPool, describe_local_llm};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,29 +29,38 @@ use serde_json::{Map, Value};
 
 use crate::{
     inputs,
+    local_model::{LocalModel, TEMPLATE_VALUES},
     row_values::RowValues,
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::{Fault, Window},
 };
 
-/// Asks a language model about every row, through any OpenAI-compatible server: OpenAI, Azure, vLLM, llama.cpp, Ollama, TGI.
+/// Asks a language model about every row, through any OpenAI-compatible server (OpenAI, Azure, vLLM, llama.cpp, Ollama, TGI), or one in a local folder.
 ///
 /// The prompt is a file of Jinja templates with few-shot examples; `groundloom prompt preview` shows the exact request for a row. Every answer lands in the store
 /// before it is used, so that no answer that arrived is ever paid for again: not by this run after a kill, and not by any other that asks the same.
 /// Rows that the server refuses, that get no answer after all attempts, or whose answer is cut or not in the form that was asked for, go to quarantine
-/// (`llm_refused`, `llm_no_answer`, `llm_cut`, `llm_form`). A wrong key, a missing model, an empty account, a limit that is reached or a server that stays away end the run.
+/// (`llm_refused`, `llm_no_answer`, `llm_cut`, `llm_form`). Likewise rows whose prompt is longer than a local model takes.
+/// A wrong key, a missing model, an empty account, a limit that is reached or a server that stays away end the run.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Generate {
     /// The prompt file: `<<system>>`, `<<examples FILE>>`, `<<user>>` and `<<assistant>>` lines, each followed by a template that sees the row's columns.
     #[schemars(length(min = 1))]
     pub prompt: String,
-    /// The model's name on the server.
+    /// The model's name on the server; with `local`, the name that its answers carry.
     #[schemars(length(min = 1))]
     pub model: String,
     /// The server's base URL with its version.
     #[serde(default = "default_url")]
     pub url: String,
+    /// Ask a model in this process in place of a server: the path of a folder in Hugging Face layout (`config.json`, `model.safetensors` or its shards, `tokenizer.json`) with a
+    /// Llama, Qwen2 or Qwen3; of a folder with one GGUF file of these and its `tokenizer.json`; or one of the hub that is in the cache (`hf://org/repo@revision`). Its chat template
+    /// makes the prompt. The store keeps its answers under its weights, tokenizer and template, so no other model's answer is ever taken for its own. It costs nothing, takes no
+    /// images, and does not see `schema`: say in the prompt what form you want.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub local: Option<String>,
     /// Name of the environment variable that holds the key, such as `OPENAI_API_KEY`. It is read when the first request is made: checking, planning and replaying offline
     /// need no key, and servers on your own machine want none. The key goes to `url` and nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,21 +84,22 @@ pub struct Generate {
     #[serde(default = "default_max_output_tokens")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_output_tokens: u64,
-    /// How freely words are chosen, from 0 to 2. Default: the server's.
+    /// How freely words are chosen, from 0 to 2. Default: the server's; with `local` 0, which is the likeliest word each time, or 1 where `top_p` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 2.0))]
     pub temperature: Option<f64>,
-    /// Nucleus sampling. Default: the server's.
+    /// Nucleus sampling. Default: the server's; with `local` 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub top_p: Option<f64>,
-    /// Random seed, for servers that take one.
+    /// Random seed, for servers that take one; with `local` it is 0 by default, and draws depend on it and on the prompt alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<i64>,
     /// Texts that end an answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// Further fields of the request as a JSON text, in the server's own words: `'{"top_k": 50}'`.
+    /// Further fields of the request as a JSON text, in the server's own words: `'{"top_k": 50}'`. With `local` only
+    /// `chat_template_kwargs`, values for the chat template: `'{"chat_template_kwargs": {"enable_thinking": false}}'`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extra: Option<String>,
     /// A file with a JSON Schema that answers must fit. They are checked here, and asked for again when they do not.
@@ -277,11 +287,14 @@ impl Generate {
             }
             None => None,
         };
-        let extra = match &self.extra {
+        let extra: Map<String, Value> = match &self.extra {
             Some(text) => serde_json::from_str(text)
                 .map_err(|e| setup(format!("`extra`: expected a JSON object such as {{\"top_k\": 50}}: {e}")))?,
             None => Map::new(),
         };
+        if let Some((key, problem)) = self.conflict_with_local(&extra) {
+            return Err(setup(format!("`{key}`: {problem}")));
+        }
         if self.api == Interface::Responses && (self.seed.is_some() || !self.stop.is_empty()) {
             return Err(setup(
                 "`seed` and `stop` are no fields of the responses interface; use `api: chat_completions`".into(),
@@ -290,10 +303,46 @@ impl Generate {
         Ok(RequestMaker { config: self.clone(), prompt, schema, extra })
     }
 
+    /// A setting that only a server has, beside `local`: its key, and what to do.
+    fn conflict_with_local(&self, extra: &Map<String, Value>) -> Option<(&'static str, String)> {
+        self.local.as_ref()?;
+        let of_servers = [
+            ("url", self.url != default_url()),
+            ("key_env", self.key_env.is_some()),
+            ("query", !self.query.is_empty()),
+            ("api", self.api != Interface::ChatCompletions),
+            ("batch", self.batch),
+            ("hedge_after", self.hedge_after.is_some()),
+            ("image_detail", self.image_detail.is_some()),
+        ];
+        let told = |key| (key, "only a server has this, and `local` asks none; leave one of them out".to_owned());
+        let images = (!self.images.is_empty())
+            .then(|| ("images", "a local model takes no images; leave `local` out and ask a server".to_owned()));
+        let other = extra.keys().find(|key| *key != TEMPLATE_VALUES);
+        let unknown =
+            other.map(|key| ("extra", format!("a local model knows `{TEMPLATE_VALUES}` only, found `{key}`")));
+        let of_server = of_servers.into_iter().find(|(_, set)| *set).map(|(key, _)| told(key));
+        of_server.or(images).or(unknown)
+    }
+
+    /// What tells the answers of this stage's model from those of others under the same name (see [`Request::hash`]): nothing of a server's, the fingerprint of a local model.
+    ///
+    /// # Errors
+    /// [`StageError::Model`] where there is no such model.
+    pub fn namespace(&self) -> Result<String, StageError> {
+        self.local.as_ref().map_or_else(|| Ok(String::new()), |folder| Ok(describe_local_llm(folder)?.fingerprint))
+    }
+
+    /// Who is asked, as errors and budgets name it.
+    pub fn asked(&self) -> String {
+        self.local.as_ref().map_or_else(|| self.url.clone(), |folder| format!("the local model {folder}"))
+    }
+
     fn price_table(&self) -> Result<PriceTable, LlmError> {
-        match &self.prices {
-            Some(path) => PriceTable::read(Path::new(path)),
-            None => PriceTable::built_in(),
+        match (&self.prices, &self.local) {
+            (Some(path), _) => PriceTable::read(Path::new(path)),
+            (None, Some(_)) => Ok(PriceTable::free(&self.model)),
+            (None, None) => PriceTable::built_in(),
         }
     }
 
@@ -302,7 +351,7 @@ impl Generate {
         let hedge = self.hedge_after.as_ref().map(|after| after.parse::<Hedge>()).transpose();
         Ok(ClientConfig {
             endpoint: Endpoint {
-                url: self.url.clone(),
+                url: self.asked(),
                 key,
                 key_header: match self.key_header {
                     KeyStyle::Bearer => KeyHeader::Bearer,
@@ -325,7 +374,7 @@ impl Generate {
                 max_tokens: self.max_tokens,
                 max_calls: self.max_calls,
             },
-            budget: self.budget.clone().unwrap_or_else(|| format!("{} {} {}", self.url, self.model, self.prompt)),
+            budget: self.budget.clone().unwrap_or_else(|| format!("{} {} {}", self.asked(), self.model, self.prompt)),
             offline: false,
         })
     }
@@ -425,6 +474,9 @@ mod codes {
 
 impl Stage for Generate {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
+        if let Some((key, message)) = self.conflict_with_local(&Map::new()) {
+            return Err(ColumnError { key, column: String::new(), message });
+        }
         for name in &self.images {
             inputs::require(input, "images", name, MediaView::check_type)?;
         }
@@ -449,14 +501,22 @@ impl Stage for Generate {
     fn open_with(
         &self,
         _input: SchemaRef,
-        _models: &Arc<ModelPool>,
+        models: &Arc<ModelPool>,
         clients: &Arc<Clients>,
     ) -> Result<Arc<dyn RowWise>, StageError> {
+        let maker = self.request_maker()?;
+        let store = Path::new(&self.store);
+        if let Some(folder) = &self.local {
+            let config = ClientConfig { namespace: self.namespace()?, ..self.client_config(None)? };
+            let model = Arc::new(LocalModel::new(folder, models));
+            let client = clients.client_of_model(config, model, store, self.price_table()?)?;
+            return Ok(Arc::new(Asking { maker, client }));
+        }
         // Without the variable the server is asked without a key: those on one's own machine want none, and others say so in their own words.
         let value = self.key_env.as_ref().and_then(|name| std::env::var(name).ok());
         let key = value.filter(|v| !v.trim().is_empty()).map(|v| Key::new(&v));
-        let client = clients.client(self.client_config(key)?, Path::new(&self.store), self.price_table()?)?;
-        Ok(Arc::new(Asking { maker: self.request_maker()?, client }))
+        let client = clients.client(self.client_config(key)?, store, self.price_table()?)?;
+        Ok(Arc::new(Asking { maker, client }))
     }
 
     fn as_generate(&self) -> Option<&Generate> {
@@ -475,7 +535,11 @@ impl Stage for Generate {
 
     fn models(&self) -> Result<Vec<String>, StageError> {
         let maker = self.request_maker()?;
-        Ok(vec![format!("{}@{}", self.model, self.url), format!("{}@{}", self.prompt, maker.prompt.version())])
+        let model = match &self.local {
+            Some(folder) => format!("{folder}@{}", self.namespace()?),
+            None => format!("{}@{}", self.model, self.url),
+        };
+        Ok(vec![model, format!("{}@{}", self.prompt, maker.prompt.version())])
     }
 
     fn notes(&self) -> Vec<String> {

@@ -20,6 +20,7 @@ mod grit_recipe;
 mod ground;
 mod image_info;
 mod inputs;
+mod local_model;
 mod matching;
 mod noun_chunks;
 mod opened;

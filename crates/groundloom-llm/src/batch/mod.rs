@@ -90,7 +90,8 @@ impl Client {
             return Ok(HashMap::new());
         }
         let transport = self.server()?;
-        let mut round = Round { client: self, transport, options, wanted, failures: Failures::new(), last: HashMap::new() };
+        let mut round =
+            Round { client: self, transport, options, wanted, failures: Failures::new(), last: HashMap::new() };
         round.collect_earlier().await?;
         for _ in 0..self.retry().attempts {
             if round.wanted.is_empty() {

@@ -96,7 +96,7 @@ fn prompts_logits_and_greedy_tokens_are_those_of_transformers() {
         let Network::Whole(network) = &model.network else { panic!("{folder}") };
         let vectors = network.embed(&row(&first.ids).unwrap()).unwrap();
         let hidden = network.forward(vectors, None, &mut Past::default(), &mut |_| ()).unwrap();
-        let found = network.logits(&hidden.narrow(1, first.ids.len() - 4, 4).unwrap()).unwrap();
+        let found = network.logits(&hidden.narrow(1, first.ids.len() - 2, 2).unwrap()).unwrap();
         let tensors =
             candle_core::safetensors::load(format!("{}/expected.safetensors", path(folder)), &Device::Cpu).unwrap();
         let wanted: Vec<f32> = tensors["logits"].flatten_all().unwrap().to_vec1().unwrap();
@@ -217,13 +217,14 @@ fn draws_depend_on_the_prompt_and_the_seed_alone() {
 
 #[test]
 fn answers_end_at_a_stop_text_at_the_limit_or_when_given_up() {
-    let model = LocalLlm::load(&path("qwen2-0")).unwrap();
-    let request = asked(expected("qwen2-0").conversations[0].messages());
+    let model = LocalLlm::load(&path("qwen3-0")).unwrap();
+    let request = asked(expected("qwen3-0").conversations[0].messages());
     let whole = model.answer(&request, &|| true).unwrap();
-    assert!(whole.text.contains("111") && whole.cut);
-    let stopped = model.answer(&ChatRequest { stop: vec!["nowhere".into(), "11".into()], ..request.clone() }, &|| true);
+    let text = "D\u{2}";
+    assert!(whole.text.contains(text) && whole.cut);
+    let stopped = model.answer(&ChatRequest { stop: vec!["nowhere".into(), text.into()], ..request.clone() }, &|| true);
     let stopped = stopped.unwrap();
-    assert_eq!(stopped.text, whole.text[..whole.text.find("11").unwrap()]);
+    assert_eq!(stopped.text, whole.text[..whole.text.find(text).unwrap()]);
     assert!(!stopped.cut && stopped.answer_tokens < whole.answer_tokens);
     let short = Writing { max_new_tokens: 3, ..Writing::default() };
     let short = model.answer(&ChatRequest { writing: short, ..request.clone() }, &|| true).unwrap();
@@ -303,7 +304,7 @@ fn templates_have_the_methods_of_python() {
         ("{{ messages[0].get('tool', 'none') }}", "none"),
         ("{{ {'a': [1, '<é>'], 'b': none} | tojson }}", "{\"a\": [1, \"<é>\"], \"b\": null}"),
         ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
-        ("{% if tools %}x{% endif %}{{ tools is none }}", "true"),
+        ("{% if tools %}x{% endif %}{% if documents is none %}none{% endif %}", "none"),
     ] {
         assert_eq!(rendered(template).unwrap(), expected, "{template}");
     }
