@@ -54,10 +54,10 @@ pub struct Generate {
     /// The server's base URL with its version.
     #[serde(default = "default_url")]
     pub url: String,
-    /// Ask a model in this process in place of a server: the path of a folder in Hugging Face layout (`config.json`, `model.safetensors` or its shards, `tokenizer.json`) with a
-    /// Llama, Qwen2 or Qwen3; of a folder with one GGUF file of these and its `tokenizer.json`; or one of the hub that is in the cache (`hf://org/repo@revision`). Its chat template
-    /// makes the prompt. The store keeps its answers under its weights, tokenizer and template, so no other model's answer is ever taken for its own. It costs nothing, takes no
-    /// images, and does not see `schema`: say in the prompt what form you want.
+    /// Ask a model in this process in place of a server: the path of a folder in Hugging Face layout (`config.json`, `model.safetensors` or its shards,
+    /// `tokenizer.json`) with a Llama, Qwen2 or Qwen3; of a folder with one GGUF file of these and its `tokenizer.json`; or one of the hub that is in the cache
+    /// (`hf://org/repo@revision`). Its chat template makes the prompt. The store keeps its answers under its weights, tokenizer and template, so no other
+    /// model's answer is ever taken for its own. It costs nothing, takes no images, and does not see `schema`: say in the prompt what form you want.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub local: Option<String>,
@@ -325,7 +325,8 @@ impl Generate {
         of_server.or(images).or(unknown)
     }
 
-    /// What tells the answers of this stage's model from those of others under the same name (see [`Request::hash`]): nothing of a server's, the fingerprint of a local model.
+    /// What tells the answers of this stage's model from those of others under the same name (see [`Request::hash`]): nothing of a server's, the fingerprint of
+    /// a local model.
     ///
     /// # Errors
     /// [`StageError::Model`] where there is no such model.
