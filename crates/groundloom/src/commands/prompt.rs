@@ -48,15 +48,20 @@ async fn preview(command: Preview) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("there is no such `generate` stage in {}; there is {there}", file.name)));
     };
     let (requests, _) = first_requests(&plan, node, generate, command.rows).await.map_err(|e| Failure::of(&file, e))?;
+    let namespace = generate.namespace().map_err(|e| Failure::Failed(e.to_string()))?;
     let mut out = std::io::stdout().lock();
     for request in requests {
         let line = match request {
             Ok(request) => {
+                let asked = match generate.local {
+                    Some(_) => generate.asked(),
+                    None => format!("{}{}", generate.url.trim_end_matches('/'), request.api.path()),
+                };
                 let estimate = generate.estimate(&request).map_err(failed)?;
                 json!({
                     "stage": node.name,
-                    "url": format!("{}{}", generate.url.trim_end_matches('/'), request.api.path()),
-                    "request_hash": request.hash("").to_string(),
+                    "url": asked,
+                    "request_hash": request.hash(&namespace).to_string(),
                     "prompt_tokens": estimate.prompt_tokens,
                     "max_output_tokens": estimate.most_completion_tokens,
                     "max_cost": estimate.most_cost,
