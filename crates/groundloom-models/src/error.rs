@@ -110,6 +110,16 @@ pub enum ModelError {
         /// What can do it.
         supported: &'static str,
     },
+    /// A language that a transcriber does not know.
+    #[error("the model {model} knows no language {language:?}; expected one of: {known}")]
+    UnknownLanguage {
+        /// The model's name.
+        model: String,
+        /// The language asked for.
+        language: String,
+        /// Those it knows; empty for a model of English alone.
+        known: String,
+    },
     /// A model of open vocabulary was asked for everything that it knows.
     #[error("{model} looks for phrases and has no classes of its own: name the phrases to look for")]
     NeedsPhrases {

@@ -11,7 +11,7 @@ use crate::{
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, opt, gpt2, t5, wav2vec2, hubert, SsdMobileNetV2";
+     blip, blip-2, llava, coca, opt, gpt2, t5, wav2vec2, hubert, whisper, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,7 @@ pub(crate) enum Family {
     Gpt2,
     T5,
     Speech(wav2vec2::Kind),
+    Whisper,
     Ssd,
 }
 
@@ -77,6 +78,7 @@ impl Family {
             "opt" => Some(Self::Opt),
             "gpt2" => Some(Self::Gpt2),
             "t5" => Some(Self::T5),
+            "whisper" => Some(Self::Whisper),
             ssd::ARCHITECTURE => Some(Self::Ssd),
             other => {
                 let text = bert::Kind::of(other).map(Self::TextEncoder);
@@ -119,6 +121,7 @@ impl Family {
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",
             Self::Speech(kind) => kind.name(),
+            Self::Whisper => "whisper",
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

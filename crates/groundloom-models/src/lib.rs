@@ -34,6 +34,7 @@ mod relative_position;
 mod resample;
 mod sentence;
 mod siglip;
+mod spectrum;
 mod speech;
 pub mod ssd;
 mod swin;
@@ -45,6 +46,7 @@ mod vit;
 mod vocabulary;
 mod wav2vec2;
 mod weights;
+mod whisper;
 mod writers;
 mod writing;
 
@@ -62,7 +64,7 @@ pub use registry::{
 };
 pub use registry::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
 pub use registry::{resolve_audio_encoder, resolve_transcriber};
-pub use speech::{AudioEncoder, Features, SAMPLE_RATE, Transcriber};
+pub use speech::{AudioEncoder, Features, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript};
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};
 pub use vocabulary::Vocabulary;
 pub use writers::{CaptionOptions, Captioner, Generator, Matcher, ModelIdentity, TextScore, TextScorer, WrittenText};

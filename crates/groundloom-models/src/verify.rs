@@ -17,6 +17,7 @@ mod dual;
 mod speech;
 mod text;
 mod vision;
+mod whisper;
 mod writers;
 
 /// How far hidden states and embeddings may lie from the reference, absolute.
@@ -205,6 +206,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Coca => dual::coca(&fixture, &config, &weights)?,
         Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
+        Family::Whisper => whisper::transcriber(&fixture)?,
         Family::Speech(kind) => speech::encoder(&fixture, &config, kind, &weights)?,
         Family::Ssd => {
             return Err(ModelError::BadConfig {
@@ -238,6 +240,7 @@ fn tolerance(family: Family, name: &str) -> f32 {
     let of_family = match (family, name) {
         (Family::Owl(Generation::Second), "in.pixel_values") => Some(1e-5),
         (Family::Speech(_), "in.input_values" | "in.batch_input_values") => Some(speech::INPUT_TOLERANCE),
+        (Family::Whisper, name) if name.starts_with("in.input_features") => Some(whisper::INPUT_TOLERANCE),
         (Family::GroundingDino, "logits" | "default_logits" | "last_hidden_state" | "intermediate_hidden_states") => {
             Some(DECODED_TOLERANCE)
         }

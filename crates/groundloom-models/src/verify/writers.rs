@@ -18,11 +18,11 @@ use crate::{
 /// The fixture's name of a model.
 const NAME: &str = "fixture";
 
-fn open(fixture: &Fixture) -> Result<Opened, ModelError> {
+pub(super) fn open(fixture: &Fixture) -> Result<Opened, ModelError> {
     Opened::of(NAME, fixture.folder().clone())
 }
 
-fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> Outputs {
+pub(super) fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> Outputs {
     tensors.map(|(name, tensor)| (name.to_owned(), tensor)).into()
 }
 
@@ -30,7 +30,7 @@ fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> Outputs {
 ///
 /// # Errors
 /// [`ModelError::BadConfig`] names the text and what came of it.
-fn tokens_and_texts(fixture: &Fixture, tokenizer: &TextTokenizer) -> Result<(), ModelError> {
+pub(super) fn tokens_and_texts(fixture: &Fixture, tokenizer: &TextTokenizer) -> Result<(), ModelError> {
     token_table(fixture, tokenizer)?;
     let rows = fixture.notes.get("tokenizer").and_then(Value::as_array);
     for row in rows.into_iter().flatten() {
@@ -66,7 +66,7 @@ fn recorded(fixture: &Fixture, key: &str, end: u32) -> Result<(usize, bool), Mod
 }
 
 /// A greedy text of as many tokens as the fixture has: its ids behind `context`, and the values at every step.
-fn greedy(
+pub(super) fn greedy(
     fixture: &Fixture,
     key: &str,
     context: &[u32],
