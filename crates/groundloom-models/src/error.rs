@@ -150,6 +150,14 @@ pub enum ModelError {
         /// The sample.
         found: String,
     },
+    /// A recording of another length than the model takes.
+    #[error("expected {expected}, found {found}")]
+    WrongCount {
+        /// How many of what.
+        expected: String,
+        /// How many there are.
+        found: usize,
+    },
     /// A layer that the model does not have.
     #[error("expected a layer from 0 to {layers} of the model {model}, found {layer}")]
     NoLayer {
@@ -210,7 +218,7 @@ pub enum ModelError {
     NoModality {
         /// The model's name.
         model: String,
-        /// `texts` or `images`.
+        /// `texts`, `images`, `audio`, …
         what: &'static str,
     },
     /// A model without classes was asked for some.

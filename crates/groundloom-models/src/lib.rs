@@ -52,7 +52,7 @@ mod writing;
 
 pub use classifier::Classifier;
 pub use detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppress};
-pub use embedder::{Embedder, EmbedderInfo};
+pub use embedder::{Embedder, EmbedderInfo, Modality, Plane};
 pub use error::ModelError;
 pub use family::ARCHITECTURES;
 pub use hub::{Hub, PullProgress, Pulling};

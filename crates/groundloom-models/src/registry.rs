@@ -150,6 +150,8 @@ fn described(name: &str) -> Result<Described, ModelError> {
         normalised,
         texts,
         images,
+        audio: None,
+        others: &[],
     };
     Ok(Described { folder, family, config, weights, info })
 }

@@ -68,7 +68,8 @@ impl Opened {
     pub(crate) fn whisper_transcriber(self) -> Result<WhisperTranscriber, ModelError> {
         let folder = self.folder.clone();
         let encoder = self.whisper_encoder()?;
-        let tokenizer = TextTokenizer::open(&folder, encoder.network.longest, |pad| Padding::Longest(pad.unwrap_or(0)))?;
+        let tokenizer =
+            TextTokenizer::open(&folder, encoder.network.longest, |pad| Padding::Longest(pad.unwrap_or(0)))?;
         Ok(WhisperTranscriber { prompts: Prompts::open(&folder, &tokenizer)?, tokenizer, encoder })
     }
 }

@@ -255,8 +255,7 @@ impl Prompts {
         let is_time = |id: u32| id >= first;
         let offset = start as f64 * STEP / STRIDE as f64;
         let time = |id: u32| offset + (f64::from(id) - f64::from(first)) * STEP;
-        let mut ends: Vec<usize> =
-            (1..ids.len()).filter(|&i| is_time(ids[i - 1]) && is_time(ids[i])).collect();
+        let mut ends: Vec<usize> = (1..ids.len()).filter(|&i| is_time(ids[i - 1]) && is_time(ids[i])).collect();
         let ends_with_one = matches!(ids, [.., a, b] if !is_time(*a) && is_time(*b));
         let Some(last) = ends.last_mut() else {
             // The times of the reference, rounded as it rounds them.
@@ -326,7 +325,8 @@ fn forced(config: &Config) -> Result<Option<Vec<u32>>, ModelError> {
     };
     let list = value.as_array().and_then(|list| list.iter().enumerate().map(pair).collect::<Option<Vec<_>>>());
     let expected = "pairs of the places 1, 2, … and a token id or null";
-    list.map(|list| Some(list.into_iter().flatten().collect())).ok_or_else(|| config.bad("forced_decoder_ids", expected, value))
+    list.map(|list| Some(list.into_iter().flatten().collect()))
+        .ok_or_else(|| config.bad("forced_decoder_ids", expected, value))
 }
 
 fn id(value: &Value) -> Option<u32> {
