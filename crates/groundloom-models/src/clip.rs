@@ -246,20 +246,25 @@ impl TextTower {
 
     /// The vectors that stand for the texts, `[n, width]`.
     pub(crate) fn pooled(&self, hidden: &Tensor, ids: &Tensor) -> Candle<Tensor> {
-        let mut rows = Vec::new();
-        for (text, ids) in ids.to_vec2::<u32>()?.iter().enumerate() {
-            let place = match self.config.pooling {
-                TextPooling::FirstOf(end) => ids.iter().position(|&id| id == end),
-                TextPooling::GreatestId => {
-                    let greatest = ids.iter().max();
-                    ids.iter().position(|id| Some(id) == greatest)
-                }
-            };
-            // The reference's argmax over nothing found is the first token.
-            rows.push(hidden.i((text, place.unwrap_or(0)))?);
-        }
-        Tensor::stack(&rows, 0)
+        pooled(hidden, ids, self.config.pooling)
     }
+}
+
+/// The vectors that stand for the texts of `ids` (`[n, length]`) among those of all tokens, `[n, length, width]`.
+pub(crate) fn pooled(hidden: &Tensor, ids: &Tensor, pooling: TextPooling) -> Candle<Tensor> {
+    let mut rows = Vec::new();
+    for (text, ids) in ids.to_vec2::<u32>()?.iter().enumerate() {
+        let place = match pooling {
+            TextPooling::FirstOf(end) => ids.iter().position(|&id| id == end),
+            TextPooling::GreatestId => {
+                let greatest = ids.iter().max();
+                ids.iter().position(|id| Some(id) == greatest)
+            }
+        };
+        // The reference's argmax over nothing found is the first token.
+        rows.push(hidden.i((text, place.unwrap_or(0)))?);
+    }
+    Tensor::stack(&rows, 0)
 }
 
 /// Vectors of tokens plus those of their positions.

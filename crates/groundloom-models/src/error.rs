@@ -142,8 +142,8 @@ pub enum ModelError {
         /// What the model's first frame sees.
         least: usize,
     },
-    /// A waveform with a sample that is no finite number.
-    #[error("expected a waveform of finite samples, found {found} at sample {place}; the audio is damaged")]
+    /// A waveform, a plane or a recording with a value that is no finite number.
+    #[error("expected finite numbers, found {found} at sample {place}; the data are damaged")]
     BadSample {
         /// Which sample, from 0 on.
         place: usize,

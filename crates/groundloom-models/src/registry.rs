@@ -18,10 +18,12 @@ use crate::{
     grounding_dino::GroundingDinoDetector,
     hub::{self, Hub},
     image_processor::{ImageDefaults, ImageProcessor},
+    imagebind::{self, ImageBind, ImageBindEmbedder, Spectra},
     naflex::{PatchProcessor, Siglip2},
     owl::OwlDetector,
     sentence::{self, SentenceEncoder},
     siglip::{self, Siglip},
+    speech::SAMPLE_RATE,
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
     text_tokenizer::{Padding, TextTokenizer},
     vit::{self, VisionTransformer},
@@ -86,7 +88,7 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
 const EMBEDDERS: &str =
-    "clip, siglip, siglip2, coca, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+    "clip, siglip, siglip2, coca, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;
@@ -128,6 +130,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
     let (dims, normalised, [texts, images]) = match family {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
         Family::Coca => (coca::width(&config)?, true, [true, true]),
+        Family::ImageBind => (imagebind::width(&config)?, true, [true, true]),
         Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
         Family::TextEncoder(_) => {
             let width = config.size_or("hidden_size", 768)?;
@@ -150,8 +153,8 @@ fn described(name: &str) -> Result<Described, ModelError> {
         normalised,
         texts,
         images,
-        audio: None,
-        others: &[],
+        audio: (family == Family::ImageBind).then_some(SAMPLE_RATE),
+        others: if family == Family::ImageBind { imagebind::OTHERS } else { &[] },
     };
     Ok(Described { folder, family, config, weights, info })
 }
@@ -214,6 +217,13 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
                 network,
             })
         }
+        Family::ImageBind => Arc::new(ImageBindEmbedder {
+            info,
+            processor: imagebind::processor(&config)?,
+            network: ImageBind::load(&config, &weights)?,
+            tokenizer: TextTokenizer::open(&folder, imagebind::POSITIONS, |_| Padding::Longest(0))?,
+            spectra: Spectra::new(),
+        }),
         Family::TextEncoder(kind) => {
             let encoder = SentenceEncoder::load(&folder, &config, kind, &weights)?;
             Arc::new(SentenceEmbedder { info, encoder })

@@ -102,15 +102,30 @@ impl MelFilters {
         let (from, to) = (mels(lowest), mels(highest));
         let corner = |i: usize| hertz(from + (to - from) * i as f64 / (count + 1) as f64);
         let bin_width = (rate / 2) as f64 / (bins - 1).max(1) as f64;
-        let filter = |i: usize| {
+        Self::of(count, bins, |i, bin| {
             let [left, middle, right] = [i, i + 1, i + 2].map(corner);
-            let weight = |bin: usize| {
-                let frequency = bin as f64 * bin_width;
-                let (up, down) = ((frequency - left) / (middle - left), (right - frequency) / (right - middle));
-                up.min(down).max(0.0) * 2.0 / (right - left)
-            };
-            let first = (0..bins).find(|&bin| weight(bin) > 0.0).unwrap_or(bins);
-            (first, (first..bins).map(weight).take_while(|&weight| weight > 0.0).collect())
+            let frequency = bin as f64 * bin_width;
+            let (up, down) = ((frequency - left) / (middle - left), (right - frequency) / (right - middle));
+            up.min(down) * 2.0 / (right - left)
+        })
+    }
+
+    /// As [`MelFilters::slaney`], as Kaldi has them: evenly wide on the scale 1127 · ln(1 + f / 700), triangles on that
+    /// scale, and each one high.
+    pub(crate) fn kaldi(count: usize, [lowest, highest]: [f64; 2], rate: usize, length: usize) -> Self {
+        let mels = |hertz: f64| 1127.0 * (hertz / 700.0).ln_1p();
+        let width = (mels(highest) - mels(lowest)) / (count + 1) as f64;
+        Self::of(count, length / 2 + 1, |i, bin| {
+            let place = (mels(bin as f64 * rate as f64 / length as f64) - mels(lowest)) / width - i as f64;
+            place.min(2.0 - place)
+        })
+    }
+
+    /// Of the weight that each filter has for each frequency, where it is above 0.
+    fn of(count: usize, bins: usize, weight: impl Fn(usize, usize) -> f64) -> Self {
+        let filter = |i: usize| {
+            let first = (0..bins).find(|&bin| weight(i, bin) > 0.0).unwrap_or(bins);
+            (first, (first..bins).map(|bin| weight(i, bin)).take_while(|&weight| weight > 0.0).collect())
         };
         Self { filters: (0..count).map(filter).collect(), bins }
     }
@@ -121,7 +136,7 @@ impl MelFilters {
     }
 
     /// What the filters make of a spectrum.
-    fn apply<'a>(&'a self, spectrum: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+    pub(crate) fn apply<'a>(&'a self, spectrum: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
         self.filters.iter().map(|(first, weights)| weights.iter().zip(&spectrum[*first..]).map(|(w, x)| w * x).sum())
     }
 
