@@ -13,8 +13,9 @@ use crate::{
 
 type Candle<T> = candle_core::Result<T>;
 
-/// How far the logarithms of energies may lie from the reference's, which computes them in single precision.
-pub(super) const ENERGY_TOLERANCE: f32 = 1e-4;
+/// How far the logarithms of energies (−16 to 7) may lie from the reference's, which computes them in single precision: where
+/// next to nothing is heard, that is up to 1.4e-3 from itself in double precision.
+pub(super) const ENERGY_TOLERANCE: f32 = 2e-3;
 
 pub(super) fn embedder(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
     let network = ImageBind::load(config, weights)?;
