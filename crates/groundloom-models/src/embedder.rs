@@ -4,9 +4,9 @@ use image::RgbImage;
 
 use crate::ModelError;
 
-/// A model that turns a text or an image into a vector.
+/// A model that turns a text, an image or a sound into a vector.
 ///
-/// A vector depends on the text or the image alone: not on what else is in the batch, nor on the threads.
+/// A vector depends on the text, the image or the sound alone: not on what else is in the batch, nor on the threads.
 pub trait Embedder: Send + Sync {
     /// Who this model is, and what its vectors are.
     fn info(&self) -> &EmbedderInfo;
@@ -21,6 +21,15 @@ pub trait Embedder: Send + Sync {
     /// An image fails by itself: [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`],
     /// [`ModelError::NoModality`] for a model of texts only.
     fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>>;
+
+    /// The vectors of `waveforms` (mono, [`EmbedderInfo::sample_rate`] samples a second, full scale from −1 to 1), in order,
+    /// [`EmbedderInfo::dims`] values each. Waveforms beyond the model's longest are cut.
+    ///
+    /// A waveform fails by itself: [`ModelError::ShortWaveform`], [`ModelError::BadSample`], [`ModelError::NoModality`] for
+    /// a model that takes no sounds.
+    fn embed_audio(&self, waveforms: &[&[f32]]) -> Vec<Result<Vec<f32>, ModelError>> {
+        self.info().refuse("audio", waveforms.len())
+    }
 }
 
 /// An embedder's identity, for cards, fingerprints, indexes and `groundloom models list`.
@@ -42,10 +51,12 @@ pub struct EmbedderInfo {
     pub texts: bool,
     /// Whether it takes images.
     pub images: bool,
+    /// Samples a second of the waveforms that it takes; `None` where it takes none.
+    pub sample_rate: Option<u32>,
 }
 
 impl EmbedderInfo {
-    /// The answer to what the model does not take (`"texts"`, `"images"`).
+    /// The answer to what the model does not take (`"texts"`, `"images"`, `"audio"`).
     pub(crate) fn refuse<T>(&self, what: &'static str, count: usize) -> Vec<Result<T, ModelError>> {
         let refusal = || ModelError::NoModality { model: self.name.clone(), what };
         (0..count).map(|_| Err(refusal())).collect()

@@ -135,7 +135,7 @@ pub enum ModelError {
         model: String,
     },
     /// A waveform too short for a single frame.
-    #[error("expected a waveform of at least {least} samples at 16 kHz, found {samples}")]
+    #[error("expected a waveform of at least {least} samples, found {samples}")]
     ShortWaveform {
         /// Samples given.
         samples: usize,
@@ -210,7 +210,7 @@ pub enum ModelError {
     NoModality {
         /// The model's name.
         model: String,
-        /// `texts` or `images`.
+        /// `texts`, `images` or `audio`.
         what: &'static str,
     },
     /// A model without classes was asked for some.

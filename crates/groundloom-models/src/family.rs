@@ -11,7 +11,7 @@ use crate::{
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, opt, gpt2, t5, wav2vec2, hubert, whisper, SsdMobileNetV2";
+     blip, blip-2, llava, coca, clap, opt, gpt2, t5, wav2vec2, hubert, whisper, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub(crate) enum Family {
     Llava,
     /// In open_clip's layout.
     Coca,
+    Clap,
     Opt,
     Gpt2,
     T5,
@@ -75,6 +76,7 @@ impl Family {
             "blip" => Some(Self::Blip),
             "blip-2" => Some(Self::Blip2),
             "llava" => Some(Self::Llava),
+            "clap" => Some(Self::Clap),
             "opt" => Some(Self::Opt),
             "gpt2" => Some(Self::Gpt2),
             "t5" => Some(Self::T5),
@@ -117,6 +119,7 @@ impl Family {
             Self::Blip2 => "blip-2",
             Self::Llava => "llava",
             Self::Coca => "coca",
+            Self::Clap => "clap",
             Self::Opt => "opt",
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",

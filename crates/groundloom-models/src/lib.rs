@@ -3,6 +3,7 @@
 mod bert;
 mod blip;
 mod blip2;
+mod clap;
 mod classifier;
 mod clip;
 mod coca;

@@ -6,6 +6,7 @@ use candle_core::Device;
 
 use crate::{
     ModelError,
+    clap::{self, Clap, ClapEmbedder},
     classifier::{Classifier, VisionClassifier},
     clip::{self, Clip},
     coca::{self, Coca},
@@ -86,7 +87,7 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
 const EMBEDDERS: &str =
-    "clip, siglip, siglip2, coca, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+    "clip, siglip, siglip2, coca, clap, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;
@@ -127,6 +128,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
     let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
     let (dims, normalised, [texts, images]) = match family {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
+        Family::Clap => (config.size_or("projection_dim", 512)?, true, [true, false]),
         Family::Coca => (coca::width(&config)?, true, [true, true]),
         Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
         Family::TextEncoder(_) => {
@@ -150,6 +152,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
         normalised,
         texts,
         images,
+        sample_rate: if family == Family::Clap { Some(clap::sample_rate(&folder)?) } else { None },
     };
     Ok(Described { folder, family, config, weights, info })
 }
@@ -198,6 +201,15 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
                 info,
                 processor: PatchProcessor::open(&folder)?,
                 tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
+                network,
+            })
+        }
+        Family::Clap => {
+            let network = Clap::load(&config, &weights)?;
+            Arc::new(ClapEmbedder {
+                info,
+                front: clap::LogMel::open(&folder, &network)?,
+                tokenizer: clap::tokenizer(&folder, &network)?,
                 network,
             })
         }
