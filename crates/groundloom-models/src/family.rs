@@ -11,7 +11,7 @@ use crate::{
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, clap, opt, gpt2, t5, wav2vec2, hubert, whisper, SsdMobileNetV2";
+     blip, blip-2, llava, coca, clap, opt, gpt2, t5, wav2vec2, hubert, whisper, videomae, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,7 @@ pub(crate) enum Family {
     T5,
     Speech(wav2vec2::Kind),
     Whisper,
+    VideoMae,
     Ssd,
 }
 
@@ -81,6 +82,7 @@ impl Family {
             "gpt2" => Some(Self::Gpt2),
             "t5" => Some(Self::T5),
             "whisper" => Some(Self::Whisper),
+            "videomae" => Some(Self::VideoMae),
             ssd::ARCHITECTURE => Some(Self::Ssd),
             other => {
                 let text = bert::Kind::of(other).map(Self::TextEncoder);
@@ -125,6 +127,7 @@ impl Family {
             Self::T5 => "t5",
             Self::Speech(kind) => kind.name(),
             Self::Whisper => "whisper",
+            Self::VideoMae => "videomae",
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

@@ -43,6 +43,7 @@ mod t5;
 mod text_tokenizer;
 mod transformer;
 mod verify;
+mod videomae;
 mod vit;
 mod vocabulary;
 mod wav2vec2;
@@ -64,8 +65,9 @@ pub use registry::{
     resolve_classifier, resolve_embedder, resolve_plain_ssd, resolve_ssd,
 };
 pub use registry::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
-pub use registry::{resolve_audio_encoder, resolve_transcriber};
+pub use registry::{resolve_audio_encoder, resolve_transcriber, resolve_video_encoder};
 pub use speech::{AudioEncoder, Features, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript};
+pub use videomae::VideoEncoder;
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};
 pub use vocabulary::Vocabulary;
 pub use writers::{CaptionOptions, Captioner, Generator, Matcher, ModelIdentity, TextScore, TextScorer, WrittenText};
