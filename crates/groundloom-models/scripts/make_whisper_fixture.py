@@ -80,7 +80,7 @@ def main():
         norms = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.LayerNorm)}
         for name, parameter in sorted(model.named_parameters()):
             # Strong positions, or else the same token comes again and again.
-            scale = 0.8 if "decoder.embed_positions" in name else 0.4
+            scale = (0.8 if "decoder.embed_positions" in name else 0.4) * (16 / width) ** 0.5
             values = scale * torch.randn(parameter.shape, generator=draw)
             parameter.copy_(1 + values if id(parameter) in norms else values)
         model.generation_config = generation

@@ -100,7 +100,10 @@ impl Clap {
             audio,
         };
         // How many batches the norm has seen; zeros.
-        weights.finish(&["audio_model.audio_encoder.batch_norm.num_batches_tracked", "text_model.embeddings.token_type_ids"])?;
+        weights.finish(&[
+            "audio_model.audio_encoder.batch_norm.num_batches_tracked",
+            "text_model.embeddings.token_type_ids",
+        ])?;
         Ok(this)
     }
 
@@ -258,7 +261,8 @@ impl LogMel {
             return Err(config.bad("frequency_min", "at least 0 and below frequency_max", range[0]));
         }
         // Said by fft_window_size and max_length_s already; padding is always at the end.
-        for inert in ["nb_frequency_bins", "nb_max_samples", "padding_side", "processor_class", "return_attention_mask"] {
+        for inert in ["nb_frequency_bins", "nb_max_samples", "padding_side", "processor_class", "return_attention_mask"]
+        {
             config.value(inert);
         }
         config.finish()?;

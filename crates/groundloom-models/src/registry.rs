@@ -30,9 +30,11 @@ use crate::{
 };
 
 mod speech;
+mod video;
 mod writers;
 
-pub use speech::{resolve_audio_encoder, resolve_transcriber, resolve_video_encoder};
+pub use speech::{resolve_audio_encoder, resolve_transcriber};
+pub use video::resolve_video_encoder;
 pub(crate) use writers::Opened;
 pub use writers::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
 

@@ -105,13 +105,7 @@ pub(crate) struct MelFilters {
 impl MelFilters {
     /// `count` filters from `lowest` to `highest` Hz, over the frequencies of a Fourier transform of `length` samples taken
     /// `rate` times a second.
-    pub(crate) fn new(
-        scale: MelScale,
-        count: usize,
-        [lowest, highest]: [f64; 2],
-        rate: usize,
-        length: usize,
-    ) -> Self {
+    pub(crate) fn new(scale: MelScale, count: usize, [lowest, highest]: [f64; 2], rate: usize, length: usize) -> Self {
         let bins = length / 2 + 1;
         let (from, to) = (scale.mels(lowest), scale.mels(highest));
         let corner = |i: usize| scale.hertz(from + (to - from) * i as f64 / (count + 1) as f64);

@@ -133,7 +133,8 @@ impl SwinConfig {
         let side = config.size_or("spec_size", 256)?;
         let smallest = (side / patch) >> (depths.len() - 1);
         if smallest < window || !side.is_multiple_of(patch << (depths.len() - 1)) {
-            let expected = format!("a multiple of {}, with the last stage at least a window", patch << (depths.len() - 1));
+            let expected =
+                format!("a multiple of {}, with the last stage at least a window", patch << (depths.len() - 1));
             return Err(config.bad("spec_size", expected, side));
         }
         let read = Self {

@@ -1,15 +1,14 @@
-//! Models of speech and of video, by name.
+//! Models of speech, by name.
 
 use std::sync::Arc;
 
-use super::{Opened, sized};
+use super::Opened;
 use crate::{
     ModelError,
     ctc::Alphabet,
     family::Family,
     speech::{AudioEncoder, Standardiser, Transcriber, Wav2Vec2Encoder, Wav2Vec2Transcriber},
     text_tokenizer::{Padding, TextTokenizer},
-    videomae::{self, VideoEncoder, VideoMae, VideoMaeEncoder},
     wav2vec2::{Kind, Wav2Vec2},
     whisper::{LogMel, Prompts, Whisper, WhisperEncoder, WhisperTranscriber},
 };
@@ -47,19 +46,6 @@ pub fn resolve_transcriber(name: &str) -> Result<Arc<dyn Transcriber>, ModelErro
     }
 }
 
-/// Loads the encoder of video that `name` stands for: the path of a folder in Hugging Face layout that holds VideoMAE, with
-/// classes or without.
-///
-/// # Errors
-/// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
-pub fn resolve_video_encoder(name: &str) -> Result<Arc<dyn VideoEncoder>, ModelError> {
-    let opened = Opened::by_name(name)?;
-    match opened.family {
-        Family::VideoMae => Ok(Arc::new(opened.video_encoder()?)),
-        _ => Err(opened.unable("make features of clips", "VideoMAE")),
-    }
-}
-
 fn encoder(opened: Opened, kind: Kind) -> Result<Wav2Vec2Encoder, ModelError> {
     Ok(Wav2Vec2Encoder {
         network: Wav2Vec2::load(&opened.config, kind, &opened.weights)?,
@@ -69,16 +55,6 @@ fn encoder(opened: Opened, kind: Kind) -> Result<Wav2Vec2Encoder, ModelError> {
 }
 
 impl Opened {
-    /// VideoMAE.
-    ///
-    /// # Errors
-    /// What is missing or wrong in the folder; so for all that follow.
-    pub(crate) fn video_encoder(self) -> Result<VideoMaeEncoder, ModelError> {
-        let network = VideoMae::load(&self.config, &self.weights)?;
-        let processor = sized(&self.folder, videomae::IMAGE_DEFAULTS, network.image_size)?;
-        Ok(VideoMaeEncoder { processor, network, info: self.info })
-    }
-
     /// Whisper's encoder.
     fn whisper_encoder(self) -> Result<WhisperEncoder, ModelError> {
         let network = Whisper::load(&self.config, &self.weights)?;
@@ -86,10 +62,14 @@ impl Opened {
     }
 
     /// Whisper.
+    ///
+    /// # Errors
+    /// What is missing or wrong in the folder.
     pub(crate) fn whisper_transcriber(self) -> Result<WhisperTranscriber, ModelError> {
         let folder = self.folder.clone();
         let encoder = self.whisper_encoder()?;
-        let tokenizer = TextTokenizer::open(&folder, encoder.network.longest, |pad| Padding::Longest(pad.unwrap_or(0)))?;
+        let tokenizer =
+            TextTokenizer::open(&folder, encoder.network.longest, |pad| Padding::Longest(pad.unwrap_or(0)))?;
         Ok(WhisperTranscriber { prompts: Prompts::open(&folder, &tokenizer)?, tokenizer, encoder })
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     decoder::{Memory, Past},
     language_model::{last, row},
     layers::compute,
-    speech::{AudioEncoder, Features, Segment, Transcribing, Transcriber, Transcript, heard_samples},
+    speech::{AudioEncoder, Features, Segment, Transcriber, Transcribing, Transcript, heard_samples},
     text_tokenizer::TextTokenizer,
     writing::{Writing, Written, write},
 };
@@ -97,7 +97,8 @@ impl WhisperTranscriber {
         if !self.prompts.has_languages() {
             return Ok(None);
         }
-        let run = || last(&self.encoder.network.decode(&row(&[self.prompts.start()])?, &mut Past::default(), memory)?);
+        let run =
+            || last(&self.encoder.network.decode(&row(&[self.prompts.start()])?, &mut Past::default(), memory)?);
         Ok(self.prompts.heard(&run().map_err(compute(OPERATION))?))
     }
 
@@ -148,7 +149,10 @@ impl WhisperTranscriber {
         // Where a window is not the last, times say where the next begins.
         let timed = asked.timestamps || frames > log_mel.window();
         if timed && !self.prompts.tells_times() {
-            return Err(unable("tell times, which waveforms longer than a window need", "a Whisper with <|notimestamps|>"));
+            return Err(unable(
+                "tell times, which waveforms longer than a window need",
+                "a Whisper with <|notimestamps|>",
+            ));
         }
         let mut heard = Heard { timed, ..Heard::default() };
         let mut start = 0;
