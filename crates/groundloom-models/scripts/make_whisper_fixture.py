@@ -13,6 +13,7 @@ import json
 import pathlib
 
 import numpy as np
+import tokenizers
 import torch
 import transformers as tf
 from safetensors.torch import save_file
@@ -70,7 +71,7 @@ def main():
         task_to_id={"transcribe": ids["transcribe"], "translate": ids["translate"]}, return_timestamps=False)
     extractor = tf.WhisperFeatureExtractor(feature_size=40, chunk_length=1)
     extractor.save_pretrained(folder)
-    long = speech(43_217, arguments.seed)
+    long = speech(38_217, arguments.seed)
     short = speech(12_345, arguments.seed + 1)
 
     for trial in range(arguments.seed * 1000, arguments.seed * 1000 + 1000):
@@ -79,7 +80,7 @@ def main():
         norms = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.LayerNorm)}
         for name, parameter in sorted(model.named_parameters()):
             # Strong positions, or else the same token comes again and again.
-            scale = 1.5 if "decoder.embed_positions" in name else 0.4
+            scale = (0.8 if "decoder.embed_positions" in name else 0.4) * (16 / width) ** 0.5
             values = scale * torch.randn(parameter.shape, generator=draw)
             parameter.copy_(1 + values if id(parameter) in norms else values)
         model.generation_config = generation
@@ -128,13 +129,15 @@ def main():
             if name == "timed":
                 timed = len(said)
         notes["least_gap"] = gaps.least
-        if gaps.least > 1e-2 and timed > 1 and stretches > 6 and 30 < said_ids.shape[1] < 120 and len(set(words)) > 12:
+        if gaps.least > 3e-3 and timed > 1 and stretches > 5 and len(set(words)) > 8:
             break
     else:
         raise SystemExit("no weights with several stretches and without close choices were found")
+    # As the file has it: the class puts other tokens around a text.
+    file = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     notes["tokenizer"] = [
-        {"text": text, "ids": tokenizer(text)["input_ids"],
-         "decoded_skip_special": tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)}
+        {"text": text, "ids": file.encode(text).ids,
+         "decoded_skip_special": file.decode(file.encode(text).ids, skip_special_tokens=True)}
         for text in ["a photo of a cat", "it's the café — résumé", ""]]
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "expected.safetensors")
     (folder / "expected.json").write_text(json.dumps(notes, indent=1, sort_keys=True) + "\n")

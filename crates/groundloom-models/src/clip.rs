@@ -96,11 +96,20 @@ impl VisionConfig {
     /// # Errors
     /// [`ModelError::BadConfig`].
     pub(crate) fn read(config: &Config) -> Result<Self, ModelError> {
-        let stack = stack_shape(config, [768, 3072, 12, 12], Activation::QuickGelu, 1e-5)?;
+        Self::read_sized(config, [768, 3072, 12, 12], 32)
+    }
+
+    /// As [`VisionConfig::read`], with other sizes where the options are missing: as [`stack_shape`] takes them, and of a
+    /// patch.
+    ///
+    /// # Errors
+    /// [`ModelError::BadConfig`].
+    pub(crate) fn read_sized(config: &Config, sizes: [usize; 4], patch: usize) -> Result<Self, ModelError> {
+        let stack = stack_shape(config, sizes, Activation::QuickGelu, 1e-5)?;
         config.only("num_channels", 3)?;
         config.value("projection_dim");
         let this =
-            Self { stack, image_size: config.size_or("image_size", 224)?, patch: config.size_or("patch_size", 32)? };
+            Self { stack, image_size: config.size_or("image_size", 224)?, patch: config.size_or("patch_size", patch)? };
         if this.patch > this.image_size {
             return Err(config.bad(
                 "patch_size",

@@ -60,7 +60,8 @@ pub trait Embedder: Send + Sync {
     /// [`ModelError::NoModality`] for a model of texts only.
     fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>>;
 
-    /// The vectors of `waveforms` (mono, [`EmbedderInfo::audio`] samples a second, full scale from −1 to 1).
+    /// The vectors of `waveforms` (mono, [`EmbedderInfo::sample_rate`] samples a second, full scale from −1 to 1), in order,
+    /// [`EmbedderInfo::dims`] values each. Of long waveforms a model sees what it was trained to see.
     ///
     /// A waveform fails by itself: [`ModelError::ShortWaveform`], [`ModelError::BadSample`].
     fn embed_audio(&self, waveforms: &[&[f32]]) -> Vec<Result<Vec<f32>, ModelError>> {
@@ -112,8 +113,8 @@ pub struct EmbedderInfo {
     pub texts: bool,
     /// Whether it takes images.
     pub images: bool,
-    /// How many samples a second the waveforms have that it takes; `None` where it takes none.
-    pub audio: Option<u32>,
+    /// Samples a second of the waveforms that it takes; `None` where it takes none.
+    pub sample_rate: Option<u32>,
     /// What else it takes.
     pub others: &'static [Modality],
 }
@@ -124,7 +125,7 @@ impl EmbedderInfo {
         let [text, image, audio] = [
             self.texts.then_some(Modality::Text),
             self.images.then_some(Modality::Image),
-            self.audio.map(|_| Modality::Audio),
+            self.sample_rate.map(|_| Modality::Audio),
         ];
         text.into_iter().chain(image).chain(audio).chain(self.others.iter().copied())
     }

@@ -135,7 +135,7 @@ pub enum ModelError {
         model: String,
     },
     /// A waveform too short for a single frame.
-    #[error("expected a waveform of at least {least} samples at 16 kHz, found {samples}")]
+    #[error("expected a waveform of at least {least} samples, found {samples}")]
     ShortWaveform {
         /// Samples given.
         samples: usize,
@@ -173,6 +173,16 @@ pub enum ModelError {
     TakesNoExample {
         /// The model's name.
         model: String,
+    },
+    /// A clip with another number of frames than the model takes.
+    #[error("the model {model} takes clips of {expected} frames, found {found}; choose so many of the video")]
+    WrongFrameCount {
+        /// The model's name.
+        model: String,
+        /// What it takes.
+        expected: usize,
+        /// What it was given.
+        found: usize,
     },
     /// An image without pixels.
     #[error("expected an image of at least 1×1 pixels, found {width}×{height}")]

@@ -11,7 +11,7 @@ use crate::{
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, imagebind, opt, gpt2, t5, wav2vec2, hubert, whisper, SsdMobileNetV2";
+     blip, blip-2, llava, coca, kosmos-2, clap, imagebind, opt, gpt2, t5, wav2vec2, hubert, whisper, videomae, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +31,15 @@ pub(crate) enum Family {
     Llava,
     /// In open_clip's layout.
     Coca,
+    Clap,
     ImageBind,
+    Kosmos2,
     Opt,
     Gpt2,
     T5,
     Speech(wav2vec2::Kind),
     Whisper,
+    VideoMae,
     Ssd,
 }
 
@@ -76,11 +79,14 @@ impl Family {
             "blip" => Some(Self::Blip),
             "blip-2" => Some(Self::Blip2),
             "llava" => Some(Self::Llava),
+            "clap" => Some(Self::Clap),
             "imagebind" => Some(Self::ImageBind),
+            "kosmos-2" => Some(Self::Kosmos2),
             "opt" => Some(Self::Opt),
             "gpt2" => Some(Self::Gpt2),
             "t5" => Some(Self::T5),
             "whisper" => Some(Self::Whisper),
+            "videomae" => Some(Self::VideoMae),
             ssd::ARCHITECTURE => Some(Self::Ssd),
             other => {
                 let text = bert::Kind::of(other).map(Self::TextEncoder);
@@ -119,12 +125,15 @@ impl Family {
             Self::Blip2 => "blip-2",
             Self::Llava => "llava",
             Self::Coca => "coca",
+            Self::Clap => "clap",
             Self::ImageBind => "imagebind",
+            Self::Kosmos2 => "kosmos-2",
             Self::Opt => "opt",
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",
             Self::Speech(kind) => kind.name(),
             Self::Whisper => "whisper",
+            Self::VideoMae => "videomae",
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

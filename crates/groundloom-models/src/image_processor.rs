@@ -369,11 +369,10 @@ const SIZE_FORMS: &str = "a number of pixels, {height, width}, {shortest_edge} o
 /// `size`: `224`, `{"height": 224, "width": 224}`, `{"shortest_edge": 224}` or with a `longest_edge`.
 fn size(file: &Config) -> Result<Size, ModelError> {
     let Some(found) = file.value("size") else { return Err(file.bad("size", SIZE_FORMS, "nothing")) };
-    let square = file.value("image_processor_type").or(file.value("feature_extractor_type")).and_then(Value::as_str);
     if found.is_number() {
         let side = pixels(file, "size", found)?;
-        // The number is CLIP's and BiT's shorter side, and everybody else's square.
-        let shortest = square.is_some_and(|name| name.starts_with("CLIP") || name.starts_with("Bit"));
+        // The number is the shorter side of CLIP, BiT and VideoMAE, and everybody else's square.
+        let shortest = ["CLIP", "Bit", "VideoMAE"].iter().any(|name| named(file, name));
         return Ok(if shortest { Size::Shortest(side) } else { Size::Exact { width: side, height: side } });
     }
     let (edges, side) = (found.as_object(), |key: &str| found.get(key).filter(|value| !value.is_null()));
@@ -390,10 +389,18 @@ fn size(file: &Config) -> Result<Size, ModelError> {
     }
 }
 
-/// `crop_size`: `224` or `{"height": 224, "width": 224}`.
+/// Whether the processor's class begins with `name`.
+fn named(file: &Config, name: &str) -> bool {
+    let class = file.value("image_processor_type").or(file.value("feature_extractor_type")).and_then(Value::as_str);
+    class.is_some_and(|class| class.starts_with(name))
+}
+
+/// `crop_size`: `224` or `{"height": 224, "width": 224}`. VideoMAE's older files leave its default out.
 fn crop(file: &Config) -> Result<(u32, u32), ModelError> {
     const FORMS: &str = "a number of pixels or {height, width}";
-    let found = file.value("crop_size").ok_or_else(|| file.bad("crop_size", FORMS, "nothing"))?;
+    let Some(found) = file.value("crop_size") else {
+        return if named(file, "VideoMAE") { Ok((224, 224)) } else { Err(file.bad("crop_size", FORMS, "nothing")) };
+    };
     if found.is_number() {
         let side = pixels(file, "crop_size", found)?;
         return Ok((side, side));

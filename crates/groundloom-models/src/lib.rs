@@ -3,6 +3,7 @@
 mod bert;
 mod blip;
 mod blip2;
+mod clap;
 mod classifier;
 mod clip;
 mod coca;
@@ -23,6 +24,7 @@ mod hub;
 mod image_processor;
 mod imagebind;
 mod kernels;
+mod kosmos2;
 mod language_model;
 mod layers;
 mod llama;
@@ -44,6 +46,7 @@ mod t5;
 mod text_tokenizer;
 mod transformer;
 mod verify;
+mod videomae;
 mod vit;
 mod vocabulary;
 mod wav2vec2;
@@ -65,9 +68,11 @@ pub use registry::{
     resolve_classifier, resolve_embedder, resolve_plain_ssd, resolve_ssd,
 };
 pub use registry::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
-pub use registry::{resolve_audio_encoder, resolve_transcriber};
+pub use registry::{resolve_audio_encoder, resolve_grounded_captioner, resolve_transcriber, resolve_video_encoder};
 pub use speech::{AudioEncoder, Features, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript};
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};
+pub use videomae::VideoEncoder;
 pub use vocabulary::Vocabulary;
 pub use writers::{CaptionOptions, Captioner, Generator, Matcher, ModelIdentity, TextScore, TextScorer, WrittenText};
+pub use writers::{GroundedCaption, GroundedCaptioner, GroundedPhrase};
 pub use writing::{Sampling, Writing};

@@ -6,6 +6,7 @@ use candle_core::Device;
 
 use crate::{
     ModelError,
+    clap::{self, Clap, ClapEmbedder},
     classifier::{Classifier, VisionClassifier},
     clip::{self, Clip},
     coca::{self, Coca},
@@ -31,11 +32,13 @@ use crate::{
 };
 
 mod speech;
+mod video;
 mod writers;
 
 pub use speech::{resolve_audio_encoder, resolve_transcriber};
+pub use video::resolve_video_encoder;
 pub(crate) use writers::Opened;
-pub use writers::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
+pub use writers::{describe_model, resolve_captioner, resolve_grounded_captioner, resolve_generator, resolve_matcher, resolve_scorer};
 
 /// The embedded detector's name.
 pub const DEFAULT_DETECTOR: &str = "ssd-mobilenet-v2-oidv4";
@@ -88,7 +91,7 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
 const EMBEDDERS: &str =
-    "clip, siglip, siglip2, coca, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+    "clip, siglip, siglip2, coca, clap, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;
@@ -129,6 +132,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
     let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
     let (dims, normalised, [texts, images]) = match family {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
+        Family::Clap => (config.size_or("projection_dim", 512)?, true, [true, false]),
         Family::Coca => (coca::width(&config)?, true, [true, true]),
         Family::ImageBind => (imagebind::width(&config)?, true, [true, true]),
         Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
@@ -153,7 +157,11 @@ fn described(name: &str) -> Result<Described, ModelError> {
         normalised,
         texts,
         images,
-        audio: (family == Family::ImageBind).then_some(SAMPLE_RATE),
+        sample_rate: match family {
+            Family::Clap => Some(clap::sample_rate(&folder)?),
+            Family::ImageBind => Some(SAMPLE_RATE),
+            _ => None,
+        },
         others: if family == Family::ImageBind { imagebind::OTHERS } else { &[] },
     };
     Ok(Described { folder, family, config, weights, info })
@@ -203,6 +211,15 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
                 info,
                 processor: PatchProcessor::open(&folder)?,
                 tokenizer: TextTokenizer::open(&folder, length, |pad| Padding::MaxLength(pad.unwrap_or(1)))?,
+                network,
+            })
+        }
+        Family::Clap => {
+            let network = Clap::load(&config, &weights)?;
+            Arc::new(ClapEmbedder {
+                info,
+                front: clap::LogMel::open(&folder, &network)?,
+                tokenizer: clap::tokenizer(&folder, &network)?,
                 network,
             })
         }

@@ -84,8 +84,16 @@ pub(crate) fn hann(length: usize) -> Vec<f64> {
     (0..length).map(|i| 0.5 - 0.5 * (TAU * i as f64 / length as f64).cos()).collect()
 }
 
-/// Triangles over the frequencies of a spectrum, evenly wide on Slaney's mel scale ("Auditory Toolbox", 1998: even up to
-/// 1 kHz, logarithmic above) and of one area each.
+/// How pitch grows with frequency, and with it the form of the filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MelScale {
+    /// Slaney, "Auditory Toolbox", 1998: even up to 1 kHz, logarithmic above; filters of one area.
+    Slaney,
+    /// The Hidden Markov Model Toolkit's: 2595 log₁₀(1 + f / 700 Hz); filters of one height.
+    Htk,
+}
+
+/// Triangles over the frequencies of a spectrum, evenly wide on a mel scale.
 #[derive(Debug)]
 pub(crate) struct MelFilters {
     /// For each filter the first frequency that it sees, and its weights from there on.
@@ -97,26 +105,25 @@ pub(crate) struct MelFilters {
 impl MelFilters {
     /// `count` filters from `lowest` to `highest` Hz, over the frequencies of a Fourier transform of `length` samples taken
     /// `rate` times a second.
-    pub(crate) fn slaney(count: usize, [lowest, highest]: [f64; 2], rate: usize, length: usize) -> Self {
+    pub(crate) fn new(scale: MelScale, count: usize, [lowest, highest]: [f64; 2], rate: usize, length: usize) -> Self {
         let bins = length / 2 + 1;
-        let (from, to) = (mels(lowest), mels(highest));
-        let corner = |i: usize| hertz(from + (to - from) * i as f64 / (count + 1) as f64);
+        let (from, to) = (scale.mels(lowest), scale.mels(highest));
+        let corner = |i: usize| scale.hertz(from + (to - from) * i as f64 / (count + 1) as f64);
         let bin_width = (rate / 2) as f64 / (bins - 1).max(1) as f64;
         Self::of(count, bins, |i, bin| {
             let [left, middle, right] = [i, i + 1, i + 2].map(corner);
             let frequency = bin as f64 * bin_width;
             let (up, down) = ((frequency - left) / (middle - left), (right - frequency) / (right - middle));
-            up.min(down) * 2.0 / (right - left)
+            up.min(down) * if scale == MelScale::Slaney { 2.0 / (right - left) } else { 1.0 }
         })
     }
 
-    /// As [`MelFilters::slaney`], as Kaldi has them: evenly wide on the scale 1127 · ln(1 + f / 700), triangles on that
-    /// scale, and each one high.
+    /// As [`MelFilters::new`] of [`MelScale::Htk`], as Kaldi has them: triangles on the scale itself, not by frequency.
     pub(crate) fn kaldi(count: usize, [lowest, highest]: [f64; 2], rate: usize, length: usize) -> Self {
-        let mels = |hertz: f64| 1127.0 * (hertz / 700.0).ln_1p();
-        let width = (mels(highest) - mels(lowest)) / (count + 1) as f64;
+        let [lowest, highest] = [lowest, highest].map(|hertz| MelScale::Htk.mels(hertz));
+        let width = (highest - lowest) / (count + 1) as f64;
         Self::of(count, length / 2 + 1, |i, bin| {
-            let place = (mels(bin as f64 * rate as f64 / length as f64) - mels(lowest)) / width - i as f64;
+            let place = (MelScale::Htk.mels(bin as f64 * rate as f64 / length as f64) - lowest) / width - i as f64;
             place.min(2.0 - place)
         })
     }
@@ -152,22 +159,32 @@ impl MelFilters {
     }
 }
 
-/// From which frequency on the mel scale is logarithmic, and where that lies on it.
+/// From which frequency on Slaney's scale is logarithmic, and where that lies on it.
 const LOGARITHMIC: [f64; 2] = [1000.0, 15.0];
 
-/// Mels for each e-fold of the frequency there.
+impl MelScale {
+    fn mels(self, hertz: f64) -> f64 {
+        let [from, mels] = LOGARITHMIC;
+        match self {
+            Self::Htk => 2595.0 * (1.0 + hertz / 700.0).log10(),
+            Self::Slaney if hertz < from => 3.0 * hertz / 200.0,
+            Self::Slaney => mels + (hertz / from).ln() * log_step(),
+        }
+    }
+
+    fn hertz(self, mels: f64) -> f64 {
+        let [hertz, from] = LOGARITHMIC;
+        match self {
+            Self::Htk => 700.0 * (10.0_f64.powf(mels / 2595.0) - 1.0),
+            Self::Slaney if mels < from => 200.0 * mels / 3.0,
+            Self::Slaney => hertz * ((mels - from) / log_step()).exp(),
+        }
+    }
+}
+
+/// Slaney's mels for each e-fold of the frequency, where the scale is logarithmic.
 fn log_step() -> f64 {
     27.0 / 6.4_f64.ln()
-}
-
-fn mels(hertz: f64) -> f64 {
-    let [from, mels] = LOGARITHMIC;
-    if hertz < from { 3.0 * hertz / 200.0 } else { mels + (hertz / from).ln() * log_step() }
-}
-
-fn hertz(mels: f64) -> f64 {
-    let [hertz, from] = LOGARITHMIC;
-    if mels < from { 200.0 * mels / 3.0 } else { hertz * ((mels - from) / log_step()).exp() }
 }
 
 /// Energies by mel filter of overlapping stretches of a waveform.
@@ -238,10 +255,12 @@ mod tests {
 
     #[test]
     fn mels_and_hertz_undo_each_other() {
-        for frequency in [0.0, 50.0, 999.0, 1000.0, 1001.0, 8000.0] {
-            assert!((hertz(mels(frequency)) - frequency).abs() < 1e-9);
+        for scale in [MelScale::Slaney, MelScale::Htk] {
+            for frequency in [0.0, 50.0, 999.0, 1000.0, 1001.0, 8000.0] {
+                assert!((scale.hertz(scale.mels(frequency)) - frequency).abs() < 1e-9);
+            }
         }
-        assert_eq!([mels(0.0), mels(200.0), mels(1000.0)], [0.0, 3.0, 15.0]);
+        assert_eq!([0.0, 200.0, 1000.0].map(|frequency| MelScale::Slaney.mels(frequency)), [0.0, 3.0, 15.0]);
     }
 
     #[test]
@@ -253,10 +272,10 @@ mod tests {
 
     #[test]
     fn a_tone_is_heard_by_the_filter_around_it() {
-        let filters = MelFilters::slaney(20, [0.0, 8000.0], 16_000, 400);
+        let filters = MelFilters::new(MelScale::Slaney, 20, [0.0, 8000.0], 16_000, 400);
         let spectrum = MelSpectrum::new(400, 160, filters);
         // The middle of the filter 4: the mels of 8 kHz in 21 parts, of which it is the fifth.
-        let pitch = hertz(mels(8000.0) / 21.0 * 5.0);
+        let pitch = MelScale::Slaney.hertz(MelScale::Slaney.mels(8000.0) / 21.0 * 5.0);
         let tone: Vec<f32> = (0..1600).map(|i| (TAU * pitch * f64::from(i) / 16_000.0).sin() as f32).collect();
         let energies = spectrum.energies(&tone);
         assert_eq!(energies.len(), 11 * 20);

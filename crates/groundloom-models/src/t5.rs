@@ -206,6 +206,7 @@ fn block(weights: &Weights, shape: Shape, decodes: bool) -> Result<DecoderBlock,
     let last = if decodes { 2 } else { 1 };
     let layers = weights.at(last).at("DenseReluDense");
     Ok(DecoderBlock {
+        inner_norms: None,
         qkv: fused(&own, &["q", "k", "v"])?,
         output: plain(&own, "o", attended, width)?,
         attention_norm: norm(0)?,

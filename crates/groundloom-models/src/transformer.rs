@@ -34,6 +34,8 @@ pub(crate) struct BlockNames {
     pub(crate) fused: Option<&'static str>,
     /// What the names of a key and a value begin with that every sequence has behind its own, before `k` and `v`.
     pub(crate) extra: Option<&'static str>,
+    /// Where the biases of queries and values lie when not beside their weights; keys have none then.
+    pub(crate) apart: Option<[&'static str; 2]>,
 }
 
 impl BlockNames {
@@ -52,6 +54,7 @@ impl BlockNames {
         key_bias: true,
         fused: None,
         extra: None,
+        apart: None,
     };
     /// BLIP and BLIP-2: vision.
     pub(crate) const BLIP: Self = Self { fused: Some("self_attn.qkv."), output: "self_attn.projection", ..Self::CLIP };
@@ -88,6 +91,12 @@ impl BlockNames {
     /// BEiT: as ViT, with factors, and keys without a bias.
     pub(crate) const BEIT: Self =
         Self { attention_scale: Some("lambda_1"), feed_forward_scale: Some("lambda_2"), key_bias: false, ..Self::VIT };
+    /// VideoMAE.
+    pub(crate) const VIDEOMAE: Self = Self {
+        key_bias: false,
+        apart: Some(["attention.attention.q_bias", "attention.attention.v_bias"]),
+        ..Self::VIT
+    };
     /// DINOv2.
     pub(crate) const DINOV2: Self = Self {
         attention_norm: "norm1",
@@ -138,6 +147,12 @@ impl BlockNames {
     /// [`ModelError::BadWeights`].
     pub(crate) fn load_qkv(&self, weights: &Weights, width: usize) -> Result<Linear, ModelError> {
         let parts = [(self.query, true), (self.key, self.key_bias), (self.value, true)];
+        if let Some([query, value]) = self.apart.filter(|[query, _]| weights.has(query)) {
+            let weight = parts.map(|(name, _)| weights.values(&format!("{name}.weight"), &[width, width]));
+            let weight = weight.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+            let bias = [weights.values(query, &[width])?, vec![0.0; width], weights.values(value, &[width])?];
+            return Ok(Linear::new(&weight, &bias.concat()));
+        }
         match self.fused {
             Some(fused) => Ok(Linear::new(
                 &weights.values(&format!("{fused}weight"), &[3 * width, width])?,

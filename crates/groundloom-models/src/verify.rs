@@ -12,6 +12,7 @@ use crate::{
     ModelError, config::Config, family::Family, folder::ModelFolder, layers::compute, owl::Generation, weights::Weights,
 };
 
+mod clap;
 mod detectors;
 mod dual;
 mod imagebind;
@@ -216,11 +217,14 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Blip => writers::blip(&fixture)?,
         Family::Blip2 => writers::blip2(&fixture)?,
         Family::Llava => writers::llava(&fixture)?,
+        Family::Clap => clap::towers(&fixture, &config, &weights)?,
+        Family::Kosmos2 => writers::kosmos2(&fixture)?,
         Family::Coca => dual::coca(&fixture, &config, &weights)?,
         Family::ImageBind => imagebind::embedder(&fixture, &config, &weights)?,
         Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
         Family::Whisper => whisper::transcriber(&fixture)?,
+        Family::VideoMae => vision::video(&fixture)?,
         Family::Speech(kind) => speech::encoder(&fixture, &config, kind, &weights)?,
         Family::Ssd => {
             return Err(ModelError::BadConfig {
@@ -254,6 +258,8 @@ fn tolerance(family: Family, name: &str) -> f32 {
     let of_family = match (family, name) {
         (Family::Owl(Generation::Second), "in.pixel_values") => Some(1e-5),
         (Family::Speech(_), "in.input_values" | "in.batch_input_values") => Some(speech::INPUT_TOLERANCE),
+        (Family::Clap, "in.input_features") => Some(clap::INPUT_TOLERANCE),
+        (Family::Clap, "audio_reshaped_mel") => Some(clap::SQUARE_TOLERANCE),
         (Family::Whisper, name) if name.starts_with("in.input_features") => Some(whisper::INPUT_TOLERANCE),
         (Family::GroundingDino, "logits" | "default_logits" | "last_hidden_state" | "intermediate_hidden_states") => {
             Some(DECODED_TOLERANCE)

@@ -1,6 +1,7 @@
 //! What models that write and judge texts answer: captions, matches of images and texts, continuations, probabilities.
 
 use candle_core::{Device, Tensor};
+use groundloom_data::{Box2d, CharSpan};
 use image::RgbImage;
 use rayon::prelude::*;
 
@@ -64,6 +65,32 @@ pub trait Captioner: Send + Sync {
     /// An image fails by itself: [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`]; all fail by options that are
     /// wrong: [`ModelError::BadWriting`], [`ModelError::NoRoom`], [`ModelError::Untokenized`].
     fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>>;
+}
+
+/// A caption that says where in the image its phrases are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroundedCaption {
+    /// The text, the prompt's words before it.
+    pub caption: WrittenText,
+    /// The phrases that have a place, in the order of the text.
+    pub phrases: Vec<GroundedPhrase>,
+}
+
+/// A phrase of a text and where it is seen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroundedPhrase {
+    /// Its words.
+    pub phrase: String,
+    /// Its place in the text, in characters.
+    pub span: CharSpan,
+    /// Its boxes.
+    pub boxes: Vec<Box2d>,
+}
+
+/// A captioner that says where in the image its phrases are.
+pub trait GroundedCaptioner: Captioner {
+    /// As [`Captioner::caption`], with places.
+    fn ground(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<GroundedCaption, ModelError>>;
 }
 
 /// A model that says whether a text fits an image.

@@ -1,6 +1,11 @@
-//! Fixtures of images.
+//! Fixtures of images and clips.
 
-use super::{Fixture, Outputs, dual::pixels, numbered};
+use super::{
+    Fixture, Outputs,
+    dual::pixels,
+    numbered,
+    writers::{named, open},
+};
 use crate::{
     ModelError,
     config::Config,
@@ -38,4 +43,26 @@ pub(super) fn transformer(
     };
     outputs.extend(run().map_err(compute("the vision transformer"))?);
     Ok(outputs)
+}
+
+pub(super) fn video(fixture: &Fixture) -> Result<Outputs, ModelError> {
+    let encoder = open(fixture)?.video_encoder()?;
+    let network = &encoder.network;
+    let made = encoder.processor.batch(&fixture.images()?.iter().collect::<Vec<_>>())?;
+    let given = fixture.input("pixel_values")?;
+    let run = || -> candle_core::Result<Outputs> {
+        let mut seen = Vec::new();
+        let normed = network.normed(&network.forward(&given.squeeze(0)?, &mut |x| seen.push(x.clone()))?)?;
+        let mut outputs = numbered("hidden", seen);
+        if let Some(logits) = network.logits(&normed)? {
+            outputs.push(("logits".to_owned(), logits));
+        }
+        outputs.extend(named([
+            ("in.pixel_values", made.unsqueeze(0)?),
+            ("base_last_hidden_state", normed),
+            ("position_embeddings", network.positions.clone()),
+        ]));
+        Ok(outputs)
+    };
+    run().map_err(compute("the video transformer"))
 }

@@ -13,7 +13,7 @@ use crate::{
 
 /// How far log-mel spectra may lie from the reference's, which transforms in single precision: where a frequency is 10⁻⁸ as
 /// strong as another, that is felt.
-pub(super) const INPUT_TOLERANCE: f32 = 1e-4;
+pub(super) const INPUT_TOLERANCE: f32 = 2e-5;
 
 pub(super) fn transcriber(fixture: &Fixture) -> Result<Outputs, ModelError> {
     let transcriber = open(fixture)?.whisper_transcriber()?;

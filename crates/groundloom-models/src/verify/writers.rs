@@ -1,12 +1,13 @@
 //! Fixtures of models that write and judge texts.
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Fixture, Outputs, dual::pixels, numbered, text::token_table};
+use super::{Fixture, NOTES, Outputs, dual::pixels, numbered, text::token_table};
 use crate::{
     ModelError, blip, clip,
     decoder::Past,
+    kosmos2::grounded,
     language_model::{LanguageModel, continue_behind, row},
     layers::compute,
     registry::Opened,
@@ -211,6 +212,65 @@ pub(super) fn llava(fixture: &Fixture) -> Result<Outputs, ModelError> {
         continue_behind(&network.text, vectors.clone(), &parts.concat(), writing, 0, each)
     })?);
     Ok(outputs)
+}
+
+pub(super) fn kosmos2(fixture: &Fixture) -> Result<Outputs, ModelError> {
+    let captioner = open(fixture)?.kosmos2_captioner()?;
+    let network = &captioner.network;
+    tokens_and_texts(fixture, &captioner.tokenizer)?;
+    phrases(fixture)?;
+    let mut outputs = pixels(fixture, clip::IMAGE_DEFAULTS)?;
+    let pixels = fixture.input("pixel_values")?;
+    let context = captioner.context(fixture.notes.get("prompt").and_then(Value::as_str).unwrap_or_default())?;
+    let whole = captioner.ids(&context);
+    let run = || -> candle_core::Result<(Tensor, Outputs)> {
+        let tokens = network.vision.forward(&pixels, &mut |_| ())?;
+        let projected = network.projected(&tokens)?;
+        let vectors = captioner.vectors(&context, &projected)?;
+        let hidden = network.text.forward(vectors.clone(), None, &mut Past::default(), &mut |_| ())?;
+        let behind = whole.len() - context.behind.len();
+        let replaced = (0..whole.len()).map(|i| u32::from((behind - network.queries()..behind).contains(&i)));
+        let outputs = named([
+            ("in.input_ids", row(&whole)?),
+            ("in.attention_mask", row(&vec![1; whole.len()])?),
+            ("in.image_embeds_position_mask", row(&replaced.collect::<Vec<_>>())?),
+            ("logits", network.text.logits(&hidden)?),
+            ("image_embeds", projected),
+            ("vision_last_hidden", tokens),
+        ]);
+        Ok((vectors, outputs))
+    };
+    let (vectors, more) = run().map_err(compute("Kosmos-2"))?;
+    outputs.extend(more);
+    outputs.extend(greedy(fixture, "greedy", &whole, network.text.end(), |writing, each| {
+        continue_behind(&network.text, vectors.clone(), &whole, writing, 0, each)
+    })?);
+    Ok(outputs)
+}
+
+/// Compares the notes' phrases with those of the notes' text.
+///
+/// # Errors
+/// [`ModelError::BadConfig`] names the text and what came of it.
+fn phrases(fixture: &Fixture) -> Result<(), ModelError> {
+    let Some(text) = fixture.notes.get("post_input").and_then(Value::as_str) else { return Ok(()) };
+    let (caption, phrases) = grounded(text);
+    let rows: Vec<Value> = phrases
+        .iter()
+        .map(|found| {
+            let boxes: Vec<[f32; 4]> = found.boxes.iter().map(|found| found.xyxy()).collect();
+            json!([found.phrase, [found.span.start, found.span.end], boxes])
+        })
+        .collect();
+    let note = |key: &str| fixture.notes.get(key).cloned().unwrap_or_default();
+    let (found, expected) = (json!([caption, rows]), json!([note("post_caption"), note("post_entities")]));
+    match found == expected {
+        true => Ok(()),
+        false => Err(ModelError::BadConfig {
+            origin: fixture.folder().file_name(NOTES),
+            problem: format!("expected {expected} of the text {text:?}, found {found}"),
+        }),
+    }
 }
 
 pub(super) fn language_model(fixture: &Fixture) -> Result<Outputs, ModelError> {

@@ -4,7 +4,7 @@ use crate::{
     ModelError,
     config::Config,
     folder::ModelFolder,
-    spectrum::{MelFilters, MelSpectrum},
+    spectrum::{MelFilters, MelScale, MelSpectrum},
     speech::SAMPLE_RATE,
 };
 
@@ -66,7 +66,7 @@ impl LogMel {
         }
         config.value("return_attention_mask");
         config.finish()?;
-        let filters = MelFilters::slaney(mels, [0.0, HIGHEST], SAMPLE_RATE as usize, length);
+        let filters = MelFilters::new(MelScale::Slaney, mels, [0.0, HIGHEST], SAMPLE_RATE as usize, length);
         Ok(Self { spectrum: MelSpectrum::new(length, hop, filters), samples, hop })
     }
 

@@ -68,7 +68,9 @@ impl Prompts {
             None => forced(&network)?,
         };
         let named = named_ids(&options, "lang_to_id")?;
-        let several = options.flag_or("is_multilingual", named.is_some() || forced.is_none())?;
+        // Where the language is left open, there are several.
+        let open = forced.as_ref().is_none_or(|forced| forced.contains(&None));
+        let several = options.flag_or("is_multilingual", named.is_some() || open)?;
         let tasks = named_ids(&options, "task_to_id")?.unwrap_or_default();
         let task = |name: &str| {
             let known = tasks.iter().find(|(task, _)| task == name).map(|(_, id)| *id);
@@ -86,7 +88,7 @@ impl Prompts {
             }
         };
         for (name, _) in &mut languages {
-            *name = name.trim_start_matches("<|").trim_end_matches("|>").to_owned();
+            *name = plain(name).to_owned();
         }
         languages.sort_by_key(|(_, id)| *id);
         let latest_first = options.id_if_there("max_initial_timestamp_index")?;
@@ -96,7 +98,7 @@ impl Prompts {
             no_timestamps: options.id_if_there("no_timestamps_token_id")?.or_else(|| token("<|notimestamps|>")),
             languages,
             tasks: both.filter(|_| several).map(|(transcribe, translate)| [transcribe, translate]),
-            forced: forced.unwrap_or_default(),
+            forced: forced.into_iter().flatten().flatten().collect(),
             language: options.text("language")?.map(str::to_owned),
             suppressed: ids(&options, "suppress_tokens")?,
             suppressed_first: ids(&options, "begin_suppress_tokens")?,
@@ -123,11 +125,12 @@ impl Prompts {
     /// [`ModelError::UnknownLanguage`].
     pub(crate) fn language(&self, model: &str, asked: &Transcribing) -> Result<Option<u32>, ModelError> {
         let Some(wanted) = asked.language.as_ref().or(self.language.as_ref()) else { return Ok(None) };
+        let wanted = plain(wanted);
         match self.languages.iter().find(|(name, _)| name == wanted) {
             Some((_, id)) => Ok(Some(*id)),
             None => Err(ModelError::UnknownLanguage {
                 model: model.to_owned(),
-                language: wanted.clone(),
+                language: wanted.to_owned(),
                 known: self.languages.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
             }),
         }
@@ -300,6 +303,11 @@ fn log_sum(values: &[f32]) -> f64 {
     }
 }
 
+/// `en` of `<|en|>`.
+fn plain(language: &str) -> &str {
+    language.trim_start_matches("<|").trim_end_matches("|>")
+}
+
 /// A list of token ids.
 fn ids(config: &Config, key: &str) -> Result<Vec<u32>, ModelError> {
     let Some(value) = config.value(key) else { return Ok(Vec::new()) };
@@ -315,18 +323,17 @@ fn named_ids(config: &Config, key: &str) -> Result<Option<Vec<(String, u32)>>, M
     list.map(Some).ok_or_else(|| config.bad(key, "token ids by name", value))
 }
 
-/// The tokens behind the start, as pairs of a place from 1 on and a token; the null of a language is left out.
-fn forced(config: &Config) -> Result<Option<Vec<u32>>, ModelError> {
+/// The tokens behind the start, as pairs of a place from 1 on and a token; null where a language is left open.
+fn forced(config: &Config) -> Result<Option<Vec<Option<u32>>>, ModelError> {
     let Some(value) = config.value("forced_decoder_ids") else { return Ok(None) };
     let pair = |(i, pair): (usize, &Value)| {
         let [place, token] = pair.as_array()?.as_slice() else { return None };
         let in_order = place.as_u64() == Some(i as u64 + 1);
         if in_order { Some(if token.is_null() { None } else { Some(id(token)?) }) } else { None }
     };
-    let list = value.as_array().and_then(|list| list.iter().enumerate().map(pair).collect::<Option<Vec<_>>>());
+    let list = value.as_array().and_then(|list| list.iter().enumerate().map(pair).collect());
     let expected = "pairs of the places 1, 2, … and a token id or null";
-    list.map(|list| Some(list.into_iter().flatten().collect()))
-        .ok_or_else(|| config.bad("forced_decoder_ids", expected, value))
+    list.map(Some).ok_or_else(|| config.bad("forced_decoder_ids", expected, value))
 }
 
 fn id(value: &Value) -> Option<u32> {
