@@ -146,7 +146,9 @@ impl Fixture {
     /// The images `in.image_a`, `in.image_b`, …, `[height, width, 3]` of bytes.
     pub(crate) fn images(&self) -> Result<Vec<RgbImage>, ModelError> {
         let mut images = Vec::new();
-        for (name, tensor) in self.tensors.iter().filter(|(name, _)| name.starts_with("in.image_")) {
+        // A mask of tokens may begin with the same name.
+        let is_image = |name: &str, tensor: &Tensor| name.starts_with("in.image_") && tensor.rank() == 3;
+        for (name, tensor) in self.tensors.iter().filter(|(name, tensor)| is_image(name, tensor)) {
             let read = || -> candle_core::Result<Option<RgbImage>> {
                 let (height, width, _) = tensor.dims3()?;
                 let bytes = tensor.to_dtype(DType::U8)?.flatten_all()?.to_vec1()?;
