@@ -38,7 +38,9 @@ mod writers;
 pub use speech::{resolve_audio_encoder, resolve_transcriber};
 pub use video::resolve_video_encoder;
 pub(crate) use writers::Opened;
-pub use writers::{describe_model, resolve_captioner, resolve_grounded_captioner, resolve_generator, resolve_matcher, resolve_scorer};
+pub use writers::{
+    describe_model, resolve_captioner, resolve_generator, resolve_grounded_captioner, resolve_matcher, resolve_scorer,
+};
 
 /// The embedded detector's name.
 pub const DEFAULT_DETECTOR: &str = "ssd-mobilenet-v2-oidv4";
@@ -90,8 +92,7 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
 /// Architectures that find boxes.
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
-const EMBEDDERS: &str =
-    "clip, siglip, siglip2, coca, clap, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+const EMBEDDERS: &str = "clip, siglip, siglip2, coca, clap, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;

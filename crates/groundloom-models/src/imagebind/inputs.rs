@@ -50,14 +50,10 @@ pub(crate) fn still(pixels: &Tensor) -> Candle<Tensor> {
 /// # Errors
 /// [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`].
 pub(crate) fn crops(processor: &ImageProcessor, frames: [&RgbImage; 2]) -> Result<Tensor, ModelError> {
-    let scaled = frames.map(|frame| scaled_frame(processor, frame));
-    let [first, second] = scaled;
+    let [first, second] = frames.map(|frame| scaled_frame(processor, frame));
     let (first, second) = (first?, second?);
-    let run = || -> Candle<Tensor> {
-        let crops = [0, 1, 2].map(|place| Tensor::stack(&[crop(&first, place)?, crop(&second, place)?], 1));
-        let [a, b, c] = crops;
-        Tensor::stack(&[a?, b?, c?], 0)
-    };
+    let two = |place: usize| Tensor::stack(&[crop(&first, place)?, crop(&second, place)?], 1);
+    let run = || Tensor::stack(&[two(0)?, two(1)?, two(2)?], 0);
     run().map_err(compute("the frames of a film"))
 }
 

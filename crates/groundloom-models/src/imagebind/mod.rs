@@ -222,8 +222,7 @@ impl ImageBind {
 impl Tower {
     fn load(config: &Config, weights: &Weights, design: Design, dims: usize) -> Result<Self, ModelError> {
         let place = weights.at("modality_preprocessors").at(design.name);
-        let trunk = Trunk::load(config, weights, &design, ["0", design.head], dims)?;
-        let width = trunk.width;
+        let (trunk, width) = Trunk::load(config, weights, &design, ["0", design.head], dims)?;
         let stem = place.at(design.stem).values("weight", &[&[width], design.seen].concat())?;
         let positions = place.tensor(design.positions, &[1, 1 + design.tokens, width])?;
         Ok(Self {
@@ -232,7 +231,7 @@ impl Tower {
             stem_norm: norm(&place, design.stem_norm, width, STEM_EPS)?,
             class: place.tensor("cls_token", &[1, 1, width])?,
             positions: positions.squeeze(0).map_err(compute("the positions"))?,
-            trunk: trunk.trunk,
+            trunk,
         })
     }
 
@@ -257,13 +256,13 @@ impl TextTower {
     fn load(config: &Config, weights: &Weights, dims: usize) -> Result<Self, ModelError> {
         const TEXT: Design = Design { name: "text", sizes: [1024, 24, 16], before: None, ..VISION };
         let place = weights.at("modality_preprocessors.text");
-        let trunk = Trunk::load(config, weights, &TEXT, ["proj.0", "proj.1"], dims)?;
+        let (trunk, width) = Trunk::load(config, weights, &TEXT, ["proj.0", "proj.1"], dims)?;
         let vocabulary = config.size_or("vocab_size", 49_408)?;
-        let positions = place.tensor("pos_embed", &[1, POSITIONS, trunk.width])?;
+        let positions = place.tensor("pos_embed", &[1, POSITIONS, width])?;
         Ok(Self {
-            words: Embedding::load(&place.at("token_embedding"), vocabulary, trunk.width)?,
+            words: Embedding::load(&place.at("token_embedding"), vocabulary, width)?,
             positions: Embedding::new(positions.squeeze(0).map_err(compute("the positions"))?),
-            trunk: trunk.trunk,
+            trunk,
         })
     }
 
@@ -280,21 +279,15 @@ impl TextTower {
     }
 }
 
-/// A trunk and the length of its tokens' vectors.
-struct Sized {
-    trunk: Trunk,
-    width: usize,
-}
-
 impl Trunk {
-    /// `head` is where the last norm and the last layer lie.
+    /// The trunk and the length of its tokens' vectors; the last norm and the last layer lie at the places given.
     fn load(
         config: &Config,
         weights: &Weights,
         design: &Design,
         [head_norm, head]: [&str; 2],
         dims: usize,
-    ) -> Result<Sized, ModelError> {
+    ) -> Result<(Self, usize), ModelError> {
         let [width, layers, heads] = design.sizes;
         let option = |what: &str, default: usize| config.size_or(&format!("{}_{what}", design.name), default);
         let width = option("embed_dim", width)?;
@@ -320,7 +313,7 @@ impl Trunk {
             head: Linear::load(&heads.at(head), width, dims, false)?,
             scale,
         };
-        Ok(Sized { trunk, width })
+        Ok((trunk, width))
     }
 
     fn blocks(&self, x: Tensor, bias: Option<&Tensor>) -> Candle<Tensor> {

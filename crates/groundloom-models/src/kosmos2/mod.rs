@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     decoder::{Decoder, DecoderBlock, Past},
     language_model::{LanguageModel, TextLimits, Words},
-    layers::{Activation, LayerNorm, Linear, activation, attention, causal_bias, normalise},
+    layers::{Activation, LayerNorm, Linear, activation, attention, causal_bias, compute, normalise},
     text_tokenizer::configured_pad,
     transformer::{BlockNames, NormPlace, StackShape},
     weights::Weights,
@@ -102,13 +102,9 @@ impl Kosmos2 {
             queries: projection
                 .tensor("latent_query", &[count, width])?
                 .unsqueeze(0)
-                .map_err(crate::layers::compute("the queries"))?,
+                .map_err(compute("the queries"))?,
             query: layer("q_proj")?,
-            key_value: Linear::load_fused(
-                &["k_proj", "v_proj"].map(|name| (crossed.at(name), true)),
-                width,
-                width,
-            )?,
+            key_value: Linear::load_fused(&["k_proj", "v_proj"].map(|name| (crossed.at(name), true)), width, width)?,
             output: layer("out_proj")?,
             text: TextModel::load(&weights.at("text_model"), shape, [vocabulary, first], scale, limits)?,
         };
