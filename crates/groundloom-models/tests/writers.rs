@@ -186,3 +186,52 @@ fn grounded_captions_say_where_their_phrases_are() {
     let other = resolve_grounded_captioner(&fixture("blip2")).err().unwrap();
     assert!(matches!(other, ModelError::Unable { .. }), "{other}");
 }
+
+/// A copy of a fixture with `from` changed `to` in one of its files, wherever it stands.
+fn changed(family: &str, file: &str, from: &str, to: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(family)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let path = copy.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{file} of {family} has no {from}");
+    std::fs::write(path, text.replace(from, to)).unwrap();
+    copy
+}
+
+#[test]
+fn options_that_would_change_a_caption_are_refused_by_name() {
+    let layers = "\"layers\": 2";
+    for (family, from, to, message) in [
+        ("kosmos2", layers, "\"layers\": 1", "found also text_model.model.layers.1."),
+        ("kosmos2", layers, "\"layers\": 2, \"xpos\": true", "the option text_config.xpos is not supported"),
+        ("kosmos2", "\"scale_embedding\": true", "\"scale_embedding\": 3", "text_config.scale_embedding to be true or"),
+        ("kosmos2", "\"add_cross_attention\": false", "\"add_cross_attention\": true", "is supported as false only"),
+        ("kosmos2", "\"latent_query_num\": 4", "\"latent_query_num\": 5", "to have the shape [5, 32], found [4, 32]"),
+        (
+            "kosmos2",
+            "\"embed_dim\": 32",
+            "\"embed_dim\": 3",
+            "text_config.embed_dim to be an even number of at least 4",
+        ),
+        ("blip2_t5", "\"model_type\": \"t5\"", "\"model_type\": \"mt5\"", "text_config.model_type to be opt or t5"),
+        ("blip2_t5", "language_model\": false", "language_model\": true", "is supported as false only, found true"),
+        ("blip2_t5", "\"gated-gelu\"", "\"gated-tanh\"", "text_config.feed_forward_proj to be relu, gated-gelu or"),
+        (
+            "blip2_t5",
+            "\"num_decoder_layers\": 2",
+            "\"num_decoder_layers\": 1",
+            "found also language_model.decoder.block",
+        ),
+    ] {
+        let folder = changed(family, "config.json", from, to);
+        let error = resolve_captioner(folder.path().to_str().unwrap()).err().expect(message).to_string();
+        assert!(error.contains(message), "expected {message:?} in {error:?}");
+    }
+    let folder = changed("kosmos2", "tokenizer.json", "<image>", "<picture>");
+    let captioner = resolve_captioner(folder.path().to_str().unwrap()).unwrap();
+    let error = captioner.caption(&[(&photo(9, 9), 0)], &CaptionOptions::default()).remove(0).unwrap_err().to_string();
+    assert!(error.contains("expected a tokenizer with the tokens <image> and </image>"), "{error}");
+}

@@ -145,7 +145,9 @@ mod tests {
     use super::*;
 
     /// Phrase, span and corners, in sixty-fourths.
-    fn found(text: &str) -> (String, Vec<(String, [usize; 2], Vec<[f32; 4]>)>) {
+    type Row = (String, [usize; 2], Vec<[f32; 4]>);
+
+    fn found(text: &str) -> (String, Vec<Row>) {
         let (plain, phrases) = grounded(text);
         let row = |found: GroundedPhrase| {
             let boxes = found.boxes.iter().map(|found| found.xyxy().map(|x| x * 64.0)).collect();

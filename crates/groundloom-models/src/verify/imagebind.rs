@@ -112,7 +112,7 @@ fn plane(fixture: &Fixture, name: &str) -> Result<Plane, ModelError> {
         Ok(Plane::from_raw(width as u32, height as u32, tensor.flatten_all()?.to_vec1()?))
     };
     let found = read().map_err(compute("an input"))?;
-    found.ok_or_else(|| ModelError::EmptyImage { width: 0, height: 0 })
+    found.ok_or(ModelError::EmptyImage { width: 0, height: 0 })
 }
 
 /// Frames of `[frames, height, width, 3]`.
