@@ -65,7 +65,8 @@ fn an_input_fails_by_itself() {
     assert_eq!(answers[1], Err(ModelError::ShortWaveform { samples: 399, least: 400 }));
     assert!(matches!(answers[2], Err(ModelError::BadSample { place: 7, .. })));
     let (frame, none) = (photo(30, 30), RgbImage::new(0, 3));
-    let films = model.embed_videos(&[&[], &[frame.clone()], &[frame.clone(), none], &[frame.clone(), frame]]);
+    let (half_empty, whole) = ([frame.clone(), none], [frame.clone(), frame]);
+    let films = model.embed_videos(&[&[], &whole[..1], &half_empty, &whole]);
     assert!(matches!(films[0], Err(ModelError::WrongCount { found: 0, .. })));
     let message = films[1].as_ref().unwrap_err().to_string();
     assert_eq!(message, "expected frames in twos: the first and the last of each two seconds, found 1");
