@@ -50,11 +50,11 @@ pub(crate) struct Stretch {
 }
 
 impl Prompts {
-    /// Reads `generation_config.json`, or what older folders hold of it in `config.json`.
+    /// Reads `generation_config.json`, or what older folders hold of it in `config.json`, for a network of `vocabulary` tokens.
     ///
     /// # Errors
     /// [`ModelError::Unreadable`], [`ModelError::BadConfig`].
-    pub(crate) fn open(folder: &ModelFolder, tokenizer: &TextTokenizer) -> Result<Self, ModelError> {
+    pub(crate) fn open(folder: &ModelFolder, tokenizer: &TextTokenizer, vocabulary: usize) -> Result<Self, ModelError> {
         let network = Config::read(folder, "config.json")?;
         let own = folder.has(FILE);
         let options = if own { Config::read(folder, FILE)? } else { Config::read(folder, "config.json")? };
@@ -84,7 +84,7 @@ impl Prompts {
             (true, None) => {
                 let last = both.map_or(start, |(a, b)| a.min(b));
                 let name = |id: u32| Some((tokenizer.inner().id_to_token(id)?, id));
-                (start + 1..last).filter_map(name).collect()
+                (start.saturating_add(1)..last.min(vocabulary as u32)).filter_map(name).collect()
             }
         };
         for (name, _) in &mut languages {
@@ -116,7 +116,15 @@ impl Prompts {
             options.only("task", "transcribe")?;
             options.finish()?;
         }
-        Ok(this)
+        let named = this.languages.iter().map(|(_, id)| *id).chain(this.tasks.into_iter().flatten());
+        let named = named.chain(this.forced.iter().copied()).chain(this.no_timestamps).chain([start, end]);
+        match named.into_iter().find(|&id| id as usize >= vocabulary) {
+            Some(id) => Err(ModelError::BadConfig {
+                origin: folder.file_name(if own { FILE } else { "config.json" }),
+                problem: format!("expected tokens below {vocabulary} as vocab_size of config.json, found {id}"),
+            }),
+            None => Ok(this),
+        }
     }
 
     /// The token of the language that a text is in: asked for, or known of the folder; `None` where it has to be heard.
@@ -230,7 +238,7 @@ impl Prompts {
         if written.is_empty() {
             without(0, first as usize);
             if let Some(latest) = self.latest_first {
-                without((first + latest + 1) as usize, count);
+                without(first as usize + latest as usize + 1, count);
             }
         }
         let (others, times) = values.split_at_mut((first as usize).min(count));
