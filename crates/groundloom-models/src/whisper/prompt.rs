@@ -347,3 +347,79 @@ fn forced(config: &Config) -> Result<Option<Vec<Option<u32>>>, ModelError> {
 fn id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two words, the end (2), the start (3), `<|notimestamps|>` (4), and timestamps from 5 on.
+    fn prompts() -> Prompts {
+        Prompts {
+            start: 3,
+            end: 2,
+            no_timestamps: Some(4),
+            languages: Vec::new(),
+            tasks: None,
+            forced: vec![4],
+            language: None,
+            suppressed: vec![1],
+            suppressed_first: vec![0],
+            latest_first: Some(3),
+            longest: usize::MAX,
+        }
+    }
+
+    /// Which of 12 tokens, of which each is as likely as `likeliest` says, may follow `written`.
+    fn allowed(likeliest: usize, written: &[u32], timed: bool) -> Vec<usize> {
+        let mut values = vec![0.0; 12];
+        values[likeliest] = 9.0;
+        prompts().forbid(&mut values, written, timed);
+        (0..12).filter(|&id| values[id] > f32::NEG_INFINITY).collect()
+    }
+
+    #[test]
+    fn tokens_follow_by_the_rules_of_timestamps() {
+        assert_eq!(allowed(0, &[], false), [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(allowed(0, &[3], false), [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        // A text begins with a timestamp, the fourth at the latest.
+        assert_eq!(allowed(0, &[], true), [5, 6, 7, 8]);
+        // Behind the one that begins a stretch, no other; behind the end of one, the next beginning or the text's end.
+        assert_eq!(allowed(0, &[6], true), [0, 2, 3]);
+        assert_eq!(allowed(2, &[6, 0, 8], true), [2, 3, 8, 9, 10, 11]);
+        assert_eq!(allowed(0, &[6, 0, 8, 8], true), [0, 2, 3]);
+        // None lies before another, nor at the place of a stretch's own beginning.
+        assert_eq!(allowed(0, &[6, 0], true), [0, 2, 3, 7, 8, 9, 10, 11]);
+        // Five timestamps of which none is likely, but all together are: 5 is more than each other token's 1.
+        assert_eq!(allowed(4, &[6, 0], true), [7, 8, 9, 10, 11]);
+    }
+
+    #[test]
+    fn a_text_is_cut_where_timestamps_meet() {
+        let cut = |ids: &[u32]| {
+            let (stretches, further) = prompts().cut(ids, 100, 300);
+            let steps = |time: f64| ((time - 1.0) / STEP).round() as i32;
+            (stretches.iter().map(|it| (steps(it.start), steps(it.end), it.ids.len())).collect::<Vec<_>>(), further)
+        };
+        // The window begins at 1 s; timestamps are steps of two frames.
+        assert_eq!(cut(&[5, 0, 15, 15, 0, 25, 2]), (vec![(0, 10, 3), (10, 20, 3)], 300));
+        assert_eq!(cut(&[5, 0, 15, 15, 0]), (vec![(0, 10, 4)], 20));
+        assert_eq!(cut(&[5, 0, 15, 16, 0, 30, 31, 2]), (vec![(0, 10, 3), (11, 25, 4)], 50));
+        // No two meet.
+        assert_eq!(cut(&[5, 0, 15, 2]), (vec![(0, 10, 3)], 300));
+        assert_eq!(cut(&[5, 0, 2]), (vec![(0, 150, 2)], 300));
+        assert_eq!(cut(&[0, 2]), (vec![(0, 150, 1)], 300));
+        assert_eq!(cut(&[2]), (vec![(0, 150, 0)], 300));
+        // Nothing is heard twice for ever.
+        assert_eq!(cut(&[5, 5]).1, 300);
+    }
+
+    #[test]
+    fn a_prompt_says_whether_there_are_timestamps() {
+        let english = prompts();
+        assert_eq!([english.prompt(None, false, false), english.prompt(None, false, true)], [vec![3, 4], vec![3]]);
+        let several = Prompts { languages: vec![("en".to_owned(), 7)], tasks: Some([8, 9]), ..prompts() };
+        assert_eq!(several.prompt(Some(7), true, false), [3, 7, 9, 4]);
+        assert_eq!(several.prompt(Some(7), false, true), [3, 7, 8]);
+        assert_eq!((several.room(3, 10), several.room(12, 10)), (7, 0));
+    }
+}
