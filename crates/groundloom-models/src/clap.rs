@@ -15,7 +15,7 @@ use crate::{
     folder::ModelFolder,
     layers::{Activation, Linear, activation, compute, normalise, with_values},
     resample,
-    spectrum::{MelFilters, MelScale, MelSpectrum},
+    spectrum::{MelFilters, MelScale, MelSpectrum, stretch},
     speech::heard_samples,
     swin::{FeatureMap, Swin, SwinConfig},
     text_tokenizer::{Padding, TextTokenizer, TokenBatch},
@@ -245,7 +245,7 @@ impl LogMel {
             return Err(config.bad("padding_value", 0, "another number"));
         }
         let rate = config.size_or("sampling_rate", RATE)?;
-        let (length, hop) = (config.size_or("fft_window_size", 1024)?, config.size_or("hop_length", 480)?);
+        let (length, hop) = (stretch(&config, "fft_window_size", 1024)?, stretch(&config, "hop_length", 480)?);
         let mels = config.size_or("feature_size", 64)?;
         let samples = config.size_or("max_length_s", 10)? * rate;
         let range = [config.number_or("frequency_min", 0.0)?, config.number_or("frequency_max", 14_000.0)?];

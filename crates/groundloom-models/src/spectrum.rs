@@ -6,6 +6,8 @@ use std::f64::consts::TAU;
 
 use rayon::prelude::*;
 
+use crate::{ModelError, config::Config};
+
 /// A complex number: real part, imaginary part.
 type Complex = [f64; 2];
 
@@ -77,6 +79,20 @@ impl Fourier {
 
 fn times([a, b]: Complex, [c, d]: Complex) -> Complex {
     [a * c - b * d, a * d + b * c]
+}
+
+/// Samples of the longest stretch that is transformed.
+const LONGEST: usize = 1 << 16;
+
+/// The option `key`: samples of a stretch that is transformed.
+///
+/// # Errors
+/// [`ModelError::BadConfig`].
+pub(crate) fn stretch(config: &Config, key: &str, default: usize) -> Result<usize, ModelError> {
+    match config.size_or(key, default)? {
+        length if length <= LONGEST => Ok(length),
+        found => Err(config.bad(key, format!("at most {LONGEST} samples"), found)),
+    }
 }
 
 /// Hann's window of `length` values, as the first of a period: the last is not zero again.

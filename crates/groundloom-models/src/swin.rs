@@ -169,6 +169,11 @@ fn heads_of(
     depths: &[usize],
     embed: usize,
 ) -> std::result::Result<Vec<usize>, ModelError> {
+    // Each stage is twice as wide as the one before.
+    const STAGES: usize = 8;
+    if depths.len() > STAGES {
+        return Err(config.bad("depths", format!("a list of at most {STAGES}"), format!("one of {}", depths.len())));
+    }
     let heads = config.sizes_or(key, default)?;
     if heads.len() != depths.len() || heads.is_empty() {
         let expected = format!("a list of {} sizes, as many as depths", depths.len());

@@ -27,6 +27,9 @@ pub(crate) const IMAGE_DEFAULTS: ImageDefaults =
 /// Epsilon of the norm before the classes: torch's default, whatever `layer_norm_eps` says.
 const HEAD_EPS: f64 = 1e-5;
 
+/// Tubes of the largest clip; the released networks have 1568.
+const MOST_TUBES: usize = 1 << 16;
+
 /// A model that turns a clip of frames into a vector.
 pub trait VideoEncoder: Send + Sync {
     /// Who this model is.
@@ -92,6 +95,12 @@ impl VideoMae {
                 return Err(config.bad(key, format!("a divisor of {whole}"), part));
             }
         }
+        let across = image_size / square;
+        let tubes = (frames / deep).saturating_mul(across.saturating_mul(across));
+        if tubes > MOST_TUBES {
+            let expected = format!("so few pixels and frames that there are at most {MOST_TUBES} tubes");
+            return Err(config.bad("image_size", expected, image_size));
+        }
         let averaged = config.flag_or("use_mean_pooling", true)?;
         let labels = vit::labels(config)?.len();
         // The decoder of pre-training.
@@ -104,7 +113,6 @@ impl VideoMae {
         let body = weights.at_first(&["videomae", ""]);
         let projection = body.at("embeddings.patch_embeddings.projection");
         let kernel = projection.values("weight", &[width, 3, deep, square, square])?;
-        let tubes = frames / deep * (image_size / square).pow(2);
         let positions = Tensor::from_vec(sinusoids(tubes, width), (1, tubes, width), &Device::Cpu);
         let norm = match averaged {
             true => None,

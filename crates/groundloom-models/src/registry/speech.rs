@@ -70,6 +70,7 @@ impl Opened {
         let encoder = self.whisper_encoder()?;
         let tokenizer =
             TextTokenizer::open(&folder, encoder.network.longest, |pad| Padding::Longest(pad.unwrap_or(0)))?;
-        Ok(WhisperTranscriber { prompts: Prompts::open(&folder, &tokenizer)?, tokenizer, encoder })
+        let prompts = Prompts::open(&folder, &tokenizer, encoder.network.vocabulary)?;
+        Ok(WhisperTranscriber { prompts, tokenizer, encoder })
     }
 }

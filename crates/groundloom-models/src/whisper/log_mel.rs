@@ -4,7 +4,7 @@ use crate::{
     ModelError,
     config::Config,
     folder::ModelFolder,
-    spectrum::{MelFilters, MelScale, MelSpectrum},
+    spectrum::{MelFilters, MelScale, MelSpectrum, stretch},
     speech::SAMPLE_RATE,
 };
 
@@ -43,7 +43,7 @@ impl LogMel {
         if mels != network.mels {
             return Err(config.bad("feature_size", format!("{} as num_mel_bins of config.json", network.mels), mels));
         }
-        let length = config.size_or("n_fft", 400)?;
+        let length = stretch(&config, "n_fft", 400)?;
         // Timestamps are in steps of 0.02 s: of two frames of 160 samples.
         config.only("hop_length", 160)?;
         let hop = 160;

@@ -55,6 +55,8 @@ pub(crate) struct Whisper {
     pub(crate) frames: usize,
     /// The longest text in tokens, the prompt among them.
     pub(crate) longest: usize,
+    /// Tokens that it chooses from.
+    pub(crate) vocabulary: usize,
 }
 
 impl Whisper {
@@ -105,6 +107,7 @@ impl Whisper {
             mels,
             frames,
             longest,
+            vocabulary,
         };
         // Older files hold the table of words twice.
         weights.finish(&["proj_out."])?;

@@ -50,11 +50,11 @@ pub(crate) struct Stretch {
 }
 
 impl Prompts {
-    /// Reads `generation_config.json`, or what older folders hold of it in `config.json`.
+    /// Reads `generation_config.json`, or what older folders hold of it in `config.json`, for a network of `vocabulary` tokens.
     ///
     /// # Errors
     /// [`ModelError::Unreadable`], [`ModelError::BadConfig`].
-    pub(crate) fn open(folder: &ModelFolder, tokenizer: &TextTokenizer) -> Result<Self, ModelError> {
+    pub(crate) fn open(folder: &ModelFolder, tokenizer: &TextTokenizer, vocabulary: usize) -> Result<Self, ModelError> {
         let network = Config::read(folder, "config.json")?;
         let own = folder.has(FILE);
         let options = if own { Config::read(folder, FILE)? } else { Config::read(folder, "config.json")? };
@@ -84,7 +84,7 @@ impl Prompts {
             (true, None) => {
                 let last = both.map_or(start, |(a, b)| a.min(b));
                 let name = |id: u32| Some((tokenizer.inner().id_to_token(id)?, id));
-                (start + 1..last).filter_map(name).collect()
+                (start.saturating_add(1)..last.min(vocabulary as u32)).filter_map(name).collect()
             }
         };
         for (name, _) in &mut languages {
@@ -116,7 +116,15 @@ impl Prompts {
             options.only("task", "transcribe")?;
             options.finish()?;
         }
-        Ok(this)
+        let named = this.languages.iter().map(|(_, id)| *id).chain(this.tasks.into_iter().flatten());
+        let named = named.chain(this.forced.iter().copied()).chain(this.no_timestamps).chain([start, end]);
+        match named.into_iter().find(|&id| id as usize >= vocabulary) {
+            Some(id) => Err(ModelError::BadConfig {
+                origin: folder.file_name(if own { FILE } else { "config.json" }),
+                problem: format!("expected tokens below {vocabulary} as vocab_size of config.json, found {id}"),
+            }),
+            None => Ok(this),
+        }
     }
 
     /// The token of the language that a text is in: asked for, or known of the folder; `None` where it has to be heard.
@@ -230,7 +238,7 @@ impl Prompts {
         if written.is_empty() {
             without(0, first as usize);
             if let Some(latest) = self.latest_first {
-                without((first + latest + 1) as usize, count);
+                without(first as usize + latest as usize + 1, count);
             }
         }
         let (others, times) = values.split_at_mut((first as usize).min(count));
@@ -338,4 +346,80 @@ fn forced(config: &Config) -> Result<Option<Vec<Option<u32>>>, ModelError> {
 
 fn id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two words, the end (2), the start (3), `<|notimestamps|>` (4), and timestamps from 5 on.
+    fn prompts() -> Prompts {
+        Prompts {
+            start: 3,
+            end: 2,
+            no_timestamps: Some(4),
+            languages: Vec::new(),
+            tasks: None,
+            forced: vec![4],
+            language: None,
+            suppressed: vec![1],
+            suppressed_first: vec![0],
+            latest_first: Some(3),
+            longest: usize::MAX,
+        }
+    }
+
+    /// Which of 12 tokens, of which each is as likely as `likeliest` says, may follow `written`.
+    fn allowed(likeliest: usize, written: &[u32], timed: bool) -> Vec<usize> {
+        let mut values = vec![0.0; 12];
+        values[likeliest] = 9.0;
+        prompts().forbid(&mut values, written, timed);
+        (0..12).filter(|&id| values[id] > f32::NEG_INFINITY).collect()
+    }
+
+    #[test]
+    fn tokens_follow_by_the_rules_of_timestamps() {
+        assert_eq!(allowed(0, &[], false), [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(allowed(0, &[3], false), [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        // A text begins with a timestamp, the fourth at the latest.
+        assert_eq!(allowed(0, &[], true), [5, 6, 7, 8]);
+        // Behind the one that begins a stretch, no other; behind the end of one, the next beginning or the text's end.
+        assert_eq!(allowed(0, &[6], true), [0, 2, 3]);
+        assert_eq!(allowed(2, &[6, 0, 8], true), [2, 3, 8, 9, 10, 11]);
+        assert_eq!(allowed(0, &[6, 0, 8, 8], true), [0, 2, 3]);
+        // None lies before another, nor at the place of a stretch's own beginning.
+        assert_eq!(allowed(0, &[6, 0], true), [0, 2, 3, 7, 8, 9, 10, 11]);
+        // Five timestamps of which none is likely, but all together are: 5 is more than each other token's 1.
+        assert_eq!(allowed(4, &[6, 0], true), [7, 8, 9, 10, 11]);
+    }
+
+    #[test]
+    fn a_text_is_cut_where_timestamps_meet() {
+        let cut = |ids: &[u32]| {
+            let (stretches, further) = prompts().cut(ids, 100, 300);
+            let steps = |time: f64| ((time - 1.0) / STEP).round() as i32;
+            (stretches.iter().map(|it| (steps(it.start), steps(it.end), it.ids.len())).collect::<Vec<_>>(), further)
+        };
+        // The window begins at 1 s; timestamps are steps of two frames.
+        assert_eq!(cut(&[5, 0, 15, 15, 0, 25, 2]), (vec![(0, 10, 3), (10, 20, 3)], 300));
+        assert_eq!(cut(&[5, 0, 15, 15, 0]), (vec![(0, 10, 4)], 20));
+        assert_eq!(cut(&[5, 0, 15, 16, 0, 30, 31, 2]), (vec![(0, 10, 3), (11, 25, 4)], 50));
+        // No two meet.
+        assert_eq!(cut(&[5, 0, 15, 2]), (vec![(0, 10, 3)], 300));
+        assert_eq!(cut(&[5, 0, 2]), (vec![(0, 150, 2)], 300));
+        assert_eq!(cut(&[0, 2]), (vec![(0, 150, 1)], 300));
+        assert_eq!(cut(&[2]), (vec![(0, 150, 0)], 300));
+        // Nothing is heard twice for ever.
+        assert_eq!(cut(&[5, 5]).1, 300);
+    }
+
+    #[test]
+    fn a_prompt_says_whether_there_are_timestamps() {
+        let english = prompts();
+        assert_eq!([english.prompt(None, false, false), english.prompt(None, false, true)], [vec![3, 4], vec![3]]);
+        let several = Prompts { languages: vec![("en".to_owned(), 7)], tasks: Some([8, 9]), ..prompts() };
+        assert_eq!(several.prompt(Some(7), true, false), [3, 7, 9, 4]);
+        assert_eq!(several.prompt(Some(7), false, true), [3, 7, 8]);
+        assert_eq!((several.room(3, 10), several.room(12, 10)), (7, 0));
+    }
 }
