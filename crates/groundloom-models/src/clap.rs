@@ -10,7 +10,7 @@ use crate::{
     bert::{Kind, TextEncoder, TextEncoderConfig},
     clip::{scalar, sub_config},
     config::Config,
-    embedder::{Embedder, EmbedderInfo},
+    embedder::{Embedder, EmbedderInfo, Modality},
     embedders::in_text_batches,
     folder::ModelFolder,
     layers::{Activation, Linear, activation, compute, normalise, with_values},
@@ -318,7 +318,7 @@ impl Embedder for ClapEmbedder {
     }
 
     fn embed_images(&self, images: &[&image::RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
-        self.info.refuse("images", images.len())
+        self.info.refuse(Modality::Image, images.len())
     }
 
     fn embed_audio(&self, waveforms: &[&[f32]]) -> Vec<Result<Vec<f32>, ModelError>> {

@@ -39,6 +39,8 @@ pub(crate) struct DecoderBlock {
     pub(crate) gate: Option<Linear>,
     pub(crate) down: Linear,
     pub(crate) feed_forward_norm: Norm,
+    /// Before the last layer of the attention and of the feed-forward layers (Wang et al., "Foundation Transformers", 2022).
+    pub(crate) inner_norms: Option<[LayerNorm; 2]>,
 }
 
 /// Attention to what a text is about.
@@ -186,7 +188,10 @@ impl Decoder {
                     Some(past) => past.extend(i, newest)?,
                     None => newest,
                 };
-                let attended = attention_scaled(&turned(part(0)?)?, &keys, &values, self.heads, self.scale, bias)?;
+                let mut attended = attention_scaled(&turned(part(0)?)?, &keys, &values, self.heads, self.scale, bias)?;
+                if let Some([norm, _]) = &block.inner_norms {
+                    attended = norm.forward(&attended)?;
+                }
                 block.output.forward_onto(&attended, residual)
             })?;
             let remembered = memory.and_then(|memory| memory.blocks.get(i)?.as_ref().map(|both| (both, &memory.bias)));
@@ -206,6 +211,9 @@ impl Decoder {
                 let mut inner = block.up.forward_activated(input, self.activation)?;
                 if let Some(gate) = &block.gate {
                     inner = (inner * gate.forward(input)?)?;
+                }
+                if let Some([_, norm]) = &block.inner_norms {
+                    inner = norm.forward(&inner)?;
                 }
                 block.down.forward_onto(&inner, residual)
             })?;
@@ -268,6 +276,7 @@ impl DecoderBlock {
             gate: None,
             down: Linear::load(&weights.at(names.down), inner, width, true)?,
             feed_forward_norm: norm(names.feed_forward_norm)?,
+            inner_norms: None,
         })
     }
 }

@@ -142,13 +142,21 @@ pub enum ModelError {
         /// What the model's first frame sees.
         least: usize,
     },
-    /// A waveform with a sample that is no finite number.
-    #[error("expected a waveform of finite samples, found {found} at sample {place}; the audio is damaged")]
+    /// A waveform, a plane or a recording with a value that is no finite number.
+    #[error("expected finite numbers, found {found} at sample {place}; the data are damaged")]
     BadSample {
         /// Which sample, from 0 on.
         place: usize,
         /// The sample.
         found: String,
+    },
+    /// A recording of another length than the model takes.
+    #[error("expected {expected}, found {found}")]
+    WrongCount {
+        /// How many of what.
+        expected: String,
+        /// How many there are.
+        found: usize,
     },
     /// A layer that the model does not have.
     #[error("expected a layer from 0 to {layers} of the model {model}, found {layer}")]
@@ -220,7 +228,7 @@ pub enum ModelError {
     NoModality {
         /// The model's name.
         model: String,
-        /// `texts`, `images` or `audio`.
+        /// `texts`, `images`, `audio`, …
         what: &'static str,
     },
     /// A model without classes was asked for some.

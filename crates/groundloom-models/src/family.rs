@@ -11,7 +11,7 @@ use crate::{
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, clap, opt, gpt2, t5, wav2vec2, hubert, whisper, videomae, SsdMobileNetV2";
+     blip, blip-2, llava, coca, kosmos-2, clap, imagebind, opt, gpt2, t5, wav2vec2, hubert, whisper, videomae, SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(crate) enum Family {
     /// In open_clip's layout.
     Coca,
     Clap,
+    ImageBind,
+    Kosmos2,
     Opt,
     Gpt2,
     T5,
@@ -78,6 +80,8 @@ impl Family {
             "blip-2" => Some(Self::Blip2),
             "llava" => Some(Self::Llava),
             "clap" => Some(Self::Clap),
+            "imagebind" => Some(Self::ImageBind),
+            "kosmos-2" => Some(Self::Kosmos2),
             "opt" => Some(Self::Opt),
             "gpt2" => Some(Self::Gpt2),
             "t5" => Some(Self::T5),
@@ -122,6 +126,8 @@ impl Family {
             Self::Llava => "llava",
             Self::Coca => "coca",
             Self::Clap => "clap",
+            Self::ImageBind => "imagebind",
+            Self::Kosmos2 => "kosmos-2",
             Self::Opt => "opt",
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",

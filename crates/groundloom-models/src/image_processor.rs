@@ -34,11 +34,24 @@ pub(crate) struct ImageProcessor {
 
 /// Where a crop begins whose margins are an odd number of pixels together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Middle {
+pub(crate) enum Middle {
     /// At half of them rounded down, as transformers does.
     Down,
     /// At half of them rounded to an even number, as torchvision does.
     Even,
+}
+
+impl Middle {
+    /// Where the middle `to` of `from` pixels begin; below 0 where `to` are more.
+    pub(crate) fn offset(self, from: u32, to: u32) -> i64 {
+        let (from, to) = (i64::from(from), i64::from(to));
+        match self {
+            Self::Even if from >= to => (from - to) / 2 + i64::from((from - to) % 4 == 3),
+            Self::Down if from >= to => (from - to) / 2,
+            // Reached by transformers' processors only: torchvision's resize leaves no side too short here.
+            _ => -((to - from + 1) / 2),
+        }
+    }
 }
 
 /// What an image is resized to.
@@ -341,16 +354,7 @@ fn within(width: u32, height: u32, side: u32, most: u32) -> (u32, u32) {
 /// `width` × `height` pixels around the centre; black where the image is smaller. The offsets are the reference's:
 /// rounded down, and where the image is smaller, rounded up for the padding before it.
 fn centre_crop(image: &RgbImage, width: u32, height: u32, middle: Middle) -> RgbImage {
-    let offset = |from: u32, to: u32| -> i64 {
-        let (from, to) = (i64::from(from), i64::from(to));
-        match middle {
-            Middle::Even if from >= to => (from - to) / 2 + i64::from((from - to) % 4 == 3),
-            Middle::Down if from >= to => (from - to) / 2,
-            // Reached by transformers' processors only: torchvision's resize leaves no side too short here.
-            _ => -((to - from + 1) / 2),
-        }
-    };
-    let (left, top) = (offset(image.width(), width), offset(image.height(), height));
+    let (left, top) = (middle.offset(image.width(), width), middle.offset(image.height(), height));
     RgbImage::from_fn(width, height, |x, y| {
         let (x, y) = (i64::from(x) + left, i64::from(y) + top);
         match (u32::try_from(x), u32::try_from(y)) {

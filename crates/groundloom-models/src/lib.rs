@@ -16,12 +16,15 @@ mod embedder;
 mod embedders;
 mod error;
 mod family;
+mod fbank;
 mod folder;
 mod gpt2;
 mod grounding_dino;
 mod hub;
 mod image_processor;
+mod imagebind;
 mod kernels;
+mod kosmos2;
 mod language_model;
 mod layers;
 mod llama;
@@ -54,7 +57,7 @@ mod writing;
 
 pub use classifier::Classifier;
 pub use detector::{Classes, DetectOptions, Detection, Detector, ModelInfo, suppress};
-pub use embedder::{Embedder, EmbedderInfo};
+pub use embedder::{Embedder, EmbedderInfo, Modality, Plane};
 pub use error::ModelError;
 pub use family::ARCHITECTURES;
 pub use hub::{Hub, PullProgress, Pulling};
@@ -65,10 +68,11 @@ pub use registry::{
     resolve_classifier, resolve_embedder, resolve_plain_ssd, resolve_ssd,
 };
 pub use registry::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
-pub use registry::{resolve_audio_encoder, resolve_transcriber, resolve_video_encoder};
+pub use registry::{resolve_audio_encoder, resolve_grounded_captioner, resolve_transcriber, resolve_video_encoder};
 pub use speech::{AudioEncoder, Features, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript};
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};
 pub use videomae::VideoEncoder;
 pub use vocabulary::Vocabulary;
 pub use writers::{CaptionOptions, Captioner, Generator, Matcher, ModelIdentity, TextScore, TextScorer, WrittenText};
+pub use writers::{GroundedCaption, GroundedCaptioner, GroundedPhrase};
 pub use writing::{Sampling, Writing};

@@ -132,6 +132,7 @@ fn block(weights: &Weights, config: LlamaConfig) -> Result<DecoderBlock, ModelEr
     let layer = |name: &str, inputs: usize, outputs: usize| Linear::load(&weights.at(name), inputs, outputs, false);
     let norm = |name: &str| RmsNorm::load(&weights.at(name), width, eps).map(Norm::Rms);
     Ok(DecoderBlock {
+        inner_norms: None,
         qkv: Linear::new(&qkv, &vec![0.0; 3 * attended]),
         output: layer("self_attn.o_proj", attended, width)?,
         attention_norm: norm("input_layernorm")?,

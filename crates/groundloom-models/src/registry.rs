@@ -19,10 +19,12 @@ use crate::{
     grounding_dino::GroundingDinoDetector,
     hub::{self, Hub},
     image_processor::{ImageDefaults, ImageProcessor},
+    imagebind::{self, ImageBind, ImageBindEmbedder, Spectra},
     naflex::{PatchProcessor, Siglip2},
     owl::OwlDetector,
     sentence::{self, SentenceEncoder},
     siglip::{self, Siglip},
+    speech::SAMPLE_RATE,
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
     text_tokenizer::{Padding, TextTokenizer},
     vit::{self, VisionTransformer},
@@ -36,7 +38,7 @@ mod writers;
 pub use speech::{resolve_audio_encoder, resolve_transcriber};
 pub use video::resolve_video_encoder;
 pub(crate) use writers::Opened;
-pub use writers::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
+pub use writers::{describe_model, resolve_captioner, resolve_grounded_captioner, resolve_generator, resolve_matcher, resolve_scorer};
 
 /// The embedded detector's name.
 pub const DEFAULT_DETECTOR: &str = "ssd-mobilenet-v2-oidv4";
@@ -89,7 +91,7 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
 const EMBEDDERS: &str =
-    "clip, siglip, siglip2, coca, clap, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+    "clip, siglip, siglip2, coca, clap, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;
@@ -132,6 +134,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
         Family::Clap => (config.size_or("projection_dim", 512)?, true, [true, false]),
         Family::Coca => (coca::width(&config)?, true, [true, true]),
+        Family::ImageBind => (imagebind::width(&config)?, true, [true, true]),
         Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
         Family::TextEncoder(_) => {
             let width = config.size_or("hidden_size", 768)?;
@@ -154,7 +157,12 @@ fn described(name: &str) -> Result<Described, ModelError> {
         normalised,
         texts,
         images,
-        sample_rate: if family == Family::Clap { Some(clap::sample_rate(&folder)?) } else { None },
+        sample_rate: match family {
+            Family::Clap => Some(clap::sample_rate(&folder)?),
+            Family::ImageBind => Some(SAMPLE_RATE),
+            _ => None,
+        },
+        others: if family == Family::ImageBind { imagebind::OTHERS } else { &[] },
     };
     Ok(Described { folder, family, config, weights, info })
 }
@@ -226,6 +234,13 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
                 network,
             })
         }
+        Family::ImageBind => Arc::new(ImageBindEmbedder {
+            info,
+            processor: imagebind::processor(&config)?,
+            network: ImageBind::load(&config, &weights)?,
+            tokenizer: TextTokenizer::open(&folder, imagebind::POSITIONS, |_| Padding::Longest(0))?,
+            spectra: Spectra::new(),
+        }),
         Family::TextEncoder(kind) => {
             let encoder = SentenceEncoder::load(&folder, &config, kind, &weights)?;
             Arc::new(SentenceEmbedder { info, encoder })

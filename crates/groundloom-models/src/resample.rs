@@ -26,6 +26,16 @@ fn cubic_taps(from: usize, place: f32) -> Taps {
     vec![(at(-1), cubic(t + 1.0)), (at(0), cubic(t)), (at(1), cubic(1.0 - t)), (at(2), cubic(2.0 - t))]
 }
 
+/// As [`bicubic`], linear: torch's `bilinear` without antialiasing.
+pub(crate) fn bilinear(grid: &Tensor, from: [usize; 2], to: [usize; 2]) -> Result<Tensor> {
+    separable(grid, from, to, |from, to, i| {
+        let place = ((i as f32 + 0.5) * (from as f32 / to as f32) - 0.5).max(0.0);
+        let start = (place as usize).min(from - 1);
+        let t = place - start as f32;
+        vec![(start, 1.0 - t), ((start + 1).min(from - 1), t)]
+    })
+}
+
 /// As [`bicubic`], linear and antialiased: torch's `bilinear` with `antialias=True`. The triangle is as wide as the
 /// step where the grid shrinks, and cut at the edges.
 pub(crate) fn bilinear_antialiased(grid: &Tensor, from: [usize; 2], to: [usize; 2]) -> Result<Tensor> {

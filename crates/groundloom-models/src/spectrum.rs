@@ -126,16 +126,29 @@ impl MelFilters {
         let (from, to) = (scale.mels(lowest), scale.mels(highest));
         let corner = |i: usize| scale.hertz(from + (to - from) * i as f64 / (count + 1) as f64);
         let bin_width = (rate / 2) as f64 / (bins - 1).max(1) as f64;
-        let filter = |i: usize| {
+        Self::of(count, bins, |i, bin| {
             let [left, middle, right] = [i, i + 1, i + 2].map(corner);
-            let weight = |bin: usize| {
-                let frequency = bin as f64 * bin_width;
-                let (up, down) = ((frequency - left) / (middle - left), (right - frequency) / (right - middle));
-                let height = if scale == MelScale::Slaney { 2.0 / (right - left) } else { 1.0 };
-                up.min(down).max(0.0) * height
-            };
-            let first = (0..bins).find(|&bin| weight(bin) > 0.0).unwrap_or(bins);
-            (first, (first..bins).map(weight).take_while(|&weight| weight > 0.0).collect())
+            let frequency = bin as f64 * bin_width;
+            let (up, down) = ((frequency - left) / (middle - left), (right - frequency) / (right - middle));
+            up.min(down) * if scale == MelScale::Slaney { 2.0 / (right - left) } else { 1.0 }
+        })
+    }
+
+    /// As [`MelFilters::new`] of [`MelScale::Htk`], as Kaldi has them: triangles on the scale itself, not by frequency.
+    pub(crate) fn kaldi(count: usize, [lowest, highest]: [f64; 2], rate: usize, length: usize) -> Self {
+        let [lowest, highest] = [lowest, highest].map(|hertz| MelScale::Htk.mels(hertz));
+        let width = (highest - lowest) / (count + 1) as f64;
+        Self::of(count, length / 2 + 1, |i, bin| {
+            let place = (MelScale::Htk.mels(bin as f64 * rate as f64 / length as f64) - lowest) / width - i as f64;
+            place.min(2.0 - place)
+        })
+    }
+
+    /// Of the weight that each filter has for each frequency, where it is above 0.
+    fn of(count: usize, bins: usize, weight: impl Fn(usize, usize) -> f64) -> Self {
+        let filter = |i: usize| {
+            let first = (0..bins).find(|&bin| weight(i, bin) > 0.0).unwrap_or(bins);
+            (first, (first..bins).map(|bin| weight(i, bin)).take_while(|&weight| weight > 0.0).collect())
         };
         Self { filters: (0..count).map(filter).collect(), bins }
     }
@@ -146,7 +159,7 @@ impl MelFilters {
     }
 
     /// What the filters make of a spectrum.
-    fn apply<'a>(&'a self, spectrum: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+    pub(crate) fn apply<'a>(&'a self, spectrum: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
         self.filters.iter().map(|(first, weights)| weights.iter().zip(&spectrum[*first..]).map(|(w, x)| w * x).sum())
     }
 

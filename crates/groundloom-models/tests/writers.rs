@@ -3,7 +3,7 @@
 
 use groundloom_models::{
     CaptionOptions, ModelError, Sampling, Writing, describe_model, resolve_captioner, resolve_generator,
-    resolve_matcher, resolve_scorer,
+    resolve_grounded_captioner, resolve_matcher, resolve_scorer,
 };
 use image::RgbImage;
 
@@ -27,7 +27,7 @@ fn drawn(max_new_tokens: usize) -> Writing {
 #[test]
 fn captions_depend_on_the_image_and_its_seed_alone() {
     let images = [photo(40, 30), photo(1, 1), photo(64, 9), RgbImage::new(0, 3)];
-    for family in ["blip_caption", "blip2", "llava", "coca"] {
+    for family in ["blip_caption", "blip2", "blip2_t5", "llava", "coca", "kosmos2"] {
         let captioner = resolve_captioner(&fixture(family)).unwrap();
         assert_eq!(captioner.info(), &describe_model(&fixture(family)).unwrap());
         for writing in [Writing { max_new_tokens: 6, ..Writing::default() }, drawn(6)] {
@@ -52,7 +52,8 @@ fn captions_depend_on_the_image_and_its_seed_alone() {
         }
         let long = CaptionOptions { prompt: "a ".repeat(500), ..CaptionOptions::default() };
         let cut = captioner.caption(&[(&images[0], 0)], &long).remove(0);
-        assert!(matches!(cut, Err(ModelError::NoRoom { .. })), "{cut:?}");
+        // T5's positions are distances: it takes a text of any length.
+        assert_eq!(matches!(cut, Err(ModelError::NoRoom { .. })), family != "blip2_t5", "{cut:?}");
         let wrong = Writing { sampling: Sampling::TopP { p: 0.0, temperature: 1.0 }, ..Writing::default() };
         let wrong = captioner.caption(&[(&images[0], 0)], &CaptionOptions { writing: wrong, ..long });
         assert!(wrong[0].is_err());
@@ -154,4 +155,34 @@ fn a_model_that_cannot_do_it_says_what_can() {
         let error = error.unwrap().to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn grounded_captions_say_where_their_phrases_are() {
+    let captioner = resolve_grounded_captioner(&fixture("kosmos2")).unwrap();
+    let place = "<object><patch_index_0003><patch_index_0009></object>";
+    let options = CaptionOptions {
+        prompt: format!("<phrase> a cat</phrase>{place} and"),
+        writing: Writing { max_new_tokens: 6, ..Writing::default() },
+    };
+    let (first, second) = (photo(40, 30), photo(64, 9));
+    let seeded = [(&first, 1), (&second, 2)];
+    let found = captioner.ground(&seeded, &options);
+    for (one, found) in seeded.iter().zip(&found) {
+        assert_eq!(&captioner.ground(&[*one], &options)[0], found);
+        let found = found.as_ref().unwrap();
+        assert!(found.caption.text.starts_with("a cat and"), "{found:?}");
+        assert!(!found.caption.text.contains('<'), "{found:?}");
+        let phrase = &found.phrases[0];
+        assert_eq!((phrase.phrase.as_str(), phrase.span.start, phrase.span.end), ("a cat", 0, 5));
+        // The cells 3 and 9 of a line of 32.
+        assert_eq!(phrase.boxes[0].xyxy(), [3.0, 0.0, 10.0, 1.0].map(|x| x / 32.0));
+        // What is written by itself has the same tokens' words, without the prompt's.
+        let prompt = format!("<grounding>{}", options.prompt);
+        let alone = captioner.caption(&[*one], &CaptionOptions { prompt, ..options.clone() }).remove(0).unwrap();
+        assert_eq!((alone.tokens, alone.log_probability), (found.caption.tokens, found.caption.log_probability));
+        assert!(found.caption.text.ends_with(&alone.text) && !alone.text.contains("cat and"), "{alone:?}");
+    }
+    let other = resolve_grounded_captioner(&fixture("blip2")).err().unwrap();
+    assert!(matches!(other, ModelError::Unable { .. }), "{other}");
 }

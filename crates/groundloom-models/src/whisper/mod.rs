@@ -162,6 +162,7 @@ fn block(weights: &Weights, shape: StackShape) -> Result<DecoderBlock, ModelErro
     let layer = |name: &str| Linear::load(&attention.at(name), width, width, true);
     let keys_values = [(attention.at("k_proj"), false), (attention.at("v_proj"), true)];
     Ok(DecoderBlock {
+        inner_norms: None,
         cross: Some(CrossAttention {
             before: None,
             memory_norm: None,
