@@ -90,7 +90,8 @@ pub struct GroundedPhrase {
 /// A captioner that says where in the image its phrases are.
 pub trait GroundedCaptioner: Captioner {
     /// As [`Captioner::caption`], with places.
-    fn ground(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<GroundedCaption, ModelError>>;
+    fn ground(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions)
+    -> Vec<Result<GroundedCaption, ModelError>>;
 }
 
 /// A model that says whether a text fits an image.

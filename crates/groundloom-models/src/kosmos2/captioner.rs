@@ -55,7 +55,8 @@ impl Kosmos2Captioner {
                 Ok(Context { before: vec![self.network.text.start(), begin], behind: behind.to_vec() })
             }
             _ => {
-                let reason = format!("expected a tokenizer with the tokens {begin} and {end}, found the ids {ids:?} for them");
+                let reason =
+                    format!("expected a tokenizer with the tokens {begin} and {end}, found the ids {ids:?} for them");
                 Err(ModelError::Untokenized { reason })
             }
         }
@@ -123,7 +124,11 @@ impl Captioner for Kosmos2Captioner {
 }
 
 impl GroundedCaptioner for Kosmos2Captioner {
-    fn ground(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<GroundedCaption, ModelError>> {
+    fn ground(
+        &self,
+        images: &[(&RgbImage, u64)],
+        options: &CaptionOptions,
+    ) -> Vec<Result<GroundedCaption, ModelError>> {
         let prompt = or_default(&options.prompt);
         let prompt = if prompt.contains(GROUNDING) { prompt.to_owned() } else { format!("{GROUNDING}{prompt}") };
         let one = |&(image, seed): &(&RgbImage, u64)| {

@@ -104,11 +104,7 @@ impl Kosmos2 {
                 .unsqueeze(0)
                 .map_err(crate::layers::compute("the queries"))?,
             query: layer("q_proj")?,
-            key_value: Linear::load_fused(
-                &["k_proj", "v_proj"].map(|name| (crossed.at(name), true)),
-                width,
-                width,
-            )?,
+            key_value: Linear::load_fused(&["k_proj", "v_proj"].map(|name| (crossed.at(name), true)), width, width)?,
             output: layer("out_proj")?,
             text: TextModel::load(&weights.at("text_model"), shape, [vocabulary, first], scale, limits)?,
         };

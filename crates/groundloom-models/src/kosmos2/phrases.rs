@@ -130,7 +130,8 @@ impl Reader<'_> {
 /// The box from one cell to another: between their middles, or around both where they lie in one row or column.
 fn corners([first, last]: &[usize; 2]) -> Option<Box2d> {
     let cell = 1.0 / SIDE as f64;
-    let [left, top, right, bottom] = [first % SIDE, first / SIDE, last % SIDE, last / SIDE].map(|place| place as f64 * cell);
+    let [left, top, right, bottom] =
+        [first % SIDE, first / SIDE, last % SIDE, last / SIDE].map(|place| place as f64 * cell);
     let one_line = left == right || top == bottom;
     let [before, behind] = if one_line { [0.0, cell] } else { [cell / 2.0, cell / 2.0] };
     let [x1, y1, x2, y2] = [left + before, top + before, right + behind, bottom + behind].map(|x| x as f32);

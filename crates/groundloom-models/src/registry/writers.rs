@@ -21,8 +21,8 @@ use crate::{
     text_tokenizer::{Padding, TextTokenizer},
     weights::Weights,
     writers::{
-        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, CocaCaptioner, Generator, GroundedCaptioner, LlavaCaptioner, Matcher,
-        ModelIdentity, T5Generator, TextModel, TextScorer,
+        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, CocaCaptioner, Generator, GroundedCaptioner,
+        LlavaCaptioner, Matcher, ModelIdentity, T5Generator, TextModel, TextScorer,
     },
 };
 
@@ -198,8 +198,10 @@ pub fn resolve_captioner(name: &str) -> Result<Arc<dyn Captioner>, ModelError> {
         Family::Llava => Ok(Arc::new(opened.llava_captioner()?)),
         Family::Coca => Ok(Arc::new(opened.coca_captioner()?)),
         Family::Kosmos2 => Ok(Arc::new(opened.kosmos2_captioner()?)),
-        _ => Err(opened
-            .unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2, LLaVA, CoCa or Kosmos-2")),
+        _ => {
+            Err(opened
+                .unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2, LLaVA, CoCa or Kosmos-2"))
+        }
     }
 }
 
