@@ -68,7 +68,9 @@ pub trait Embedder: Send + Sync {
         self.info().refuse(Modality::Audio, waveforms.len())
     }
 
-    /// The vectors of `videos`, frames in the order of time; which frames of a film these are to be, a model says.
+    /// The vectors of `videos`, frames (RGB, orientation already applied) in the order of time. ImageBind takes the first and
+    /// the last of each two seconds; VideoMAE [`EmbedderInfo::video_frames`] of them: the released networks were trained on
+    /// every second or fourth frame of a film with 25 to 30 a second.
     ///
     /// A video fails by itself: [`ModelError::WrongCount`], and as an image does.
     fn embed_videos(&self, videos: &[&[RgbImage]]) -> Vec<Result<Vec<f32>, ModelError>> {
@@ -115,6 +117,8 @@ pub struct EmbedderInfo {
     pub images: bool,
     /// Samples a second of the waveforms that it takes; `None` where it takes none.
     pub sample_rate: Option<u32>,
+    /// Frames of the videos that it takes, where it is one number.
+    pub video_frames: Option<usize>,
     /// What else it takes.
     pub others: &'static [Modality],
 }

@@ -174,16 +174,6 @@ pub enum ModelError {
         /// The model's name.
         model: String,
     },
-    /// A clip with another number of frames than the model takes.
-    #[error("the model {model} takes clips of {expected} frames, found {found}; choose so many of the video")]
-    WrongFrameCount {
-        /// The model's name.
-        model: String,
-        /// What it takes.
-        expected: usize,
-        /// What it was given.
-        found: usize,
-    },
     /// An image without pixels.
     #[error("expected an image of at least 1×1 pixels, found {width}×{height}")]
     EmptyImage {

@@ -68,10 +68,9 @@ pub use registry::{
     resolve_classifier, resolve_embedder, resolve_plain_ssd, resolve_ssd,
 };
 pub use registry::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
-pub use registry::{resolve_audio_encoder, resolve_grounded_captioner, resolve_transcriber, resolve_video_encoder};
+pub use registry::{resolve_audio_encoder, resolve_grounded_captioner, resolve_transcriber};
 pub use speech::{AudioEncoder, Features, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript};
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};
-pub use videomae::VideoEncoder;
 pub use vocabulary::Vocabulary;
 pub use writers::{CaptionOptions, Captioner, Generator, Matcher, ModelIdentity, TextScore, TextScorer, WrittenText};
 pub use writers::{GroundedCaption, GroundedCaptioner, GroundedPhrase};

@@ -12,7 +12,7 @@ use crate::{
     coca::{self, Coca},
     config::Config,
     detector::{Classes, Detector, ModelInfo},
-    embedder::{Embedder, EmbedderInfo},
+    embedder::{Embedder, EmbedderInfo, Modality},
     embedders::{DualEmbedder, PatchEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
@@ -27,16 +27,15 @@ use crate::{
     speech::SAMPLE_RATE,
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
     text_tokenizer::{Padding, TextTokenizer},
+    videomae::{self, VideoMae, VideoMaeEmbedder},
     vit::{self, VisionTransformer},
     weights::Weights,
 };
 
 mod speech;
-mod video;
 mod writers;
 
 pub use speech::{resolve_audio_encoder, resolve_transcriber};
-pub use video::resolve_video_encoder;
 pub(crate) use writers::Opened;
 pub use writers::{
     describe_model, resolve_captioner, resolve_generator, resolve_grounded_captioner, resolve_matcher, resolve_scorer,
@@ -92,7 +91,7 @@ fn find(name: &str) -> Result<ModelFolder, ModelError> {
 /// Architectures that find boxes.
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
-const EMBEDDERS: &str = "clip, siglip, siglip2, coca, clap, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+const EMBEDDERS: &str = "clip, siglip, siglip2, coca, clap, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, videomae, SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;
@@ -142,6 +141,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
             (width, sentence::modules(&folder, width)?.1, [true, false])
         }
         Family::VisionTransformer(_) => (config.size_or("hidden_size", 768)?, false, [false, true]),
+        Family::VideoMae => (config.size_or("hidden_size", 768)?, false, [false, false]),
         Family::Ssd => (ssd::FEATURES, false, [false, true]),
         _ => return Err(family.unsuited(name, EMBEDDERS)),
     };
@@ -163,7 +163,12 @@ fn described(name: &str) -> Result<Described, ModelError> {
             Family::ImageBind => Some(SAMPLE_RATE),
             _ => None,
         },
-        others: if family == Family::ImageBind { imagebind::OTHERS } else { &[] },
+        video_frames: if family == Family::VideoMae { Some(videomae::frames(&config)?) } else { None },
+        others: match family {
+            Family::ImageBind => imagebind::OTHERS,
+            Family::VideoMae => &[Modality::Video],
+            _ => &[],
+        },
     };
     Ok(Described { folder, family, config, weights, info })
 }
@@ -251,6 +256,10 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
             let processor = vision_processor(&folder, kind, &network)?;
             Arc::new(VisionEmbedder { info, network, processor })
         }
+        Family::VideoMae => {
+            let network = VideoMae::load(&config, &weights)?;
+            Arc::new(VideoMaeEmbedder { info, processor: network.processor(&folder)?, network })
+        }
         Family::Ssd => Arc::new(SsdEmbedder { info, network: SsdMobileNetV2::load(&folder)? }),
         _ => return Err(family.unsuited(name, EMBEDDERS)),
     })
@@ -287,7 +296,10 @@ fn vision_processor(
 }
 
 /// The image processor of a network that takes images of `size` × `size` pixels only.
-fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<ImageProcessor, ModelError> {
+///
+/// # Errors
+/// [`ModelError::Unreadable`], [`ModelError::BadConfig`].
+pub(crate) fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<ImageProcessor, ModelError> {
     let processor = ImageProcessor::open(folder, defaults)?;
     match processor.fixed_size() {
         Some((width, height)) if width as usize == size && height as usize == size => Ok(processor),

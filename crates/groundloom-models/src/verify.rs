@@ -226,7 +226,7 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Opt | Family::Gpt2 => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
         Family::Whisper => whisper::transcriber(&fixture)?,
-        Family::VideoMae => vision::video(&fixture)?,
+        Family::VideoMae => vision::video(&fixture, &config, &weights)?,
         Family::Speech(kind) => speech::encoder(&fixture, &config, kind, &weights)?,
         Family::Ssd => {
             return Err(ModelError::BadConfig {

@@ -8,11 +8,14 @@ use groundloom_data::Filter;
 use image::RgbImage;
 
 use crate::{
-    ModelError, ModelIdentity,
+    ModelError,
     clip::stack_shape,
     config::Config,
+    embedder::{Embedder, EmbedderInfo, Modality},
+    folder::ModelFolder,
     image_processor::{HALF, ImageDefaults, ImageProcessor},
     layers::{Activation, LayerNorm, Linear, compute, patches},
+    registry::sized,
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     vit,
     weights::Weights,
@@ -21,8 +24,7 @@ use crate::{
 type Candle<T> = candle_core::Result<T>;
 
 /// What the family's image processor does where its file is silent.
-pub(crate) const IMAGE_DEFAULTS: ImageDefaults =
-    ImageDefaults { filter: Filter::Bilinear, mean: HALF, std: HALF, crop: true };
+const IMAGE_DEFAULTS: ImageDefaults = ImageDefaults { filter: Filter::Bilinear, mean: HALF, std: HALF, crop: true };
 
 /// Epsilon of the norm before the classes: torch's default, whatever `layer_norm_eps` says.
 const HEAD_EPS: f64 = 1e-5;
@@ -30,34 +32,13 @@ const HEAD_EPS: f64 = 1e-5;
 /// Tubes of the largest clip; the released networks have 1568.
 const MOST_TUBES: usize = 1 << 16;
 
-/// A model that turns a clip of frames into a vector.
-pub trait VideoEncoder: Send + Sync {
-    /// Who this model is.
-    fn info(&self) -> &ModelIdentity;
-
-    /// How many frames a clip has.
-    fn frames(&self) -> usize;
-
-    /// Length of a vector.
-    fn width(&self) -> usize;
-
-    /// The vectors of `clips`, in order: the mean over all places and times of what the network gives last. A clip has
-    /// [`VideoEncoder::frames`] frames (RGB, orientation already applied) in the order of time; which ones of a longer video,
-    /// the caller chooses: the released networks were trained on every second or fourth of one with 25 to 30 a second.
-    ///
-    /// A clip fails by itself: [`ModelError::WrongFrameCount`], [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`].
-    fn embed_clips(&self, clips: &[&[RgbImage]]) -> Vec<Result<Vec<f32>, ModelError>>;
-}
-
 /// A vision transformer over tubes: squares of a few frames.
 #[derive(Debug)]
 pub(crate) struct VideoMae {
     /// Frames of a clip.
     pub(crate) frames: usize,
     /// Pixels along a side of a frame.
-    pub(crate) image_size: usize,
-    /// Length of a vector.
-    pub(crate) width: usize,
+    image_size: usize,
     /// Frames of a tube, and pixels along a side of it.
     tube: [usize; 2],
     patch: Linear,
@@ -88,7 +69,7 @@ impl VideoMae {
         config.only("qv_bias", true)?;
         let image_size = config.size_or("image_size", 224)?;
         let square = config.size_or("patch_size", 16)?;
-        let frames = config.size_or("num_frames", 16)?;
+        let frames = frames(config)?;
         let deep = config.size_or("tubelet_size", 2)?;
         for (key, whole, part) in [("patch_size", image_size, square), ("tubelet_size", frames, deep)] {
             if !whole.is_multiple_of(part) {
@@ -132,7 +113,6 @@ impl VideoMae {
         let this = Self {
             frames,
             image_size,
-            width,
             tube: [deep, square],
             patch: Linear::new(&kernel, &projection.values("bias", &[width])?),
             positions: positions.map_err(compute("the positions"))?,
@@ -142,6 +122,14 @@ impl VideoMae {
         };
         weights.finish(&["decoder.", "encoder_to_decoder.", "mask_token"])?;
         Ok(this)
+    }
+
+    /// The network's processor.
+    ///
+    /// # Errors
+    /// [`ModelError::Unreadable`], [`ModelError::BadConfig`].
+    pub(crate) fn processor(&self, folder: &ModelFolder) -> Result<ImageProcessor, ModelError> {
+        sized(folder, IMAGE_DEFAULTS, self.image_size)
     }
 
     /// Pixels of a clip, `[frames, 3, height, width]` → vectors of all tubes, `[1, tubes, width]`, those of the first frames
@@ -173,6 +161,14 @@ impl VideoMae {
     }
 }
 
+/// Frames of the clips that a `config.json` describes.
+///
+/// # Errors
+/// [`ModelError::BadConfig`].
+pub(crate) fn frames(config: &Config) -> Result<usize, ModelError> {
+    config.size_or("num_frames", 16)
+}
+
 /// The fixed positions of the first transformer, `[count, width]`: sines at even places of a vector, cosines at odd ones.
 fn sinusoids(count: usize, width: usize) -> Vec<f32> {
     let value = |i: usize| {
@@ -183,40 +179,37 @@ fn sinusoids(count: usize, width: usize) -> Vec<f32> {
     (0..count * width).map(value).collect()
 }
 
-/// VideoMAE with its processor.
-pub(crate) struct VideoMaeEncoder {
-    pub(crate) info: ModelIdentity,
+/// VideoMAE with its processor: the mean over all places and times of what the network gives last.
+pub(crate) struct VideoMaeEmbedder {
+    pub(crate) info: EmbedderInfo,
     pub(crate) network: VideoMae,
     pub(crate) processor: ImageProcessor,
 }
 
-impl VideoEncoder for VideoMaeEncoder {
-    fn info(&self) -> &ModelIdentity {
+impl Embedder for VideoMaeEmbedder {
+    fn info(&self) -> &EmbedderInfo {
         &self.info
     }
 
-    fn frames(&self) -> usize {
-        self.network.frames
+    fn embed_texts(&self, texts: &[&str]) -> Vec<Result<Vec<f32>, ModelError>> {
+        self.info.refuse(Modality::Text, texts.len())
     }
 
-    fn width(&self) -> usize {
-        self.network.width
+    fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
+        self.info.refuse(Modality::Image, images.len())
     }
 
-    fn embed_clips(&self, clips: &[&[RgbImage]]) -> Vec<Result<Vec<f32>, ModelError>> {
+    fn embed_videos(&self, videos: &[&[RgbImage]]) -> Vec<Result<Vec<f32>, ModelError>> {
         let network = &self.network;
-        let one = |clip: &&[RgbImage]| {
-            if clip.len() != network.frames {
-                return Err(ModelError::WrongFrameCount {
-                    model: self.info.name.clone(),
-                    expected: network.frames,
-                    found: clip.len(),
-                });
+        let one = |frames: &&[RgbImage]| {
+            if frames.len() != network.frames {
+                let expected = format!("a video of {} frames, chosen evenly from the film", network.frames);
+                return Err(ModelError::WrongCount { expected, found: frames.len() });
             }
-            let pixels = self.processor.batch(&clip.iter().collect::<Vec<_>>())?;
+            let pixels = self.processor.batch(&frames.iter().collect::<Vec<_>>())?;
             let run = || network.normed(&network.forward(&pixels, &mut |_| ())?)?.mean(1)?.flatten_all()?.to_vec1();
             run().map_err(compute("the video transformer"))
         };
-        clips.iter().map(one).collect()
+        videos.iter().map(one).collect()
     }
 }

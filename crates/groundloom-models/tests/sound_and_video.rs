@@ -5,8 +5,8 @@ use std::{fs, path::Path};
 
 use candle_core::{DType, Device, Tensor, safetensors};
 use groundloom_models::{
-    ModelError, Transcribing, Transcript, describe_embedder, describe_model, resolve_audio_encoder, resolve_embedder,
-    resolve_transcriber, resolve_video_encoder,
+    Modality, ModelError, Transcribing, Transcript, describe_embedder, describe_model, resolve_audio_encoder,
+    resolve_embedder, resolve_transcriber,
 };
 use image::RgbImage;
 
@@ -191,29 +191,32 @@ fn a_sounds_vector_depends_on_the_sound_alone() {
 #[test]
 fn a_clips_vector_is_the_mean_of_what_the_reference_gives_last() {
     for family in ["videomae", "videomae_base"] {
-        let encoder = resolve_video_encoder(&fixture(family)).unwrap();
-        assert_eq!((encoder.frames(), encoder.width()), (4, 24));
+        let encoder = resolve_embedder(&fixture(family)).unwrap();
+        let info = encoder.info();
+        assert_eq!(info, &describe_embedder(&fixture(family)).unwrap());
+        assert_eq!((info.video_frames, info.dims, info.texts, info.images), (Some(4), 24, false, false));
+        assert_eq!(info.modalities().collect::<Vec<_>>(), [Modality::Video]);
         let frames: Vec<RgbImage> = (0..4)
             .map(|i| {
                 let bytes = values(&expected(family, &format!("in.image_{i}"))).into_iter().map(|x| x as u8).collect();
                 RgbImage::from_raw(37, 29, bytes).unwrap()
             })
             .collect();
-        let found = encoder.embed_clips(&[&frames]).remove(0).unwrap();
+        let found = encoder.embed_videos(&[&frames]).remove(0).unwrap();
         let reference = expected(family, "out.base_last_hidden_state").mean(1).unwrap();
         assert!(apart(&found, &values(&reference)) < 2e-5, "{family}");
         // The order of time counts.
         let backwards: Vec<RgbImage> = frames.iter().rev().cloned().collect();
         let clips: [&[RgbImage]; 4] =
             [&frames, &backwards, &frames[..3], &[const { RgbImage::new }; 4].map(|new| new(0, 0))];
-        let together = encoder.embed_clips(&clips);
+        let together = encoder.embed_videos(&clips);
         assert_eq!(together[0].as_ref(), Ok(&found));
         assert!(apart(together[1].as_ref().unwrap(), &found) > 1e-3);
-        assert!(matches!(together[2], Err(ModelError::WrongFrameCount { expected: 4, found: 3, .. })));
+        assert!(matches!(together[2], Err(ModelError::WrongCount { found: 3, .. })));
         assert!(matches!(together[3], Err(ModelError::EmptyImage { .. })));
     }
-    let error = resolve_video_encoder(&fixture("clip")).err().unwrap().to_string();
-    assert!(error.contains("(clip) cannot make features of clips; expected VideoMAE"), "{error}");
+    let clip = resolve_embedder(&fixture("clip")).unwrap();
+    assert!(matches!(clip.embed_videos(&[&[]])[0], Err(ModelError::NoModality { what: "videos", .. })));
 }
 
 /// A copy of a fixture, changed.
@@ -391,8 +394,7 @@ fn what_would_change_the_answer_is_refused_by_name() {
         let name = folder.path().to_str().unwrap();
         let error = match family {
             "whisper" => resolve_transcriber(name).err(),
-            "clap" => resolve_embedder(name).err(),
-            _ => resolve_video_encoder(name).err(),
+            _ => resolve_embedder(name).err(),
         };
         let error = error.expect(message).to_string();
         assert!(error.contains(message), "expected {message:?} in {error:?}");
@@ -431,13 +433,13 @@ fn older_files_of_videomae_say_less() {
                 "{{ \"feature_extractor_type\": \"VideoMAEFeatureExtractor\", \"resample\": 2, \"size\": 24{rest} }}"
             )
         });
-        resolve_video_encoder(folder.path().to_str().unwrap())
+        resolve_embedder(folder.path().to_str().unwrap())
     };
     let frames: Vec<RgbImage> =
         (0..4).map(|i| RgbImage::from_fn(50, 30, |x, y| image::Rgb([(x * i) as u8, y as u8, (x * y) as u8]))).collect();
     let clip: [&[RgbImage]; 1] = [&frames];
-    let new = resolve_video_encoder(&fixture("videomae")).unwrap();
-    assert_eq!(old(", \"crop_size\": 24").unwrap().embed_clips(&clip), new.embed_clips(&clip));
+    let new = resolve_embedder(&fixture("videomae")).unwrap();
+    assert_eq!(old(", \"crop_size\": 24").unwrap().embed_videos(&clip), new.embed_videos(&clip));
     let error = old("").err().unwrap().to_string();
     assert!(error.contains("expected images of 24×24 pixels as config.json says, found 224×224"), "{error}");
 }

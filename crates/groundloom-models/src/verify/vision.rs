@@ -1,15 +1,11 @@
 //! Fixtures of images and clips.
 
-use super::{
-    Fixture, Outputs,
-    dual::pixels,
-    numbered,
-    writers::{named, open},
-};
+use super::{Fixture, Outputs, dual::pixels, numbered, writers::named};
 use crate::{
     ModelError,
     config::Config,
     layers::compute,
+    videomae::VideoMae,
     vit::{Kind, VisionTransformer},
     weights::Weights,
 };
@@ -45,10 +41,9 @@ pub(super) fn transformer(
     Ok(outputs)
 }
 
-pub(super) fn video(fixture: &Fixture) -> Result<Outputs, ModelError> {
-    let encoder = open(fixture)?.video_encoder()?;
-    let network = &encoder.network;
-    let made = encoder.processor.batch(&fixture.images()?.iter().collect::<Vec<_>>())?;
+pub(super) fn video(fixture: &Fixture, config: &Config, weights: &Weights) -> Result<Outputs, ModelError> {
+    let network = VideoMae::load(config, weights)?;
+    let made = network.processor(fixture.folder())?.batch(&fixture.images()?.iter().collect::<Vec<_>>())?;
     let given = fixture.input("pixel_values")?;
     let run = || -> candle_core::Result<Outputs> {
         let mut seen = Vec::new();
