@@ -1,5 +1,5 @@
 //! BLIP-2 (Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training with Frozen Image Encoders and Large Language
-//! Models", 2023) with an OPT: a few learned queries look at an image, and what they find stands before a text.
+//! Models", 2023) with an OPT or a T5: a few learned queries look at an image, and what they find stands before a text.
 //!
 //! Reference: transformers' `modeling_blip_2.py`.
 
@@ -11,8 +11,10 @@ use crate::{
     clip::{stack_shape, sub_config},
     config::Config,
     decoder::{CrossAttention, Decoder, DecoderBlock},
+    language_model::LanguageModel,
     layers::{Activation, LayerNorm, Linear},
     opt::{Opt, OptConfig},
+    t5::{self, T5},
     transformer::{BlockNames, NormPlace, StackShape},
     weights::Weights,
 };
@@ -35,9 +37,45 @@ pub(crate) struct Blip2 {
     pub(crate) vision: VisionTower,
     qformer: QFormer,
     projection: Linear,
-    pub(crate) text: Opt,
+    pub(crate) text: Text,
     /// The token that stands for a query.
     pub(crate) image_token: Option<u32>,
+}
+
+/// The language model behind the queries.
+#[derive(Debug)]
+pub(crate) enum Text {
+    /// Goes on behind the image and the prompt.
+    Opt(Opt),
+    /// Answers to both.
+    T5(T5),
+}
+
+impl Text {
+    /// Token ids `[n, length]` → their vectors, `[n, length, width]`.
+    pub(crate) fn embed(&self, ids: &Tensor) -> Candle<Tensor> {
+        match self {
+            Self::Opt(text) => text.embed(ids),
+            Self::T5(text) => text.embed(ids),
+        }
+    }
+
+    /// The token that ends a text.
+    pub(crate) fn end(&self) -> u32 {
+        match self {
+            Self::Opt(text) => text.end(),
+            Self::T5(text) => text.end,
+        }
+    }
+
+    /// The longest text in tokens, the image's among them.
+    pub(crate) fn longest(&self) -> usize {
+        match self {
+            Self::Opt(text) => text.longest(),
+            // Its positions are distances.
+            Self::T5(_) => usize::MAX,
+        }
+    }
 }
 
 /// Learned queries that look at an image's tokens.
@@ -50,7 +88,7 @@ struct QFormer {
 }
 
 impl Blip2 {
-    /// Reads the network of a `config.json` with `model_type` `blip-2` whose language model is an OPT.
+    /// Reads the network of a `config.json` with `model_type` `blip-2` whose language model is an OPT or a T5.
     ///
     /// # Errors
     /// [`ModelError::BadConfig`], [`ModelError::BadWeights`].
@@ -60,10 +98,12 @@ impl Blip2 {
             sub_config(config, "qformer_config")?,
             sub_config(config, "text_config")?,
         ];
-        if let Some(found) = text.text("model_type")?.filter(|found| *found != "opt") {
-            return Err(text.bad("model_type", "opt", found));
-        }
-        config.only("use_decoder_only_language_model", true)?;
+        let is_t5 = match text.text("model_type")? {
+            None | Some("opt") => false,
+            Some("t5") => true,
+            Some(found) => return Err(text.bad("model_type", "opt or t5", found)),
+        };
+        config.only("use_decoder_only_language_model", !is_t5)?;
         let queries = config.size_or("num_query_tokens", 32)?;
         let image_token = match config.id_if_there("image_token_index")? {
             Some(id) => Some(id),
@@ -79,16 +119,24 @@ impl Blip2 {
         for inert in ["encoder_hidden_size", "max_position_embeddings", "vocab_size"] {
             qformer.value(inert);
         }
-        let opt = OptConfig::read(&text)?;
+        let place = weights.at("language_model");
+        let (language_model, width) = match is_t5 {
+            true => (Text::T5(T5::load_at(&place, &text)?), text.size_or("d_model", 512)?),
+            false => {
+                let opt = OptConfig::read(&text)?;
+                (Text::Opt(Opt::load_at(&place, opt)?), opt.stack.width)
+            }
+        };
         [config, &vision, &qformer, &text].into_iter().try_for_each(Config::finish)?;
         let this = Self {
             vision: VisionTower::load(&weights.at("vision_model"), vision_shape)?,
             qformer: QFormer::load(weights, shape, queries, every, vision_shape.stack.width)?,
-            projection: Linear::load(&weights.at("language_projection"), shape.width, opt.stack.width, true)?,
-            text: Opt::load_at(&weights.at("language_model"), opt)?,
+            projection: Linear::load(&weights.at("language_projection"), shape.width, width, true)?,
+            text: language_model,
             image_token,
         };
-        weights.finish(&[])?;
+        let old: Vec<String> = t5::OLD.iter().map(|name| format!("language_model.{name}")).collect();
+        weights.finish(&old.iter().filter(|_| is_t5).map(String::as_str).collect::<Vec<_>>())?;
         Ok(this)
     }
 

@@ -96,11 +96,20 @@ impl VisionConfig {
     /// # Errors
     /// [`ModelError::BadConfig`].
     pub(crate) fn read(config: &Config) -> Result<Self, ModelError> {
-        let stack = stack_shape(config, [768, 3072, 12, 12], Activation::QuickGelu, 1e-5)?;
+        Self::read_sized(config, [768, 3072, 12, 12], 32)
+    }
+
+    /// As [`VisionConfig::read`], with other sizes where the options are missing: as [`stack_shape`] takes them, and of a
+    /// patch.
+    ///
+    /// # Errors
+    /// [`ModelError::BadConfig`].
+    pub(crate) fn read_sized(config: &Config, sizes: [usize; 4], patch: usize) -> Result<Self, ModelError> {
+        let stack = stack_shape(config, sizes, Activation::QuickGelu, 1e-5)?;
         config.only("num_channels", 3)?;
         config.value("projection_dim");
         let this =
-            Self { stack, image_size: config.size_or("image_size", 224)?, patch: config.size_or("patch_size", 32)? };
+            Self { stack, image_size: config.size_or("image_size", 224)?, patch: config.size_or("patch_size", patch)? };
         if this.patch > this.image_size {
             return Err(config.bad(
                 "patch_size",
@@ -246,20 +255,25 @@ impl TextTower {
 
     /// The vectors that stand for the texts, `[n, width]`.
     pub(crate) fn pooled(&self, hidden: &Tensor, ids: &Tensor) -> Candle<Tensor> {
-        let mut rows = Vec::new();
-        for (text, ids) in ids.to_vec2::<u32>()?.iter().enumerate() {
-            let place = match self.config.pooling {
-                TextPooling::FirstOf(end) => ids.iter().position(|&id| id == end),
-                TextPooling::GreatestId => {
-                    let greatest = ids.iter().max();
-                    ids.iter().position(|id| Some(id) == greatest)
-                }
-            };
-            // The reference's argmax over nothing found is the first token.
-            rows.push(hidden.i((text, place.unwrap_or(0)))?);
-        }
-        Tensor::stack(&rows, 0)
+        pooled(hidden, ids, self.config.pooling)
     }
+}
+
+/// The vectors that stand for the texts of `ids` (`[n, length]`) among those of all tokens, `[n, length, width]`.
+pub(crate) fn pooled(hidden: &Tensor, ids: &Tensor, pooling: TextPooling) -> Candle<Tensor> {
+    let mut rows = Vec::new();
+    for (text, ids) in ids.to_vec2::<u32>()?.iter().enumerate() {
+        let place = match pooling {
+            TextPooling::FirstOf(end) => ids.iter().position(|&id| id == end),
+            TextPooling::GreatestId => {
+                let greatest = ids.iter().max();
+                ids.iter().position(|id| Some(id) == greatest)
+            }
+        };
+        // The reference's argmax over nothing found is the first token.
+        rows.push(hidden.i((text, place.unwrap_or(0)))?);
+    }
+    Tensor::stack(&rows, 0)
 }
 
 /// Vectors of tokens plus those of their positions.

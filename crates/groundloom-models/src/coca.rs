@@ -418,6 +418,7 @@ fn block(weights: &Weights, i: usize, shape: StackShape) -> Result<DecoderBlock,
         (attention.values("in_proj_weight", &[3 * width, width])?, attention.values("in_proj_bias", &[3 * width])?);
     let (query, key_value) = weight.split_at(width * width);
     Ok(DecoderBlock {
+        inner_norms: None,
         cross: Some(CrossAttention {
             before: Some(FeedForward { up: own.up, down: own.down, norm: own.feed_forward_norm }),
             memory_norm: Some(Norm::Layer(LayerNorm::load(&place.at("ln_1_kv"), width, eps)?)),

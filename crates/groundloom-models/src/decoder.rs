@@ -40,6 +40,8 @@ pub(crate) struct DecoderBlock {
     pub(crate) gate: Option<Linear>,
     pub(crate) down: Linear,
     pub(crate) feed_forward_norm: Norm,
+    /// Before the last layer of the attention and of the feed-forward layers (Wang et al., "Foundation Transformers", 2022).
+    pub(crate) inner_norms: Option<[LayerNorm; 2]>,
 }
 
 /// Attention to what a text is about.
@@ -190,7 +192,10 @@ impl Decoder {
                     None => newest,
                 };
                 let queries = turned(part(0)?, query_norm)?;
-                let attended = attention_scaled(&queries, &keys, &values, self.heads, self.scale, bias)?;
+                let mut attended = attention_scaled(&queries, &keys, &values, self.heads, self.scale, bias)?;
+                if let Some([norm, _]) = &block.inner_norms {
+                    attended = norm.forward(&attended)?;
+                }
                 block.output.forward_onto(&attended, residual)
             })?;
             let remembered = memory.and_then(|memory| memory.blocks.get(i)?.as_ref().map(|both| (both, &memory.bias)));
@@ -210,6 +215,9 @@ impl Decoder {
                 let mut inner = block.up.forward_activated(input, self.activation)?;
                 if let Some(gate) = &block.gate {
                     inner = (inner * gate.forward(input)?)?;
+                }
+                if let Some([_, norm]) = &block.inner_norms {
+                    inner = norm.forward(&inner)?;
                 }
                 block.down.forward_onto(&inner, residual)
             })?;
@@ -311,6 +319,7 @@ impl DecoderBlock {
             gate: None,
             down: Linear::load(&weights.at(names.down), inner, width, true)?,
             feed_forward_norm: norm(names.feed_forward_norm)?,
+            inner_norms: None,
         })
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::{
     ModelError,
     clip::Clip,
-    embedder::{Embedder, EmbedderInfo},
+    embedder::{Embedder, EmbedderInfo, Modality},
     image_processor::ImageProcessor,
     layers::{compute, normalise},
     naflex::{PatchProcessor, Siglip2},
@@ -135,7 +135,7 @@ impl Embedder for SentenceEmbedder {
     }
 
     fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
-        self.info.refuse("images", images.len())
+        self.info.refuse(Modality::Image, images.len())
     }
 }
 
@@ -152,7 +152,7 @@ impl Embedder for VisionEmbedder {
     }
 
     fn embed_texts(&self, texts: &[&str]) -> Vec<Result<Vec<f32>, ModelError>> {
-        self.info.refuse("texts", texts.len())
+        self.info.refuse(Modality::Text, texts.len())
     }
 
     fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {
@@ -176,7 +176,7 @@ impl Embedder for SsdEmbedder {
     }
 
     fn embed_texts(&self, texts: &[&str]) -> Vec<Result<Vec<f32>, ModelError>> {
-        self.info.refuse("texts", texts.len())
+        self.info.refuse(Modality::Text, texts.len())
     }
 
     fn embed_images(&self, images: &[&RgbImage]) -> Vec<Result<Vec<f32>, ModelError>> {

@@ -121,6 +121,16 @@ pub enum ModelError {
         /// What can do it.
         supported: &'static str,
     },
+    /// A language that a transcriber does not know.
+    #[error("the model {model} knows no language {language:?}; expected one of: {known}")]
+    UnknownLanguage {
+        /// The model's name.
+        model: String,
+        /// The language asked for.
+        language: String,
+        /// Those it knows; empty for a model of English alone.
+        known: String,
+    },
     /// A model of open vocabulary was asked for everything that it knows.
     #[error("{model} looks for phrases and has no classes of its own: name the phrases to look for")]
     NeedsPhrases {
@@ -136,20 +146,28 @@ pub enum ModelError {
         model: String,
     },
     /// A waveform too short for a single frame.
-    #[error("expected a waveform of at least {least} samples at 16 kHz, found {samples}")]
+    #[error("expected a waveform of at least {least} samples, found {samples}")]
     ShortWaveform {
         /// Samples given.
         samples: usize,
         /// What the model's first frame sees.
         least: usize,
     },
-    /// A waveform with a sample that is no finite number.
-    #[error("expected a waveform of finite samples, found {found} at sample {place}; the audio is damaged")]
+    /// A waveform, a plane or a recording with a value that is no finite number.
+    #[error("expected finite numbers, found {found} at sample {place}; the data are damaged")]
     BadSample {
         /// Which sample, from 0 on.
         place: usize,
         /// The sample.
         found: String,
+    },
+    /// A recording of another length than the model takes.
+    #[error("expected {expected}, found {found}")]
+    WrongCount {
+        /// How many of what.
+        expected: String,
+        /// How many there are.
+        found: usize,
     },
     /// A layer that the model does not have.
     #[error("expected a layer from 0 to {layers} of the model {model}, found {layer}")]
@@ -211,7 +229,7 @@ pub enum ModelError {
     NoModality {
         /// The model's name.
         model: String,
-        /// `texts` or `images`.
+        /// `texts`, `images`, `audio`, …
         what: &'static str,
     },
     /// A model without classes was asked for some.

@@ -11,7 +11,8 @@ use crate::{
 
 /// What `config.json` may name as `model_type`, or first in `architectures`.
 pub const ARCHITECTURES: &str = "clip, siglip, siglip2, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, grounding-dino, owlvit, owlv2, \
-     blip, blip-2, llava, coca, fromage, llama, qwen2, qwen3, opt, gpt2, t5, wav2vec2, hubert, SsdMobileNetV2";
+     blip, blip-2, llava, coca, fromage, kosmos-2, clap, imagebind, llama, qwen2, qwen3, opt, gpt2, t5, wav2vec2, hubert, whisper, videomae, \
+     SsdMobileNetV2";
 
 /// The networks of this crate, by the `model_type` of their `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +36,15 @@ pub(crate) enum Family {
     Fromage,
     /// Or Qwen2, Qwen3.
     Llama(llama::Kind),
+    Clap,
+    ImageBind,
+    Kosmos2,
     Opt,
     Gpt2,
     T5,
     Speech(wav2vec2::Kind),
+    Whisper,
+    VideoMae,
     Ssd,
 }
 
@@ -81,9 +87,14 @@ impl Family {
             "blip" => Some(Self::Blip),
             "blip-2" => Some(Self::Blip2),
             "llava" => Some(Self::Llava),
+            "clap" => Some(Self::Clap),
+            "imagebind" => Some(Self::ImageBind),
+            "kosmos-2" => Some(Self::Kosmos2),
             "opt" => Some(Self::Opt),
             "gpt2" => Some(Self::Gpt2),
             "t5" => Some(Self::T5),
+            "whisper" => Some(Self::Whisper),
+            "videomae" => Some(Self::VideoMae),
             ssd::ARCHITECTURE => Some(Self::Ssd),
             other => {
                 let text = bert::Kind::of(other).map(Self::TextEncoder);
@@ -125,10 +136,15 @@ impl Family {
             Self::Coca => "coca",
             Self::Fromage => "fromage",
             Self::Llama(kind) => kind.name(),
+            Self::Clap => "clap",
+            Self::ImageBind => "imagebind",
+            Self::Kosmos2 => "kosmos-2",
             Self::Opt => "opt",
             Self::Gpt2 => "gpt2",
             Self::T5 => "t5",
             Self::Speech(kind) => kind.name(),
+            Self::Whisper => "whisper",
+            Self::VideoMae => "videomae",
             Self::Ssd => ssd::ARCHITECTURE,
         }
     }

@@ -81,6 +81,7 @@ fn block(weights: &Weights, shape: StackShape) -> Result<DecoderBlock, ModelErro
     let layer = |name: &str, inputs: usize, outputs: usize| Linear::load_columns(&weights.at(name), inputs, outputs);
     let norm = |name: &str| LayerNorm::load(&weights.at(name), width, eps).map(Norm::Layer);
     Ok(DecoderBlock {
+        inner_norms: None,
         qkv: layer("attn.c_attn", width, 3 * width)?,
         head_norms: None,
         output: layer("attn.c_proj", width, width)?,

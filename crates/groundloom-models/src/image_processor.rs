@@ -34,11 +34,24 @@ pub(crate) struct ImageProcessor {
 
 /// Where a crop begins whose margins are an odd number of pixels together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Middle {
+pub(crate) enum Middle {
     /// At half of them rounded down, as transformers does.
     Down,
     /// At half of them rounded to an even number, as torchvision does.
     Even,
+}
+
+impl Middle {
+    /// Where the middle `to` of `from` pixels begin; below 0 where `to` are more.
+    pub(crate) fn offset(self, from: u32, to: u32) -> i64 {
+        let (from, to) = (i64::from(from), i64::from(to));
+        match self {
+            Self::Even if from >= to => (from - to) / 2 + i64::from((from - to) % 4 == 3),
+            Self::Down if from >= to => (from - to) / 2,
+            // Reached by transformers' processors only: torchvision's resize leaves no side too short here.
+            _ => -((to - from + 1) / 2),
+        }
+    }
 }
 
 /// What an image is resized to.
@@ -341,16 +354,7 @@ fn within(width: u32, height: u32, side: u32, most: u32) -> (u32, u32) {
 /// `width` × `height` pixels around the centre; black where the image is smaller. The offsets are the reference's:
 /// rounded down, and where the image is smaller, rounded up for the padding before it.
 fn centre_crop(image: &RgbImage, width: u32, height: u32, middle: Middle) -> RgbImage {
-    let offset = |from: u32, to: u32| -> i64 {
-        let (from, to) = (i64::from(from), i64::from(to));
-        match middle {
-            Middle::Even if from >= to => (from - to) / 2 + i64::from((from - to) % 4 == 3),
-            Middle::Down if from >= to => (from - to) / 2,
-            // Reached by transformers' processors only: torchvision's resize leaves no side too short here.
-            _ => -((to - from + 1) / 2),
-        }
-    };
-    let (left, top) = (offset(image.width(), width), offset(image.height(), height));
+    let (left, top) = (middle.offset(image.width(), width), middle.offset(image.height(), height));
     RgbImage::from_fn(width, height, |x, y| {
         let (x, y) = (i64::from(x) + left, i64::from(y) + top);
         match (u32::try_from(x), u32::try_from(y)) {
@@ -365,11 +369,10 @@ const SIZE_FORMS: &str = "a number of pixels, {height, width}, {shortest_edge} o
 /// `size`: `224`, `{"height": 224, "width": 224}`, `{"shortest_edge": 224}` or with a `longest_edge`.
 fn size(file: &Config) -> Result<Size, ModelError> {
     let Some(found) = file.value("size") else { return Err(file.bad("size", SIZE_FORMS, "nothing")) };
-    let square = file.value("image_processor_type").or(file.value("feature_extractor_type")).and_then(Value::as_str);
     if found.is_number() {
         let side = pixels(file, "size", found)?;
-        // The number is CLIP's and BiT's shorter side, and everybody else's square.
-        let shortest = square.is_some_and(|name| name.starts_with("CLIP") || name.starts_with("Bit"));
+        // The number is the shorter side of CLIP, BiT and VideoMAE, and everybody else's square.
+        let shortest = ["CLIP", "Bit", "VideoMAE"].iter().any(|name| named(file, name));
         return Ok(if shortest { Size::Shortest(side) } else { Size::Exact { width: side, height: side } });
     }
     let (edges, side) = (found.as_object(), |key: &str| found.get(key).filter(|value| !value.is_null()));
@@ -386,10 +389,18 @@ fn size(file: &Config) -> Result<Size, ModelError> {
     }
 }
 
-/// `crop_size`: `224` or `{"height": 224, "width": 224}`.
+/// Whether the processor's class begins with `name`.
+fn named(file: &Config, name: &str) -> bool {
+    let class = file.value("image_processor_type").or(file.value("feature_extractor_type")).and_then(Value::as_str);
+    class.is_some_and(|class| class.starts_with(name))
+}
+
+/// `crop_size`: `224` or `{"height": 224, "width": 224}`. VideoMAE's older files leave its default out.
 fn crop(file: &Config) -> Result<(u32, u32), ModelError> {
     const FORMS: &str = "a number of pixels or {height, width}";
-    let found = file.value("crop_size").ok_or_else(|| file.bad("crop_size", FORMS, "nothing"))?;
+    let Some(found) = file.value("crop_size") else {
+        return if named(file, "VideoMAE") { Ok((224, 224)) } else { Err(file.bad("crop_size", FORMS, "nothing")) };
+    };
     if found.is_number() {
         let side = pixels(file, "crop_size", found)?;
         return Ok((side, side));

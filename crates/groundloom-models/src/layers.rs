@@ -398,14 +398,22 @@ pub(crate) fn causal_bias(past: usize, length: usize, mask: Option<&Tensor>) -> 
 /// Cuts images into squares: `[n, channels, height, width]` → `[n, squares, channels · patch · patch]`, in reading
 /// order; what does not fill a square is left out. A convolution with stride and kernel `patch` is a [`Linear`] of it.
 pub(crate) fn patches(pixels: &Tensor, patch: usize) -> Result<Tensor> {
+    patches_every(pixels, patch, patch)
+}
+
+/// As [`patches`], of squares that begin `stride` pixels behind one another.
+pub(crate) fn patches_every(pixels: &Tensor, patch: usize, stride: usize) -> Result<Tensor> {
     let (n, channels, height, width) = pixels.dims4()?;
-    let (down, across) = (height / patch, width / patch);
+    let squares = |side: usize| side.checked_sub(patch).map_or(0, |rest| rest / stride + 1);
+    let (down, across) = (squares(height), squares(width));
     let length = channels * patch * patch;
     let mut out = vec![0.0; n * down * across * length];
     with_values(pixels, |pixels| {
-        for (image, out) in pixels.chunks_exact(channels * height * width).zip(out.chunks_mut(down * across * length)) {
+        // Of no square at all there is nothing to cut.
+        let image = (down * across * length).max(1);
+        for (image, out) in pixels.chunks_exact(channels * height * width).zip(out.chunks_mut(image)) {
             for (i, out) in out.chunks_exact_mut(length).enumerate() {
-                let (top, left) = (i / across * patch, i % across * patch);
+                let (top, left) = (i / across * stride, i % across * stride);
                 for (line, out) in out.chunks_exact_mut(patch).enumerate() {
                     let (channel, y) = (line / patch, top + line % patch);
                     out.copy_from_slice(&image[(channel * height + y) * width + left..][..patch]);

@@ -215,6 +215,7 @@ fn block(weights: &Weights, config: &LlamaConfig) -> Result<DecoderBlock, ModelE
     Ok(DecoderBlock {
         qkv: Linear::new(&qkv, &bias),
         head_norms,
+        inner_norms: None,
         output: layer("self_attn.o_proj", attended, width)?,
         attention_norm: norm("input_layernorm")?,
         cross: None,

@@ -19,7 +19,8 @@ type Candle<T> = candle_core::Result<T>;
 /// Rows of the table of positions before that of the first token.
 const OFFSET: usize = 2;
 
-const NAMES: BlockNames = BlockNames {
+/// How the blocks of fairseq's decoders name their parts.
+pub(crate) const NAMES: BlockNames = BlockNames {
     attention_norm: "self_attn_layer_norm",
     up: "fc1",
     down: "fc2",

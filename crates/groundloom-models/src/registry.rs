@@ -6,12 +6,13 @@ use candle_core::Device;
 
 use crate::{
     ModelError,
+    clap::{self, Clap, ClapEmbedder},
     classifier::{Classifier, VisionClassifier},
     clip::{self, Clip},
     coca::{self, Coca},
     config::Config,
     detector::{Classes, Detector, ModelInfo},
-    embedder::{Embedder, EmbedderInfo},
+    embedder::{Embedder, EmbedderInfo, Modality},
     embedders::{DualEmbedder, PatchEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
     family::Family,
     folder::{EmbeddedModel, ModelFolder},
@@ -19,12 +20,15 @@ use crate::{
     grounding_dino::GroundingDinoDetector,
     hub::{self, Hub},
     image_processor::{ImageDefaults, ImageProcessor},
+    imagebind::{self, ImageBind, ImageBindEmbedder, Spectra},
     naflex::{PatchProcessor, Siglip2},
     owl::OwlDetector,
     sentence::{self, SentenceEncoder},
     siglip::{self, Siglip},
+    speech::SAMPLE_RATE,
     ssd::{self, SsdMobileNetV2, plain::PlainNetwork},
     text_tokenizer::{Padding, TextTokenizer},
+    videomae::{self, VideoMae, VideoMaeEmbedder},
     vit::{self, VisionTransformer},
     weights::Weights,
 };
@@ -34,7 +38,9 @@ mod writers;
 
 pub use speech::{resolve_audio_encoder, resolve_transcriber};
 pub(crate) use writers::Opened;
-pub use writers::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
+pub use writers::{
+    describe_model, resolve_captioner, resolve_generator, resolve_grounded_captioner, resolve_matcher, resolve_scorer,
+};
 
 /// The embedded detector's name.
 pub const DEFAULT_DETECTOR: &str = "ssd-mobilenet-v2-oidv4";
@@ -86,8 +92,8 @@ pub(crate) fn find(name: &str) -> Result<ModelFolder, ModelError> {
 /// Architectures that find boxes.
 const DETECTORS: &str = "grounding-dino, owlvit, owlv2, SsdMobileNetV2";
 /// Architectures that make vectors.
-const EMBEDDERS: &str =
-    "clip, siglip, siglip2, coca, fromage, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, SsdMobileNetV2";
+const EMBEDDERS: &str = "clip, siglip, siglip2, coca, fromage, clap, imagebind, bert, roberta, xlm-roberta, mpnet, vit, dinov2, beit, videomae, \
+     SsdMobileNetV2";
 
 fn find_ssd(name: &str) -> Result<ModelFolder, ModelError> {
     let folder = find(name)?;
@@ -128,14 +134,17 @@ fn described(name: &str) -> Result<Described, ModelError> {
     let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
     let (dims, normalised, [texts, images]) = match family {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
+        Family::Clap => (config.size_or("projection_dim", 512)?, true, [true, false]),
         Family::Coca => (coca::width(&config)?, true, [true, true]),
         Family::Fromage => (fromage::width(&config)?, true, [true, true]),
+        Family::ImageBind => (imagebind::width(&config)?, true, [true, true]),
         Family::Siglip | Family::Siglip2 => (siglip::width(&config)?, true, [true, true]),
         Family::TextEncoder(_) => {
             let width = config.size_or("hidden_size", 768)?;
             (width, sentence::modules(&folder, width)?.1, [true, false])
         }
         Family::VisionTransformer(_) => (config.size_or("hidden_size", 768)?, false, [false, true]),
+        Family::VideoMae => (config.size_or("hidden_size", 768)?, false, [false, false]),
         Family::Ssd => (ssd::FEATURES, false, [false, true]),
         _ => return Err(family.unsuited(name, EMBEDDERS)),
     };
@@ -152,6 +161,17 @@ fn described(name: &str) -> Result<Described, ModelError> {
         normalised,
         texts,
         images,
+        sample_rate: match family {
+            Family::Clap => Some(clap::sample_rate(&folder)?),
+            Family::ImageBind => Some(SAMPLE_RATE),
+            _ => None,
+        },
+        video_frames: if family == Family::VideoMae { Some(videomae::frames(&config)?) } else { None },
+        others: match family {
+            Family::ImageBind => imagebind::OTHERS,
+            Family::VideoMae => &[Modality::Video],
+            _ => &[],
+        },
     };
     Ok(Described { folder, family, config, weights, info })
 }
@@ -203,6 +223,15 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
                 network,
             })
         }
+        Family::Clap => {
+            let network = Clap::load(&config, &weights)?;
+            Arc::new(ClapEmbedder {
+                info,
+                front: clap::LogMel::open(&folder, &network)?,
+                tokenizer: clap::tokenizer(&folder, &network)?,
+                network,
+            })
+        }
         Family::Coca => {
             let network = Coca::load(&config, &weights)?;
             let (length, pad) = (network.text.longest, network.text.pad);
@@ -224,6 +253,13 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
                 network,
             })
         }
+        Family::ImageBind => Arc::new(ImageBindEmbedder {
+            info,
+            processor: imagebind::processor(&config)?,
+            network: ImageBind::load(&config, &weights)?,
+            tokenizer: TextTokenizer::open(&folder, imagebind::POSITIONS, |_| Padding::Longest(0))?,
+            spectra: Spectra::new(),
+        }),
         Family::TextEncoder(kind) => {
             let encoder = SentenceEncoder::load(&folder, &config, kind, &weights)?;
             Arc::new(SentenceEmbedder { info, encoder })
@@ -232,6 +268,10 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
             let network = VisionTransformer::load(&config, kind, &weights)?;
             let processor = vision_processor(&folder, kind, &network)?;
             Arc::new(VisionEmbedder { info, network, processor })
+        }
+        Family::VideoMae => {
+            let network = VideoMae::load(&config, &weights)?;
+            Arc::new(VideoMaeEmbedder { info, processor: network.processor(&folder)?, network })
         }
         Family::Ssd => Arc::new(SsdEmbedder { info, network: SsdMobileNetV2::load(&folder)? }),
         _ => return Err(family.unsuited(name, EMBEDDERS)),
@@ -269,7 +309,10 @@ fn vision_processor(
 }
 
 /// The image processor of a network that takes images of `size` × `size` pixels only.
-fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<ImageProcessor, ModelError> {
+///
+/// # Errors
+/// [`ModelError::Unreadable`], [`ModelError::BadConfig`].
+pub(crate) fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) -> Result<ImageProcessor, ModelError> {
     let processor = ImageProcessor::open(folder, defaults)?;
     match processor.fixed_size() {
         Some((width, height)) if width as usize == size && height as usize == size => Ok(processor),

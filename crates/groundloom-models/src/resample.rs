@@ -1,4 +1,4 @@
-//! Resizing of learned grids of vectors, as torch's `interpolate` does with `align_corners=False`.
+//! Resizing of grids of vectors, as torch's `interpolate` does, with `align_corners=False` where nothing else is said.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -10,12 +10,29 @@ type Taps = Vec<(usize, f32)>;
 /// `[from.0 · from.1, width]` → `[to.0 · to.1, width]`, by Keys' cubic with a = −0.75 and edges repeated: torch's
 /// `bicubic` without antialiasing.
 pub(crate) fn bicubic(grid: &Tensor, from: [usize; 2], to: [usize; 2]) -> Result<Tensor> {
+    separable(grid, from, to, |from, to, i| cubic_taps(from, (i as f32 + 0.5) * (from as f32 / to as f32) - 0.5))
+}
+
+/// As [`bicubic`], the first and the last vectors staying where they are: `align_corners=True`.
+pub(crate) fn bicubic_aligned(grid: &Tensor, from: [usize; 2], to: [usize; 2]) -> Result<Tensor> {
+    separable(grid, from, to, |from, to, i| cubic_taps(from, i as f32 * ((from - 1) as f32 / (to.max(2) - 1) as f32)))
+}
+
+/// The four of `from` values around `place`.
+fn cubic_taps(from: usize, place: f32) -> Taps {
+    let start = place.floor();
+    let t = place - start;
+    let at = |offset: i64| (start as i64 + offset).clamp(0, from as i64 - 1) as usize;
+    vec![(at(-1), cubic(t + 1.0)), (at(0), cubic(t)), (at(1), cubic(1.0 - t)), (at(2), cubic(2.0 - t))]
+}
+
+/// As [`bicubic`], linear: torch's `bilinear` without antialiasing.
+pub(crate) fn bilinear(grid: &Tensor, from: [usize; 2], to: [usize; 2]) -> Result<Tensor> {
     separable(grid, from, to, |from, to, i| {
-        let place = (i as f32 + 0.5) * (from as f32 / to as f32) - 0.5;
-        let start = place.floor();
-        let t = place - start;
-        let at = |offset: i64| (start as i64 + offset).clamp(0, from as i64 - 1) as usize;
-        vec![(at(-1), cubic(t + 1.0)), (at(0), cubic(t)), (at(1), cubic(1.0 - t)), (at(2), cubic(2.0 - t))]
+        let place = ((i as f32 + 0.5) * (from as f32 / to as f32) - 0.5).max(0.0);
+        let start = (place as usize).min(from - 1);
+        let t = place - start as f32;
+        vec![(start, 1.0 - t), ((start + 1).min(from - 1), t)]
     })
 }
 

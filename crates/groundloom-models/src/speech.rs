@@ -1,4 +1,4 @@
-//! What every model of speech answers, and how wav2vec 2.0 and HuBERT do.
+//! What every model of speech answers, and how wav2vec 2.0 and HuBERT do (Whisper: `whisper`).
 
 use crate::{
     ModelError, ModelIdentity, config::Config, ctc::Alphabet, folder::ModelFolder, layers::compute, wav2vec2::Wav2Vec2,
@@ -36,7 +36,8 @@ pub trait AudioEncoder: Send + Sync {
     /// the input of the first block, `layer` n the output of block n; `None` is what the model gives as its last hidden
     /// state, which a network with its norms before its layers norms once more.
     ///
-    /// Each waveform is computed by itself and without padding. One fails by itself: [`ModelError::ShortWaveform`],
+    /// Each waveform is computed by itself and without padding; Whisper sees it in windows of 30 s, the last of them with
+    /// silence behind it, whose frames are left out. One fails by itself: [`ModelError::ShortWaveform`],
     /// [`ModelError::BadSample`]; all fail by [`ModelError::NoLayer`].
     fn features(&self, waveforms: &[&[f32]], layer: Option<usize>) -> Vec<Result<Features, ModelError>>;
 }
@@ -46,9 +47,61 @@ pub trait Transcriber: Send + Sync {
     /// Who this model is.
     fn info(&self) -> &ModelIdentity;
 
-    /// The text of each of `waveforms`, as in [`AudioEncoder::features`]: the likeliest token of each frame, repeats once,
-    /// blanks left out. A waveform fails by itself: [`ModelError::ShortWaveform`], [`ModelError::BadSample`].
-    fn transcribe(&self, waveforms: &[&[f32]]) -> Vec<Result<String, ModelError>>;
+    /// What is said in each of `waveforms`, as in [`AudioEncoder::features`]. CTC: the likeliest token of each frame,
+    /// repeats once, blanks left out; it knows no languages and no times. Whisper: the likeliest token each time, window
+    /// after window.
+    ///
+    /// A waveform fails by itself: [`ModelError::ShortWaveform`], [`ModelError::BadSample`]; all fail by
+    /// [`ModelError::Unable`] and [`ModelError::UnknownLanguage`].
+    fn transcribe(&self, waveforms: &[&[f32]], asked: &Transcribing) -> Vec<Result<Transcript, ModelError>>;
+}
+
+/// How speech is written down.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Transcribing {
+    /// The language that is spoken, as the model calls it (`en`); without, a model of several hears it in the first window.
+    pub language: Option<String>,
+    /// Whether the text is to be in English, whatever is spoken.
+    pub translate: bool,
+    /// Whether the segments are to be told. A waveform longer than a window of the model is always cut into them.
+    pub timestamps: bool,
+}
+
+/// What is said.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Transcript {
+    /// The whole text.
+    pub text: String,
+    /// The language, where the model knows several.
+    pub language: Option<String>,
+    /// Stretches of the text in order, where they were asked for or needed and the model tells them.
+    pub segments: Vec<Segment>,
+}
+
+/// A stretch of speech.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    /// In seconds from the beginning of the waveform.
+    pub start: f64,
+    /// As `start`.
+    pub end: f64,
+    /// What is said.
+    pub text: String,
+}
+
+/// Refuses a waveform of fewer than `least` samples, and one with a sample that is no finite number.
+///
+/// # Errors
+/// [`ModelError::ShortWaveform`], [`ModelError::BadSample`].
+pub(crate) fn heard_samples(waveform: &[f32], least: usize) -> Result<(), ModelError> {
+    let samples = waveform.len();
+    if samples < least {
+        return Err(ModelError::ShortWaveform { samples, least });
+    }
+    match waveform.iter().position(|x| !x.is_finite()) {
+        Some(place) => Err(ModelError::BadSample { place, found: waveform[place].to_string() }),
+        None => Ok(()),
+    }
 }
 
 /// What `preprocessor_config.json` asks to be done to a waveform.
@@ -99,13 +152,7 @@ pub(crate) struct Wav2Vec2Encoder {
 impl Wav2Vec2Encoder {
     /// A waveform as the network takes it.
     fn input(&self, waveform: &[f32]) -> Result<Vec<f32>, ModelError> {
-        let (samples, least) = (waveform.len(), self.network.least_samples());
-        if samples < least {
-            return Err(ModelError::ShortWaveform { samples, least });
-        }
-        if let Some(place) = waveform.iter().position(|x| !x.is_finite()) {
-            return Err(ModelError::BadSample { place, found: waveform[place].to_string() });
-        }
+        heard_samples(waveform, self.network.least_samples())?;
         Ok(self.standardiser.apply(waveform))
     }
 }
@@ -149,12 +196,25 @@ impl Transcriber for Wav2Vec2Transcriber {
         &self.encoder.info
     }
 
-    fn transcribe(&self, waveforms: &[&[f32]]) -> Vec<Result<String, ModelError>> {
-        let network = &self.encoder.network;
+    fn transcribe(&self, waveforms: &[&[f32]], asked: &Transcribing) -> Vec<Result<Transcript, ModelError>> {
+        let Wav2Vec2Encoder { info, network, .. } = &self.encoder;
         let one = |waveform: &&[f32]| {
+            let unable = |what| ModelError::Unable {
+                model: info.name.clone(),
+                architecture: info.architecture.clone(),
+                what,
+                supported: "a Whisper of several languages",
+            };
+            if asked.translate {
+                return Err(unable("translate speech"));
+            }
+            if asked.language.is_some() {
+                return Err(unable("choose among languages"));
+            }
             let input = self.encoder.input(waveform)?;
             let ids = network.features(&input, None).and_then(|x| network.likeliest(&x));
-            Ok(self.alphabet.text(&ids.map_err(compute("the speech encoder"))?))
+            let text = self.alphabet.text(&ids.map_err(compute("the speech encoder"))?);
+            Ok(Transcript { text, ..Transcript::default() })
         };
         waveforms.iter().map(one).collect()
     }

@@ -1,8 +1,9 @@
 //! Swin Transformer (Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", 2021), as
-//! the backbone of detectors: feature maps of several strides.
+//! the backbone of detectors: feature maps of several strides; and as the audio tower of CLAP, whose map is a spectrum
+//! (Chen et al., "HTS-AT: A Hierarchical Token-Semantic Audio Transformer", 2022).
 //!
 //! Tensor names are those of Hugging Face checkpoints. As in transformers' `SwinBackbone`, windows keep their size
-//! however small a map is: maps are padded to whole windows.
+//! however small a map is: maps are padded to whole windows. In CLAP a map of one window is not rolled.
 
 mod attention;
 
@@ -34,6 +35,32 @@ pub(crate) struct SwinConfig {
     eps: f64,
     /// Stages whose maps are wanted, counted from 1, ascending.
     outputs: Vec<usize>,
+    layout: Layout,
+}
+
+/// Whose checkpoint it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Backbone,
+    Clap,
+}
+
+impl Layout {
+    /// Where the patches' layer, their norm and the stages lie.
+    fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::Backbone => ["embeddings.patch_embeddings.projection", "embeddings.norm", "encoder.layers"],
+            Self::Clap => ["patch_embed.proj", "patch_embed.norm", "layers"],
+        }
+    }
+
+    /// Where the norm of a stage's map lies.
+    fn output_norm(self, stage: usize) -> String {
+        match self {
+            Self::Backbone => format!("hidden_states_norms.stage{stage}"),
+            Self::Clap => "norm".to_owned(),
+        }
+    }
 }
 
 impl SwinConfig {
@@ -49,18 +76,8 @@ impl SwinConfig {
             config.value(inert);
         }
         let depths = config.sizes_or("depths", &[2, 2, 6, 2])?;
-        let heads = config.sizes_or("num_heads", &[3, 6, 12, 24])?;
-        if heads.len() != depths.len() {
-            let expected = format!("a list of {} sizes, as many as depths", depths.len());
-            return Err(config.bad("num_heads", expected, format!("{heads:?}")));
-        }
         let embed = config.size_or("embed_dim", 96)?;
-        for (stage, &heads) in heads.iter().enumerate() {
-            if !(embed << stage).is_multiple_of(heads) {
-                let expected = format!("divisors of the stages' widths ({} in stage {})", embed << stage, stage + 1);
-                return Err(config.bad("num_heads", expected, heads));
-            }
-        }
+        let heads = heads_of(config, "num_heads", &[3, 6, 12, 24], &depths, embed)?;
         let last = [depths.len()];
         let mut outputs = config.sizes_or("out_indices", &last)?;
         config.value("out_features");
@@ -82,6 +99,57 @@ impl SwinConfig {
             activation: activation(config, "hidden_act", Activation::Gelu)?,
             eps: config.number_or("layer_norm_eps", 1e-5)?,
             outputs,
+            layout: Layout::Backbone,
+        };
+        config.finish()?;
+        Ok(read)
+    }
+
+    /// Reads the `audio_config` of CLAP, for spectra of `spec_size` × `spec_size`; the options that are not this network's
+    /// have been read.
+    ///
+    /// # Errors
+    /// [`ModelError::BadConfig`].
+    pub(crate) fn read_clap(config: &Config) -> std::result::Result<Self, ModelError> {
+        // Four spectra of a long sound, blended.
+        config.only("enable_fusion", false)?;
+        config.only("enable_patch_layer_norm", true)?;
+        config.only("flatten_patch_embeds", true)?;
+        config.only("patch_embed_input_channels", 1)?;
+        // Sizes of the blending; what the network was trained to sort sounds into; said by depths already.
+        for inert in ["aff_block_r", "fusion_type", "num_classes", "num_hidden_layers"] {
+            config.value(inert);
+        }
+        let depths = config.sizes_or("depths", &[2, 2, 6, 2])?;
+        let embed = config.size_or("patch_embeds_hidden_size", 96)?;
+        let heads = heads_of(config, "num_attention_heads", &[4, 8, 16, 32], &depths, embed)?;
+        let (patch, window) = (config.size_or("patch_size", 4)?, config.size_or("window_size", 8)?);
+        config.only("patch_stride", vec![patch, patch])?;
+        let width = embed << (depths.len() - 1);
+        let named = config.size_or("hidden_size", 768)?;
+        if named != width {
+            return Err(config.bad("hidden_size", format!("{width}, the width of the last stage"), named));
+        }
+        let side = config.size_or("spec_size", 256)?;
+        let smallest = (side / patch) >> (depths.len() - 1);
+        if smallest < window || !side.is_multiple_of(patch << (depths.len() - 1)) {
+            let expected =
+                format!("a multiple of {}, with the last stage at least a window", patch << (depths.len() - 1));
+            return Err(config.bad("spec_size", expected, side));
+        }
+        let read = Self {
+            patch,
+            channels: 1,
+            embed,
+            outputs: vec![depths.len()],
+            depths,
+            heads,
+            window,
+            hidden_ratio: config.number_or("mlp_ratio", 4.0)?,
+            qkv_bias: config.flag_or("qkv_bias", true)?,
+            activation: activation(config, "hidden_act", Activation::Gelu)?,
+            eps: config.number_or("layer_norm_eps", 1e-5)?,
+            layout: Layout::Clap,
         };
         config.finish()?;
         Ok(read)
@@ -91,6 +159,33 @@ impl SwinConfig {
     pub(crate) fn output_channels(&self) -> Vec<usize> {
         self.outputs.iter().map(|&stage| self.embed << (stage - 1)).collect()
     }
+}
+
+/// The heads of each stage, which must divide its width.
+fn heads_of(
+    config: &Config,
+    key: &str,
+    default: &[usize],
+    depths: &[usize],
+    embed: usize,
+) -> std::result::Result<Vec<usize>, ModelError> {
+    // Each stage is twice as wide as the one before.
+    const STAGES: usize = 8;
+    if depths.len() > STAGES {
+        return Err(config.bad("depths", format!("a list of at most {STAGES}"), format!("one of {}", depths.len())));
+    }
+    let heads = config.sizes_or(key, default)?;
+    if heads.len() != depths.len() || heads.is_empty() {
+        let expected = format!("a list of {} sizes, as many as depths", depths.len());
+        return Err(config.bad(key, expected, format!("{heads:?}")));
+    }
+    for (stage, &heads) in heads.iter().enumerate() {
+        if !(embed << stage).is_multiple_of(heads) {
+            let expected = format!("divisors of the stages' widths ({} in stage {})", embed << stage, stage + 1);
+            return Err(config.bad(key, expected, heads));
+        }
+    }
+    Ok(heads)
 }
 
 /// A map of features: `[batch, height * width, channels]`, rows from the top.
@@ -135,15 +230,15 @@ impl Swin {
     /// [`ModelError::BadWeights`].
     pub(crate) fn load(config: SwinConfig, weights: &Weights) -> std::result::Result<Self, ModelError> {
         let SwinConfig { patch, channels, embed, .. } = config;
-        let embeddings = weights.at("embeddings");
-        let projection = embeddings.at("patch_embeddings.projection");
+        let [projection, norm, layers] = config.layout.names();
+        let projection = weights.at(projection);
         let kernel = projection.values("weight", &[embed, channels, patch, patch])?;
         let patches = Linear::new(&kernel, &projection.values("bias", &[embed])?);
-        let norm = LayerNorm::load(&embeddings.at("norm"), embed, OUTER_EPS)?;
+        let norm = LayerNorm::load(&weights.at(norm), embed, OUTER_EPS)?;
         let mut stages = Vec::with_capacity(config.depths.len());
         for (stage, &depth) in config.depths.iter().enumerate() {
             let width = embed << stage;
-            let at = weights.at(format!("encoder.layers.{stage}"));
+            let at = weights.at(layers).at(stage);
             let blocks = (0..depth)
                 .map(|block| Block::load(&config, stage, &at.at(format!("blocks.{block}"))))
                 .collect::<std::result::Result<_, _>>()?;
@@ -155,11 +250,16 @@ impl Swin {
             .outputs
             .iter()
             .map(|&stage| {
-                let at = weights.at(format!("hidden_states_norms.stage{stage}"));
+                let at = weights.at(config.layout.output_norm(stage));
                 LayerNorm::load(&at, embed << (stage - 1), OUTER_EPS)
             })
             .collect::<std::result::Result<_, _>>()?;
         Ok(Self { config, patches, norm, stages, output_norms })
+    }
+
+    /// Channels of the last stage's map.
+    pub(crate) fn width(&self) -> usize {
+        self.config.embed << self.config.depths.len().saturating_sub(1)
     }
 
     /// The wanted maps, finest first, for `pixels`: `[batch, channels, height, width]`, of any size.
@@ -171,7 +271,8 @@ impl Swin {
         let mut found = Vec::with_capacity(self.config.outputs.len());
         for (stage, layers) in self.stages.iter().enumerate() {
             for (number, block) in layers.blocks.iter().enumerate() {
-                let shift = if number % 2 == 0 { 0 } else { self.config.window / 2 };
+                let one = self.config.layout == Layout::Clap && map.height.min(map.width) <= self.config.window;
+                let shift = if number % 2 == 0 || one { 0 } else { self.config.window / 2 };
                 let windows = Windows { side: self.config.window, shift, height: map.height, width: map.width };
                 map.values = block.forward(&map.values, windows)?;
             }

@@ -3,21 +3,32 @@
 //!
 //! Reference: transformers' `modeling_t5.py`.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 use crate::{
     ModelError,
     config::Config,
     decoder::{CrossAttention, Decoder, DecoderBlock, Memory, Norm, Past},
-    language_model::word_layer,
-    layers::{Activation, Embedding, Linear, RmsNorm, causal_bias, padding_bias},
+    language_model::{last, row, word_layer},
+    layers::{Activation, Embedding, Linear, RmsNorm, causal_bias, compute, padding_bias},
     relative_position::{Buckets, relative_bias},
     text_tokenizer::configured_pad,
     transformer::NormPlace,
     weights::Weights,
+    writing::{Ending, Writing, Written, write},
 };
 
 type Candle<T> = candle_core::Result<T>;
+
+/// Tensors of older files: the shared table once more for each half, and a bias that the reference does not read.
+pub(crate) const OLD: &[&str] = &[
+    "encoder.embed_tokens.",
+    "decoder.embed_tokens.",
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.",
+];
+
+/// Tokens of an answer: positions are distances and have no end.
+const LONGEST_ANSWER: usize = 1 << 16;
 
 /// `T5ForConditionalGeneration`.
 #[derive(Debug)]
@@ -64,6 +75,18 @@ impl T5 {
     /// # Errors
     /// [`ModelError::BadConfig`], [`ModelError::BadWeights`].
     pub(crate) fn load(config: &Config, weights: &Weights) -> Result<Self, ModelError> {
+        let this = Self::load_at(weights, config)?;
+        config.finish()?;
+        weights.finish(OLD)?;
+        Ok(this)
+    }
+
+    /// Reads the network at `weights`, of the options of `config`; whether anything else is there, the caller asks (the
+    /// tensors [`OLD`] may be).
+    ///
+    /// # Errors
+    /// [`ModelError::BadConfig`], [`ModelError::BadWeights`].
+    pub(crate) fn load_at(weights: &Weights, config: &Config) -> Result<Self, ModelError> {
         let (gated, activation) = match config.text("feed_forward_proj")?.unwrap_or("relu") {
             "relu" => (false, Activation::Relu),
             "gated-gelu" => (true, Activation::GeluTanh),
@@ -105,9 +128,8 @@ impl T5 {
             }
         }
         let pad = configured_pad(config)?;
-        config.finish()?;
         let words = Embedding::load(&weights.at("shared"), vocabulary, shape.width)?;
-        let this = Self {
+        Ok(Self {
             encoder: Half::load(&weights.at("encoder"), shape, layers, both_ways)?,
             decoder: Half::load(&weights.at("decoder"), shape, decoder_layers, one_way)?,
             head: word_layer(weights, &words, [vocabulary, shape.width])?,
@@ -116,23 +138,20 @@ impl T5 {
             start: start.unwrap_or(0),
             end: end.unwrap_or(1),
             pad,
-        };
-        // Older files hold the shared table three times, and a bias that the reference does not read.
-        weights.finish(&[
-            "encoder.embed_tokens.",
-            "decoder.embed_tokens.",
-            "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.",
-        ])?;
-        Ok(this)
+        })
     }
 
-    /// Token ids and the mask of what is no padding (`[n, length]` each) → vectors, `[n, length, width]`. `each` sees the
-    /// embeddings and the output of every block.
-    pub(crate) fn encode(&self, ids: &Tensor, mask: &Tensor, each: &mut dyn FnMut(&Tensor)) -> Candle<Tensor> {
-        let length = ids.dim(1)?;
+    /// Token ids `[n, length]` → their vectors, `[n, length, width]`.
+    pub(crate) fn embed(&self, ids: &Tensor) -> Candle<Tensor> {
+        self.words.forward(ids)
+    }
+
+    /// The vectors of tokens, or of what stands in their place (`[n, length, width]`), and the mask of what is no padding
+    /// (`[n, length]`) → the encoder's vectors, `[n, length, width]`. `each` sees the first and the output of every block.
+    pub(crate) fn encode(&self, x: Tensor, mask: &Tensor, each: &mut dyn FnMut(&Tensor)) -> Candle<Tensor> {
+        let length = x.dim(1)?;
         let distances = relative_bias(&self.encoder.distances, self.encoder.buckets, 0..length, length)?;
         let bias = distances.broadcast_add(&padding_bias(mask)?)?;
-        let x = self.words.forward(ids)?;
         each(&x);
         self.encoder.norm.forward(&self.encoder.blocks.forward(x, Some(&bias), None, None, each)?)
     }
@@ -151,6 +170,35 @@ impl T5 {
         let bias = bias.broadcast_add(&causal_bias(before, length, None)?)?;
         let x = blocks.forward(self.words.forward(ids)?, Some(&bias), Some(past), Some(memory), &mut |_| ())?;
         self.head.forward(&norm.forward(&x)?.affine(self.head_scale, 0.0)?)
+    }
+}
+
+impl T5 {
+    /// Writes the answer to the vectors of one text, `[1, length, width]`; `each` sees the values behind every token.
+    ///
+    /// # Errors
+    /// [`Writing::check`]'s; [`ModelError::Compute`] where candle refuses, which is a defect.
+    pub(crate) fn answer(
+        &self,
+        vectors: Tensor,
+        writing: &Writing,
+        seed: u64,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<Written, ModelError> {
+        let failed = compute("T5");
+        let read = || {
+            let mask = Tensor::ones((1, vectors.dim(1)?), DType::U32, &Device::Cpu)?;
+            self.remember(&self.encode(vectors, &mask, &mut |_| ())?, &mask)
+        };
+        let memory = read().map_err(&failed)?;
+        let mut past = Past::default();
+        let start = [self.start];
+        let mut next = |id: Option<u32>| {
+            let ids = id.map_or(start, |id| [id]);
+            let mut run = || last(&self.decode(&row(&ids)?, &mut past, &memory)?);
+            run().map_err(&failed)
+        };
+        write(writing, seed, &start, Ending::at(&[self.end]), LONGEST_ANSWER, &mut next, each)
     }
 }
 
@@ -206,6 +254,7 @@ fn block(weights: &Weights, shape: Shape, decodes: bool) -> Result<DecoderBlock,
     let last = if decodes { 2 } else { 1 };
     let layers = weights.at(last).at("DenseReluDense");
     Ok(DecoderBlock {
+        inner_norms: None,
         qkv: fused(&own, &["q", "k", "v"])?,
         head_norms: None,
         output: plain(&own, "o", attended, width)?,

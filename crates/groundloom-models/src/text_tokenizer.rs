@@ -167,6 +167,16 @@ impl TextTokenizer {
         self.read(&tokenizer, text, usize::MAX)
     }
 
+    /// As [`TextTokenizer::encode_whole`], without the special tokens around a text.
+    ///
+    /// # Errors
+    /// [`ModelError::Untokenized`].
+    pub(crate) fn encode_bare(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let mut tokenizer = self.inner().clone();
+        let whole = tokenizer.with_truncation(None).and_then(|tokenizer| tokenizer.encode_fast(text, false));
+        Ok(whole.map_err(|e| ModelError::Untokenized { reason: e.to_string() })?.get_ids().to_vec())
+    }
+
     /// The text of `ids`, without special tokens.
     ///
     /// # Errors

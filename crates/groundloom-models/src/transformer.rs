@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::{
     ModelError,
-    layers::{Activation, LayerNorm, Linear, self_attention},
+    layers::{Activation, LayerNorm, Linear, attention, self_attention},
     weights::Weights,
 };
 
@@ -32,6 +32,10 @@ pub(crate) struct BlockNames {
     /// What the names of one layer in the place of `query`, `key` and `value` begin with, before `weight` and `bias`:
     /// their outputs side by side.
     pub(crate) fused: Option<&'static str>,
+    /// What the names of a key and a value begin with that every sequence has behind its own, before `k` and `v`.
+    pub(crate) extra: Option<&'static str>,
+    /// Where the biases of queries and values lie when not beside their weights; keys have none then.
+    pub(crate) apart: Option<[&'static str; 2]>,
 }
 
 impl BlockNames {
@@ -49,6 +53,8 @@ impl BlockNames {
         feed_forward_scale: None,
         key_bias: true,
         fused: None,
+        extra: None,
+        apart: None,
     };
     /// BLIP and BLIP-2: vision.
     pub(crate) const BLIP: Self = Self { fused: Some("self_attn.qkv."), output: "self_attn.projection", ..Self::CLIP };
@@ -60,6 +66,14 @@ impl BlockNames {
         up: "mlp.c_fc",
         down: "mlp.c_proj",
         feed_forward_norm: "ln_2",
+        ..Self::CLIP
+    };
+    /// ImageBind's towers of images and texts.
+    pub(crate) const IMAGEBIND: Self = Self {
+        fused: Some("attn.in_proj_"),
+        output: "attn.out_proj",
+        attention_norm: "norm_1",
+        feed_forward_norm: "norm_2",
         ..Self::CLIP
     };
     /// ViT.
@@ -77,6 +91,12 @@ impl BlockNames {
     /// BEiT: as ViT, with factors, and keys without a bias.
     pub(crate) const BEIT: Self =
         Self { attention_scale: Some("lambda_1"), feed_forward_scale: Some("lambda_2"), key_bias: false, ..Self::VIT };
+    /// VideoMAE.
+    pub(crate) const VIDEOMAE: Self = Self {
+        key_bias: false,
+        apart: Some(["attention.attention.q_bias", "attention.attention.v_bias"]),
+        ..Self::VIT
+    };
     /// DINOv2.
     pub(crate) const DINOV2: Self = Self {
         attention_norm: "norm1",
@@ -127,6 +147,12 @@ impl BlockNames {
     /// [`ModelError::BadWeights`].
     pub(crate) fn load_qkv(&self, weights: &Weights, width: usize) -> Result<Linear, ModelError> {
         let parts = [(self.query, true), (self.key, self.key_bias), (self.value, true)];
+        if let Some([query, value]) = self.apart.filter(|[query, _]| weights.has(query)) {
+            let weight = parts.map(|(name, _)| weights.values(&format!("{name}.weight"), &[width, width]));
+            let weight = weight.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+            let bias = [weights.values(query, &[width])?, vec![0.0; width], weights.values(value, &[width])?];
+            return Ok(Linear::new(&weight, &bias.concat()));
+        }
         match self.fused {
             Some(fused) => Ok(Linear::new(
                 &weights.values(&format!("{fused}weight"), &[3 * width, width])?,
@@ -178,6 +204,8 @@ struct Block {
     feed_forward_norm: LayerNorm,
     /// Added to the scores of this block, `[1, heads, length, length]`.
     bias: Option<Tensor>,
+    /// A key and a value behind those of every sequence, `[1, 1, width]` each.
+    extra: Option<[Tensor; 2]>,
 }
 
 impl Stack {
@@ -231,7 +259,7 @@ impl Stack {
                 (Some(bias), Some(own)) => Some(bias.broadcast_add(own)?),
                 (bias, own) => bias.or(own.as_ref()).cloned(),
             };
-            let attend = |x: &Tensor| self_attention(&block.qkv.forward(x)?, self.heads, both.as_ref());
+            let attend = |x: &Tensor| block.attend(&block.qkv.forward(x)?, self.heads, both.as_ref());
             x = match self.norms {
                 NormPlace::Before => {
                     let x = block.output.forward_onto(&attend(&block.attention_norm.forward(&x)?)?, &x)?;
@@ -265,7 +293,25 @@ impl Block {
             down: scaled(names.down, inner, names.feed_forward_scale)?,
             feed_forward_norm: LayerNorm::load(&weights.at(names.feed_forward_norm), width, eps)?,
             bias: None,
+            extra: match names.extra {
+                None => None,
+                Some(extra) => {
+                    let row = |part: &str| weights.tensor(&format!("{extra}{part}"), &[1, 1, width]);
+                    Some([row("k")?, row("v")?])
+                }
+            },
         })
+    }
+
+    /// Attention of each sequence to itself, and to this block's own key; as [`self_attention`].
+    fn attend(&self, qkv: &Tensor, heads: usize, bias: Option<&Tensor>) -> Candle<Tensor> {
+        let Some(extra) = &self.extra else { return self_attention(qkv, heads, bias) };
+        let (batch, _, triple) = qkv.dims3()?;
+        let width = triple / 3;
+        let part = |i: usize| qkv.narrow(2, i * width, width)?.contiguous();
+        let longer =
+            |i: usize| Tensor::cat(&[part(i)?, extra[i - 1].broadcast_as((batch, 1, width))?.contiguous()?], 1);
+        attention(&part(0)?, &longer(1)?, &longer(2)?, heads, bias)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whether a model computes what its reference does: a fixture folder is a model folder with `expected.safetensors`
-//! beside it, inputs `in.NAME` and the reference's outputs `out.NAME`. In open_clip's layout the names have neither: `image`
-//! and `text` are inputs, what begins with neither is an output.
+//! beside it, inputs `in.NAME` and the reference's outputs `out.NAME`. Names may have neither: then `image`, `text` and
+//! `MODALITY.input` are inputs, the others are outputs.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -12,11 +12,14 @@ use crate::{
     ModelError, config::Config, family::Family, folder::ModelFolder, layers::compute, owl::Generation, weights::Weights,
 };
 
+mod clap;
 mod detectors;
 mod dual;
+mod imagebind;
 mod speech;
 mod text;
 mod vision;
+mod whisper;
 mod writers;
 
 /// How far hidden states and embeddings may lie from the reference, absolute.
@@ -35,6 +38,8 @@ pub const PIXEL_TOLERANCE: f32 = 1e-2;
 const EXPECTED: &str = "expected.safetensors";
 /// Captions, token tables and the like.
 const NOTES: &str = "expected.json";
+/// A picture that a fixture may have beside its tensors.
+const PICTURE: &str = "image.png";
 
 /// What came of one output.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,10 +100,10 @@ impl Fixture {
         let notes = folder.json_if_there(NOTES)?.unwrap_or_default();
         let mut bare = BTreeMap::new();
         let tensors = tensors.into_iter().map(|(name, tensor)| {
-            if !folder.is_open_clip() || name.starts_with("in.") || name.starts_with("out.") {
+            if name.starts_with("in.") || name.starts_with("out.") {
                 return (name, tensor);
             }
-            let is_input = name == "image" || name == "text";
+            let is_input = ["image", "text", "audio.waveform"].contains(&name.as_str()) || name.ends_with(".input");
             let full = format!("{}.{name}", if is_input { "in" } else { "out" });
             bare.insert(full.clone(), name);
             (full, tensor)
@@ -141,7 +146,9 @@ impl Fixture {
     /// The images `in.image_a`, `in.image_b`, …, `[height, width, 3]` of bytes.
     pub(crate) fn images(&self) -> Result<Vec<RgbImage>, ModelError> {
         let mut images = Vec::new();
-        for (name, tensor) in self.tensors.iter().filter(|(name, _)| name.starts_with("in.image_")) {
+        // A mask of tokens may begin with the same name.
+        let is_image = |name: &str, tensor: &Tensor| name.starts_with("in.image_") && tensor.rank() == 3;
+        for (name, tensor) in self.tensors.iter().filter(|(name, tensor)| is_image(name, tensor)) {
             let read = || -> candle_core::Result<Option<RgbImage>> {
                 let (height, width, _) = tensor.dims3()?;
                 let bytes = tensor.to_dtype(DType::U8)?.flatten_all()?.to_vec1()?;
@@ -154,6 +161,16 @@ impl Fixture {
             })?);
         }
         Ok(images)
+    }
+
+    /// The picture `image.png`, if there is one.
+    pub(crate) fn picture(&self) -> Result<Option<RgbImage>, ModelError> {
+        let Some(bytes) = self.folder.read_if_there(PICTURE)? else { return Ok(None) };
+        let picture = image::load_from_memory(&bytes).map_err(|e| ModelError::BadConfig {
+            origin: self.folder.file_name(PICTURE),
+            problem: format!("expected a PNG, found: {e}"),
+        })?;
+        Ok(Some(picture.into_rgb8()))
     }
 
     /// The strings of the notes at `key`.
@@ -202,10 +219,15 @@ pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
         Family::Blip => writers::blip(&fixture)?,
         Family::Blip2 => writers::blip2(&fixture)?,
         Family::Llava => writers::llava(&fixture)?,
+        Family::Clap => clap::towers(&fixture, &config, &weights)?,
+        Family::Kosmos2 => writers::kosmos2(&fixture)?,
         Family::Coca => dual::coca(&fixture, &config, &weights)?,
         Family::Fromage => dual::fromage(&fixture, &config, &weights)?,
+        Family::ImageBind => imagebind::embedder(&fixture, &config, &weights)?,
         Family::Opt | Family::Gpt2 | Family::Llama(_) => writers::language_model(&fixture)?,
         Family::T5 => writers::t5(&fixture)?,
+        Family::Whisper => whisper::transcriber(&fixture)?,
+        Family::VideoMae => vision::video(&fixture, &config, &weights)?,
         Family::Speech(kind) => speech::encoder(&fixture, &config, kind, &weights)?,
         Family::Ssd => {
             return Err(ModelError::BadConfig {
@@ -239,6 +261,9 @@ fn tolerance(family: Family, name: &str) -> f32 {
     let of_family = match (family, name) {
         (Family::Owl(Generation::Second), "in.pixel_values") => Some(1e-5),
         (Family::Speech(_), "in.input_values" | "in.batch_input_values") => Some(speech::INPUT_TOLERANCE),
+        (Family::Clap, "in.input_features") => Some(clap::INPUT_TOLERANCE),
+        (Family::Clap, "audio_reshaped_mel") => Some(clap::SQUARE_TOLERANCE),
+        (Family::Whisper, name) if name.starts_with("in.input_features") => Some(whisper::INPUT_TOLERANCE),
         (Family::GroundingDino, "logits" | "default_logits" | "last_hidden_state" | "intermediate_hidden_states") => {
             Some(DECODED_TOLERANCE)
         }
@@ -246,6 +271,7 @@ fn tolerance(family: Family, name: &str) -> f32 {
             Some(LOGIT_TOLERANCE)
         }
         (Family::Coca, "greedy") => Some(0.0),
+        (Family::ImageBind, "audio.fbank") => Some(imagebind::ENERGY_TOLERANCE),
         (Family::GroundingDino, "text_self_attention_masks" | "text_position_ids") => Some(0.0),
         (Family::GroundingDino | Family::Owl(_), name) if name.starts_with("post.") && name.ends_with(".boxes") => {
             Some(PIXEL_TOLERANCE)

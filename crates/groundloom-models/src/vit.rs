@@ -269,7 +269,10 @@ fn options(config: &Config, kind: Kind) -> Result<(StackShape, usize, usize), Mo
 }
 
 /// The names in `id2label`, by number.
-fn labels(config: &Config) -> Result<Vec<Arc<str>>, ModelError> {
+///
+/// # Errors
+/// [`ModelError::BadConfig`].
+pub(crate) fn labels(config: &Config) -> Result<Vec<Arc<str>>, ModelError> {
     let Some(map) = config.value("id2label") else {
         // The reference's default is two classes.
         let count = config.size_or("num_labels", 2)?;

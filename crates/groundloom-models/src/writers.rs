@@ -1,13 +1,14 @@
 //! What models that write and judge texts answer: captions, matches of images and texts, continuations, probabilities.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use groundloom_data::{Box2d, CharSpan};
 use image::RgbImage;
 use rayon::prelude::*;
 
 use crate::{
     ModelError,
     blip::{BlipCaption, BlipMatch},
-    blip2::Blip2,
+    blip2::{Blip2, Text},
     coca::Coca,
     decoder::Past,
     image_processor::ImageProcessor,
@@ -64,6 +65,33 @@ pub trait Captioner: Send + Sync {
     /// An image fails by itself: [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`]; all fail by options that are
     /// wrong: [`ModelError::BadWriting`], [`ModelError::NoRoom`], [`ModelError::Untokenized`].
     fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>>;
+}
+
+/// A caption that says where in the image its phrases are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroundedCaption {
+    /// The text, the prompt's words before it.
+    pub caption: WrittenText,
+    /// The phrases that have a place, in the order of the text.
+    pub phrases: Vec<GroundedPhrase>,
+}
+
+/// A phrase of a text and where it is seen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroundedPhrase {
+    /// Its words.
+    pub phrase: String,
+    /// Its place in the text, in characters.
+    pub span: CharSpan,
+    /// Its boxes.
+    pub boxes: Vec<Box2d>,
+}
+
+/// A captioner that says where in the image its phrases are.
+pub trait GroundedCaptioner: Captioner {
+    /// As [`Captioner::caption`], with places.
+    fn ground(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions)
+    -> Vec<Result<GroundedCaption, ModelError>>;
 }
 
 /// A model that says whether a text fits an image.
@@ -184,7 +212,7 @@ impl Captioner for BlipCaptioner {
     }
 }
 
-/// BLIP-2 with an OPT.
+/// BLIP-2.
 pub(crate) struct Blip2Captioner {
     pub(crate) info: ModelIdentity,
     pub(crate) network: Blip2,
@@ -193,11 +221,13 @@ pub(crate) struct Blip2Captioner {
 }
 
 impl Blip2Captioner {
-    /// The tokens of `prompt` behind the one that begins texts.
+    /// The tokens of `prompt`: an OPT's behind the one that begins texts, a T5's before the one that ends them.
     pub(crate) fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
         let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
-        if ids.first() != Some(&self.network.text.start()) {
-            ids.insert(0, self.network.text.start());
+        if let Text::Opt(text) = &self.network.text
+            && ids.first() != Some(&text.start())
+        {
+            ids.insert(0, text.start());
         }
         Ok(ids)
     }
@@ -205,6 +235,21 @@ impl Blip2Captioner {
     /// What stands for an image, then the vectors of the text's tokens: `[1, queries + length, width]`.
     pub(crate) fn vectors(&self, projected: &Tensor, context: &[u32]) -> candle_core::Result<Tensor> {
         Tensor::cat(&[projected, &self.network.text.embed(&row(context)?)?], 1)
+    }
+
+    /// Writes on behind `vectors`, `context` being the tokens among them (OPT), or the answer to them (T5).
+    pub(crate) fn write(
+        &self,
+        vectors: Tensor,
+        context: &[u32],
+        writing: &Writing,
+        seed: u64,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<Written, ModelError> {
+        match &self.network.text {
+            Text::Opt(text) => continue_behind(text, vectors, context, writing, seed, each),
+            Text::T5(text) => text.answer(vectors, writing, seed, each),
+        }
     }
 }
 
@@ -222,9 +267,8 @@ impl Captioner for Blip2Captioner {
                 self.vectors(&self.network.projected(&self.network.queried(&tokens)?)?, &context)
             };
             let vectors = run().map_err(compute("BLIP-2's image side"))?;
-            let text = &self.network.text;
-            let written = continue_behind(text, vectors, &context, &options.writing, seed, &mut |_| ())?;
-            text_of(&self.tokenizer, &written, text.end())
+            let written = self.write(vectors, &context, &options.writing, seed, &mut |_| ())?;
+            text_of(&self.tokenizer, &written, self.network.text.end())
         };
         images.par_iter().map(one).collect()
     }
@@ -384,9 +428,6 @@ pub(crate) struct T5Generator {
     pub(crate) tokenizer: TextTokenizer,
 }
 
-/// Tokens of an answer of T5, whose positions are distances and have no end.
-const LONGEST_ANSWER: usize = 1 << 16;
-
 impl T5Generator {
     /// Writes the answer to the tokens `ids`.
     pub(crate) fn write(
@@ -396,20 +437,8 @@ impl T5Generator {
         seed: u64,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<Written, ModelError> {
-        let failed = compute("T5");
-        let read = || {
-            let mask = Tensor::ones((1, ids.len()), candle_core::DType::U32, &Device::Cpu)?;
-            self.network.remember(&self.network.encode(&row(ids)?, &mask, &mut |_| ())?, &mask)
-        };
-        let memory = read().map_err(&failed)?;
-        let mut past = Past::default();
-        let start = [self.network.start];
-        let mut next = |id: Option<u32>| {
-            let ids = id.map_or(start, |id| [id]);
-            let mut run = || last(&self.network.decode(&row(&ids)?, &mut past, &memory)?);
-            run().map_err(&failed)
-        };
-        write(writing, seed, &start, Ending::at(&[self.network.end]), LONGEST_ANSWER, &mut next, each)
+        let vectors = row(ids).and_then(|ids| self.network.embed(&ids)).map_err(compute("a text's vectors"))?;
+        self.network.answer(vectors, writing, seed, each)
     }
 }
 

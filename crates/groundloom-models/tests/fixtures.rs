@@ -65,7 +65,7 @@ fn odd_inputs_have_vectors_that_depend_on_nothing_else() {
     let long = "a photo of two dogs ".repeat(200);
     let texts = ["", " ", "a", "a photo of a cat", "état — 日本語 🐶", "\u{0}\u{feff}", &long, &"x".repeat(5000)];
     let images = [photo(1, 1), photo(1, 300), photo(640, 2), photo(32, 32), photo(53, 41), photo(200, 333)];
-    for family in ["clip", "siglip", "coca", "fromage", "bert"] {
+    for family in ["clip", "siglip", "coca", "fromage", "clap", "bert"] {
         let model = model(family);
         let info = model.info();
         let together = model.embed_texts(&texts);
@@ -119,6 +119,7 @@ fn what_a_folder_says_is_known_without_loading_it() {
         ("siglip", 48, true, true, true),
         ("coca", 16, true, true, true),
         ("fromage", 8, true, true, true),
+        ("clap", 12, true, true, false),
         ("bert", 32, true, true, false),
     ] {
         let info = describe_embedder(&format!("{DATA}/{family}")).unwrap();
@@ -207,8 +208,8 @@ fn options_that_would_change_the_answer_are_refused_by_name() {
             "clip",
             "config.json",
             "\"model_type\": \"clip\"",
-            "\"model_type\": \"clap\"",
-            "architecture \"clap\" is not supported; supported: clip, siglip",
+            "\"model_type\": \"altclip\"",
+            "architecture \"altclip\" is not supported; supported: clip, siglip",
         ),
         (
             "bert",

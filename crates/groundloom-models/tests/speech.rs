@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use candle_core::{DType, Device, Tensor, safetensors};
 use groundloom_models::{
-    AudioEncoder, Features, ModelError, describe_model, resolve_audio_encoder, resolve_transcriber,
+    AudioEncoder, Features, ModelError, Transcribing, describe_model, resolve_audio_encoder, resolve_transcriber,
 };
 
 const FAMILIES: [&str; 4] = ["wav2vec2", "wav2vec2_large", "hubert", "hubert_large"];
@@ -54,7 +54,12 @@ fn features_and_texts_are_the_references_from_the_waveform_on() {
             continue;
         }
         let notes = fs::read_to_string(format!("{}/expected.json", fixture(family))).unwrap();
-        let text = resolve_transcriber(&fixture(family)).unwrap().transcribe(&[&waveform]).remove(0).unwrap();
+        let said = resolve_transcriber(&fixture(family))
+            .unwrap()
+            .transcribe(&[&waveform], &Transcribing::default())
+            .remove(0)
+            .unwrap();
+        let text = said.text;
         assert!(!text.is_empty() && notes.contains(&format!("\"ctc_text\": [\n  \"{text}\"\n ]")), "{text}");
     }
 }
@@ -87,9 +92,9 @@ fn an_answer_depends_on_its_waveform_alone() {
         }
     }
     let transcriber = resolve_transcriber(&fixture("wav2vec2")).unwrap();
-    let together = transcriber.transcribe(&views);
+    let together = transcriber.transcribe(&views, &Transcribing::default());
     for (waveform, text) in views.iter().zip(&together) {
-        assert_eq!(&transcriber.transcribe(&[waveform])[0], text);
+        assert_eq!(&transcriber.transcribe(&[waveform], &Transcribing::default())[0], text);
     }
     assert_eq!(together.iter().filter(|text| text.is_err()).count(), 2);
 }
@@ -105,9 +110,15 @@ fn what_has_no_features_says_why() {
     let found = encoder.features(&[&hum(100, 0.1)], Some(4)).remove(0).unwrap_err().to_string();
     assert!(found.contains("expected a layer from 0 to 3 of the model") && found.ends_with("found 4"), "{found}");
     let error = resolve_transcriber(&fixture("hubert")).err().unwrap().to_string();
-    assert!(error.contains("(hubert) cannot transcribe speech; expected wav2vec 2.0 or HuBERT for CTC"), "{error}");
+    assert!(
+        error.contains("(hubert) cannot transcribe speech; expected Whisper, or wav2vec 2.0 or HuBERT for CTC"),
+        "{error}"
+    );
     let error = resolve_audio_encoder(&fixture("bert")).err().unwrap().to_string();
-    assert!(error.contains("(bert) cannot make features of speech; expected wav2vec 2.0 or HuBERT"), "{error}");
+    assert!(
+        error.contains("(bert) cannot make features of speech; expected wav2vec 2.0, HuBERT or Whisper"),
+        "{error}"
+    );
 }
 
 /// A copy of a fixture, changed.

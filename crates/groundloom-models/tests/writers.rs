@@ -3,7 +3,7 @@
 
 use groundloom_models::{
     CaptionOptions, ModelError, Sampling, Writing, describe_model, resolve_captioner, resolve_generator,
-    resolve_matcher, resolve_scorer,
+    resolve_grounded_captioner, resolve_matcher, resolve_scorer,
 };
 use image::RgbImage;
 
@@ -27,7 +27,7 @@ fn drawn(max_new_tokens: usize) -> Writing {
 #[test]
 fn captions_depend_on_the_image_and_its_seed_alone() {
     let images = [photo(40, 30), photo(1, 1), photo(64, 9), RgbImage::new(0, 3)];
-    for family in ["blip_caption", "blip2", "llava", "coca"] {
+    for family in ["blip_caption", "blip2", "blip2_t5", "llava", "coca", "kosmos2"] {
         let captioner = resolve_captioner(&fixture(family)).unwrap();
         assert_eq!(captioner.info(), &describe_model(&fixture(family)).unwrap());
         for writing in [Writing { max_new_tokens: 6, ..Writing::default() }, drawn(6)] {
@@ -52,7 +52,8 @@ fn captions_depend_on_the_image_and_its_seed_alone() {
         }
         let long = CaptionOptions { prompt: "a ".repeat(500), ..CaptionOptions::default() };
         let cut = captioner.caption(&[(&images[0], 0)], &long).remove(0);
-        assert!(matches!(cut, Err(ModelError::NoRoom { .. })), "{cut:?}");
+        // T5's positions are distances: it takes a text of any length.
+        assert_eq!(matches!(cut, Err(ModelError::NoRoom { .. })), family != "blip2_t5", "{cut:?}");
         let wrong = Writing { sampling: Sampling::TopP { p: 0.0, temperature: 1.0 }, ..Writing::default() };
         let wrong = captioner.caption(&[(&images[0], 0)], &CaptionOptions { writing: wrong, ..long });
         assert!(wrong[0].is_err());
@@ -154,4 +155,83 @@ fn a_model_that_cannot_do_it_says_what_can() {
         let error = error.unwrap().to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn grounded_captions_say_where_their_phrases_are() {
+    let captioner = resolve_grounded_captioner(&fixture("kosmos2")).unwrap();
+    let place = "<object><patch_index_0003><patch_index_0009></object>";
+    let options = CaptionOptions {
+        prompt: format!("<phrase> a cat</phrase>{place} and"),
+        writing: Writing { max_new_tokens: 6, ..Writing::default() },
+    };
+    let (first, second) = (photo(40, 30), photo(64, 9));
+    let seeded = [(&first, 1), (&second, 2)];
+    let found = captioner.ground(&seeded, &options);
+    for (one, found) in seeded.iter().zip(&found) {
+        assert_eq!(&captioner.ground(&[*one], &options)[0], found);
+        let found = found.as_ref().unwrap();
+        assert!(found.caption.text.starts_with("a cat and"), "{found:?}");
+        assert!(!found.caption.text.contains('<'), "{found:?}");
+        let phrase = &found.phrases[0];
+        assert_eq!((phrase.phrase.as_str(), phrase.span.start, phrase.span.end), ("a cat", 0, 5));
+        // The cells 3 and 9 of a line of 32.
+        assert_eq!(phrase.boxes[0].xyxy(), [3.0, 0.0, 10.0, 1.0].map(|x| x / 32.0));
+        // What is written by itself has the same tokens' words, without the prompt's.
+        let prompt = format!("<grounding>{}", options.prompt);
+        let alone = captioner.caption(&[*one], &CaptionOptions { prompt, ..options.clone() }).remove(0).unwrap();
+        assert_eq!((alone.tokens, alone.log_probability), (found.caption.tokens, found.caption.log_probability));
+        assert!(found.caption.text.ends_with(&alone.text) && !alone.text.contains("cat and"), "{alone:?}");
+    }
+    let other = resolve_grounded_captioner(&fixture("blip2")).err().unwrap();
+    assert!(matches!(other, ModelError::Unable { .. }), "{other}");
+}
+
+/// A copy of a fixture with `from` changed `to` in one of its files, wherever it stands.
+fn changed(family: &str, file: &str, from: &str, to: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(family)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let path = copy.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{file} of {family} has no {from}");
+    std::fs::write(path, text.replace(from, to)).unwrap();
+    copy
+}
+
+#[test]
+fn options_that_would_change_a_caption_are_refused_by_name() {
+    let layers = "\"layers\": 2";
+    for (family, from, to, message) in [
+        ("kosmos2", layers, "\"layers\": 1", "found also text_model.model.layers.1."),
+        ("kosmos2", layers, "\"layers\": 2, \"xpos\": true", "the option text_config.xpos is not supported"),
+        ("kosmos2", "\"scale_embedding\": true", "\"scale_embedding\": 3", "text_config.scale_embedding to be true or"),
+        ("kosmos2", "\"add_cross_attention\": false", "\"add_cross_attention\": true", "is supported as false only"),
+        ("kosmos2", "\"latent_query_num\": 4", "\"latent_query_num\": 5", "to have the shape [5, 32], found [4, 32]"),
+        (
+            "kosmos2",
+            "\"embed_dim\": 32",
+            "\"embed_dim\": 3",
+            "text_config.embed_dim to be an even number of at least 4",
+        ),
+        ("blip2_t5", "\"model_type\": \"t5\"", "\"model_type\": \"mt5\"", "text_config.model_type to be opt or t5"),
+        ("blip2_t5", "language_model\": false", "language_model\": true", "is supported as false only, found true"),
+        ("blip2_t5", "\"gated-gelu\"", "\"gated-tanh\"", "text_config.feed_forward_proj to be relu, gated-gelu or"),
+        (
+            "blip2_t5",
+            "\"num_decoder_layers\": 2",
+            "\"num_decoder_layers\": 1",
+            "found also language_model.decoder.block",
+        ),
+    ] {
+        let folder = changed(family, "config.json", from, to);
+        let error = resolve_captioner(folder.path().to_str().unwrap()).err().expect(message).to_string();
+        assert!(error.contains(message), "expected {message:?} in {error:?}");
+    }
+    let folder = changed("kosmos2", "tokenizer.json", "<image>", "<picture>");
+    let captioner = resolve_captioner(folder.path().to_str().unwrap()).unwrap();
+    let error = captioner.caption(&[(&photo(9, 9), 0)], &CaptionOptions::default()).remove(0).unwrap_err().to_string();
+    assert!(error.contains("expected a tokenizer with the tokens <image> and </image>"), "{error}");
 }

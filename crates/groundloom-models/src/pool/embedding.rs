@@ -14,9 +14,11 @@ pub enum EmbedRequest {
     Text(String),
     /// An image: RGB, orientation already applied.
     Image(RgbImage),
+    /// A waveform, as [`Embedder::embed_audio`] takes it.
+    Audio(Vec<f32>),
 }
 
-/// Runs an embedder on texts and images, a batch at a time.
+/// Runs an embedder on texts, images and sounds, a batch at a time.
 pub struct EmbedderWork {
     /// The model.
     pub embedder: Arc<dyn Embedder>,
@@ -32,20 +34,23 @@ impl Work for EmbedderWork {
     }
 
     fn run(&self, items: &[EmbedRequest]) -> Vec<Result<Vec<f32>, ModelError>> {
-        let (mut texts, mut images) = (Vec::new(), Vec::new());
+        let (mut texts, mut images, mut sounds) = (Vec::new(), Vec::new(), Vec::new());
         for item in items {
             match item {
                 EmbedRequest::Text(text) => texts.push(text.as_str()),
                 EmbedRequest::Image(image) => images.push(image),
+                EmbedRequest::Audio(waveform) => sounds.push(waveform.as_slice()),
             }
         }
         let (mut texts, mut images) =
             (self.embedder.embed_texts(&texts).into_iter(), self.embedder.embed_images(&images).into_iter());
+        let mut sounds = self.embedder.embed_audio(&sounds).into_iter();
         items
             .iter()
             .filter_map(|item| match item {
                 EmbedRequest::Text(_) => texts.next(),
                 EmbedRequest::Image(_) => images.next(),
+                EmbedRequest::Audio(_) => sounds.next(),
             })
             .collect()
     }

@@ -13,6 +13,7 @@ use crate::{
     family::Family,
     folder::ModelFolder,
     gpt2::Gpt2,
+    kosmos2::{Kosmos2, Kosmos2Captioner},
     language_model::LanguageModel,
     llama::Llama,
     llava::Llava,
@@ -21,10 +22,13 @@ use crate::{
     text_tokenizer::{Padding, TextTokenizer},
     weights::Weights,
     writers::{
-        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, CocaCaptioner, Generator, LlavaCaptioner, Matcher,
-        ModelIdentity, T5Generator, TextModel, TextScorer,
+        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, CocaCaptioner, Generator, GroundedCaptioner,
+        LlavaCaptioner, Matcher, ModelIdentity, T5Generator, TextModel, TextScorer,
     },
 };
+
+/// The token of what a tokenizer does not know.
+const UNKNOWN: &str = "<unk>";
 
 /// A model folder, opened.
 pub(crate) struct Opened {
@@ -117,6 +121,23 @@ impl Opened {
         })
     }
 
+    /// Kosmos-2.
+    pub(crate) fn kosmos2_captioner(self) -> Result<Kosmos2Captioner, ModelError> {
+        let network = Kosmos2::load(&self.config, &self.weights)?;
+        let tokenizer = self.tokenizer(network.text.longest(), 1)?;
+        let unknown = tokenizer.inner().token_to_id(UNKNOWN).ok_or_else(|| ModelError::BadConfig {
+            origin: self.folder.file_name("tokenizer.json"),
+            problem: format!("expected a token {UNKNOWN}, behind which those in the place of an image lie, found none"),
+        })?;
+        Ok(Kosmos2Captioner {
+            processor: sized(&self.folder, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
+            tokenizer,
+            first_image_token: unknown + 1,
+            network,
+            info: self.info,
+        })
+    }
+
     /// CoCa.
     pub(crate) fn coca_captioner(self) -> Result<CocaCaptioner, ModelError> {
         let network = Coca::load(&self.config, &self.weights)?;
@@ -167,7 +188,7 @@ pub fn describe_model(name: &str) -> Result<ModelIdentity, ModelError> {
 }
 
 /// Loads the captioner that `name` stands for: the path of a folder in Hugging Face layout that holds BLIP for captions,
-/// BLIP-2 with an OPT, or LLaVA with a Llama; or one in open_clip's layout that holds CoCa.
+/// BLIP-2 with an OPT, LLaVA with a Llama, or Kosmos-2; or one in open_clip's layout that holds CoCa.
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
@@ -178,7 +199,24 @@ pub fn resolve_captioner(name: &str) -> Result<Arc<dyn Captioner>, ModelError> {
         Family::Blip2 => Ok(Arc::new(opened.blip2_captioner()?)),
         Family::Llava => Ok(Arc::new(opened.llava_captioner()?)),
         Family::Coca => Ok(Arc::new(opened.coca_captioner()?)),
-        _ => Err(opened.unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2, LLaVA or CoCa")),
+        Family::Kosmos2 => Ok(Arc::new(opened.kosmos2_captioner()?)),
+        _ => {
+            Err(opened
+                .unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2, LLaVA, CoCa or Kosmos-2"))
+        }
+    }
+}
+
+/// Loads the captioner that `name` stands for, as one that says where its phrases are: the path of a folder in Hugging Face
+/// layout that holds Kosmos-2.
+///
+/// # Errors
+/// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
+pub fn resolve_grounded_captioner(name: &str) -> Result<Arc<dyn GroundedCaptioner>, ModelError> {
+    let opened = Opened::by_name(name)?;
+    match opened.family {
+        Family::Kosmos2 => Ok(Arc::new(opened.kosmos2_captioner()?)),
+        _ => Err(opened.unable("say where the phrases of a caption are", "Kosmos-2")),
     }
 }
 

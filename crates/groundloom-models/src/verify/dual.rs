@@ -33,7 +33,7 @@ pub(super) fn pixels(fixture: &Fixture, defaults: ImageDefaults) -> Result<Outpu
 }
 
 /// The fixture's captions as one padded batch.
-fn captions(fixture: &Fixture, tokenizer: &TextTokenizer) -> Result<TokenBatch, ModelError> {
+pub(super) fn captions(fixture: &Fixture, tokenizer: &TextTokenizer) -> Result<TokenBatch, ModelError> {
     let texts = fixture.strings("captions");
     let tokens = texts.into_iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<Tokens>, _>>()?;
     tokenizer.pad(&tokens.iter().collect::<Vec<_>>())
@@ -193,7 +193,7 @@ pub(super) fn siglip2(fixture: &Fixture, config: &Config, weights: &Weights) -> 
 }
 
 /// exp(scale) · cosine + bias, a row for each text.
-fn similarities(texts: &Tensor, images: &Tensor, scale: f64, bias: f64) -> candle_core::Result<Tensor> {
+pub(super) fn similarities(texts: &Tensor, images: &Tensor, scale: f64, bias: f64) -> candle_core::Result<Tensor> {
     texts.matmul(&images.t()?)?.affine(scale.exp(), bias)
 }
 

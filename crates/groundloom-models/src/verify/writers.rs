@@ -1,12 +1,15 @@
 //! Fixtures of models that write and judge texts.
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Fixture, Outputs, dual::pixels, numbered, text::token_table};
+use super::{Fixture, NOTES, Outputs, dual::pixels, numbered, text::token_table};
 use crate::{
-    ModelError, blip, clip,
+    ModelError, blip,
+    blip2::Text,
+    clip,
     decoder::Past,
+    kosmos2::grounded,
     language_model::{LanguageModel, continue_behind, row},
     layers::compute,
     registry::Opened,
@@ -15,14 +18,17 @@ use crate::{
     writing::{Writing, Written},
 };
 
+/// What BLIP-2 was asked where the notes say nothing.
+const BLIP2_PROMPT: &str = "Question: what is in the image? Answer:";
+
 /// The fixture's name of a model.
 const NAME: &str = "fixture";
 
-fn open(fixture: &Fixture) -> Result<Opened, ModelError> {
+pub(super) fn open(fixture: &Fixture) -> Result<Opened, ModelError> {
     Opened::of(NAME, fixture.folder().clone())
 }
 
-fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> Outputs {
+pub(super) fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> Outputs {
     tensors.map(|(name, tensor)| (name.to_owned(), tensor)).into()
 }
 
@@ -30,7 +36,7 @@ fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> Outputs {
 ///
 /// # Errors
 /// [`ModelError::BadConfig`] names the text and what came of it.
-fn tokens_and_texts(fixture: &Fixture, tokenizer: &TextTokenizer) -> Result<(), ModelError> {
+pub(super) fn tokens_and_texts(fixture: &Fixture, tokenizer: &TextTokenizer) -> Result<(), ModelError> {
     token_table(fixture, tokenizer)?;
     let rows = fixture.notes.get("tokenizer").and_then(Value::as_array);
     for row in rows.into_iter().flatten() {
@@ -66,7 +72,7 @@ fn recorded(fixture: &Fixture, key: &str, end: u32) -> Result<(usize, bool), Mod
 }
 
 /// A greedy text of as many tokens as the fixture has: its ids behind `context`, and the values at every step.
-fn greedy(
+pub(super) fn greedy(
     fixture: &Fixture,
     key: &str,
     context: &[u32],
@@ -152,19 +158,17 @@ pub(super) fn blip2(fixture: &Fixture) -> Result<Outputs, ModelError> {
     tokens_and_texts(fixture, &captioner.tokenizer)?;
     let mut outputs = pixels(fixture, blip::IMAGE_DEFAULTS)?;
     let pixels = fixture.input("pixel_values")?;
-    let ids = captioner.context("Question: what is in the image? Answer:")?;
+    let ids = captioner.context(fixture.notes.get("prompt").and_then(Value::as_str).unwrap_or(BLIP2_PROMPT))?;
     let run = || -> candle_core::Result<(Tensor, Vec<u32>, Outputs)> {
         let tokens = network.vision.forward(&pixels, &mut |_| ())?;
         let queried = network.queried(&tokens)?;
         let projected = network.projected(&queried)?;
-        let vectors = captioner.vectors(&projected, &ids)?;
-        let hidden = network.text.forward(vectors.clone(), None, &mut Past::default(), &mut |_| ())?;
         // The reference has a token in the place of each query.
         let mut whole = vec![network.image_token.unwrap_or_default(); projected.dim(1)?];
         whole.extend(&ids);
+        let vectors = captioner.vectors(&projected, &ids)?;
         let outputs = named([
             ("in.input_ids", row(&whole)?),
-            ("logits", network.text.logits(&hidden)?),
             ("vision_pooled", network.vision.pooled(&tokens)?),
             ("vision_last_hidden", tokens),
             ("qformer_query_output", queried),
@@ -174,10 +178,28 @@ pub(super) fn blip2(fixture: &Fixture) -> Result<Outputs, ModelError> {
     };
     let (vectors, whole, more) = run().map_err(compute("BLIP-2"))?;
     outputs.extend(more);
-    // The reference's loop knows no end, and its own generation was forbidden it: so it is here.
-    let unending = |writing: &Writing| Writing { min_new_tokens: usize::MAX, ..writing.clone() };
-    outputs.extend(greedy(fixture, "greedy", &whole, network.text.end(), |writing, each| {
-        continue_behind(&network.text, vectors.clone(), &ids, &unending(writing), 0, each)
+    let (unending, begun) = match &network.text {
+        Text::Opt(text) => {
+            let run = || text.logits(&text.forward(vectors.clone(), None, &mut Past::default(), &mut |_| ())?);
+            outputs.push(("logits".to_owned(), run().map_err(compute("BLIP-2"))?));
+            (true, whole)
+        }
+        Text::T5(text) => {
+            let written = fixture.ids("decoder_input_ids")?;
+            let run = || {
+                let mask = Tensor::ones((1, whole.len()), DType::U32, &Device::Cpu)?;
+                let encoded = text.encode(vectors.clone(), &mask, &mut |_| ())?;
+                let logits = text.decode(&written, &mut Past::default(), &text.remember(&encoded, &mask)?)?;
+                Ok(named([("encoder_last_hidden", encoded), ("logits", logits)]))
+            };
+            outputs.extend(run().map_err(compute("BLIP-2"))?);
+            (false, vec![text.start])
+        }
+    };
+    outputs.extend(greedy(fixture, "greedy", &begun, network.text.end(), |writing, each| {
+        // The loop of the reference with an OPT knows no end, and its own generation was forbidden it: so it is here.
+        let min_new_tokens = if unending { usize::MAX } else { writing.min_new_tokens };
+        captioner.write(vectors, &ids, &Writing { min_new_tokens, ..writing.clone() }, 0, each)
     })?);
     Ok(outputs)
 }
@@ -211,6 +233,65 @@ pub(super) fn llava(fixture: &Fixture) -> Result<Outputs, ModelError> {
         continue_behind(&network.text, vectors.clone(), &parts.concat(), writing, 0, each)
     })?);
     Ok(outputs)
+}
+
+pub(super) fn kosmos2(fixture: &Fixture) -> Result<Outputs, ModelError> {
+    let captioner = open(fixture)?.kosmos2_captioner()?;
+    let network = &captioner.network;
+    tokens_and_texts(fixture, &captioner.tokenizer)?;
+    phrases(fixture)?;
+    let mut outputs = pixels(fixture, clip::IMAGE_DEFAULTS)?;
+    let pixels = fixture.input("pixel_values")?;
+    let context = captioner.context(fixture.notes.get("prompt").and_then(Value::as_str).unwrap_or_default())?;
+    let whole = captioner.ids(&context);
+    let run = || -> candle_core::Result<(Tensor, Outputs)> {
+        let tokens = network.vision.forward(&pixels, &mut |_| ())?;
+        let projected = network.projected(&tokens)?;
+        let vectors = captioner.vectors(&context, &projected)?;
+        let hidden = network.text.forward(vectors.clone(), None, &mut Past::default(), &mut |_| ())?;
+        let behind = whole.len() - context.behind.len();
+        let replaced = (0..whole.len()).map(|i| u32::from((behind - network.queries()..behind).contains(&i)));
+        let outputs = named([
+            ("in.input_ids", row(&whole)?),
+            ("in.attention_mask", row(&vec![1; whole.len()])?),
+            ("in.image_embeds_position_mask", row(&replaced.collect::<Vec<_>>())?),
+            ("logits", network.text.logits(&hidden)?),
+            ("image_embeds", projected),
+            ("vision_last_hidden", tokens),
+        ]);
+        Ok((vectors, outputs))
+    };
+    let (vectors, more) = run().map_err(compute("Kosmos-2"))?;
+    outputs.extend(more);
+    outputs.extend(greedy(fixture, "greedy", &whole, network.text.end(), |writing, each| {
+        continue_behind(&network.text, vectors.clone(), &whole, writing, 0, each)
+    })?);
+    Ok(outputs)
+}
+
+/// Compares the notes' phrases with those of the notes' text.
+///
+/// # Errors
+/// [`ModelError::BadConfig`] names the text and what came of it.
+fn phrases(fixture: &Fixture) -> Result<(), ModelError> {
+    let Some(text) = fixture.notes.get("post_input").and_then(Value::as_str) else { return Ok(()) };
+    let (caption, phrases) = grounded(text);
+    let rows: Vec<Value> = phrases
+        .iter()
+        .map(|found| {
+            let boxes: Vec<[f32; 4]> = found.boxes.iter().map(|found| found.xyxy()).collect();
+            json!([found.phrase, [found.span.start, found.span.end], boxes])
+        })
+        .collect();
+    let note = |key: &str| fixture.notes.get(key).cloned().unwrap_or_default();
+    let (found, expected) = (json!([caption, rows]), json!([note("post_caption"), note("post_entities")]));
+    match found == expected {
+        true => Ok(()),
+        false => Err(ModelError::BadConfig {
+            origin: fixture.folder().file_name(NOTES),
+            problem: format!("expected {expected} of the text {text:?}, found {found}"),
+        }),
+    }
 }
 
 pub(super) fn language_model(fixture: &Fixture) -> Result<Outputs, ModelError> {
@@ -253,7 +334,7 @@ pub(super) fn t5(fixture: &Fixture) -> Result<Outputs, ModelError> {
     let written = fixture.ids("decoder_input_ids")?;
     let run = || -> candle_core::Result<Outputs> {
         let mut seen = Vec::new();
-        let encoded = network.encode(&ids, &mask, &mut |x| seen.push(x.clone()))?;
+        let encoded = network.encode(network.embed(&ids)?, &mask, &mut |x| seen.push(x.clone()))?;
         // The reference shows the last block's output behind the norm.
         seen.pop();
         seen.push(encoded.clone());
