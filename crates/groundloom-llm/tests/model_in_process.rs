@@ -94,7 +94,8 @@ async fn a_form_is_asked_for_a_bounded_number_of_times() {
     let batch = BatchOptions { poll: Duration::from_millis(1), price_share: 0.5 };
     let error = asking.answer_in_batches(&[&request("new")], batch).await.unwrap_err().to_string();
     assert!(error.contains("expected a server with a Batch API, found parrot"), "{error}");
-    let refusing = client(tempfile::tempdir().unwrap().path(), "w", &Parrot::saying("no"));
+    let other = tempfile::tempdir().unwrap();
+    let refusing = client(other.path(), "w", &Parrot::saying("no"));
     assert!(refusing.ask(&request("hi")).await.unwrap_err().is_of_one_row());
 }
 
