@@ -3,7 +3,9 @@
 
 mod support;
 
-use serde_json::Value;
+use std::fs;
+
+use serde_json::{Value, json};
 use support::{Bench, Said, integers, texts};
 
 /// Lines on standard output.
@@ -308,8 +310,43 @@ sinks: {{ out: {{ type: parquet, path: out }} }}
     assert_eq!(best, ["dropped", "left_out", "left_out", "kept", "kept"]);
     let groups = fates("{ type: sql, query: 'select g, max(n) as n from some group by g' }");
     assert_eq!(groups, ["dropped", "left_out", "left_out", "left_out", "left_out"]);
-    bench.write("p.yaml", pipeline("{ type: sql, query: 'select * from some where n > 40' }"));
+}
+
+#[test]
+fn conditions_of_a_query_that_looks_at_one_row_at_a_time_are_told_as_filters_are() {
+    let bench = Bench::new();
+    let rows: String =
+        (0..60).map(|n| format!("{{\"k\": \"k{n}\", \"t\": \"{}\", \"n\": {n}}}\n", "x".repeat(n))).collect();
+    bench.write("rows.jsonl", format!("{rows}no JSON\n"));
+    let pipeline = |query: &str| {
+        format!(
+            "sources: {{ rows: {{ type: jsonl, path: rows.jsonl, key: k }} }}
+stages:
+  some: {{ type: filter, where: 'n >= 10' }}
+  last: {{ type: sql, query: \"{query}\" }}
+sinks: {{ out: {{ type: parquet, path: out }} }}
+"
+        )
+    };
+    let inner = "select k, n * 2 as twice, t from some as s where length(s.t) between 20 and 50 and s.n <> 33";
+    bench.write("p.yaml", pipeline(&format!("select twice from ({inner}) as q where q.twice < 90")));
     bench.ok(&["run", "p.yaml"]);
-    let said = bench.run(&["why", "k30", "p.yaml"]);
-    assert!(said.code == Some(1) && said.err.contains("`last` may have left it out"), "{}", said.err);
+    let told = |n: u32| why(&bench, &format!("k{n}"), "p.yaml");
+    let by = |answer: &Value| (answer["stage"].clone(), answer["reason"].clone(), answer["values"].clone());
+    assert_eq!(told(40)["fate"], "kept");
+    assert_eq!(by(&told(5)), ("some".into(), "filtered".into(), json!({ "n": 5 })));
+    let (stage, reason, values) = by(&told(15));
+    assert_eq!((stage, reason), ("last".into(), "not_selected".into()));
+    assert_eq!(values["s.n"], 15, "{values}");
+    assert!(values.as_object().unwrap().iter().any(|(what, v)| what.contains("length(s.t)") && v == 15), "{values}");
+    // The outer condition tells which row it was.
+    assert_eq!(by(&told(47)), ("last".into(), "not_selected".into(), json!({})));
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(bench.path("out/_manifest/manifest.json")).unwrap()).unwrap();
+    let last = manifest["funnel"].as_array().unwrap().iter().find(|s| s["stage"] == "last").unwrap();
+    // 20 to 44 without 33, and the line that is no JSON.
+    assert_eq!((&last["rows_in"], &last["rows_out"]), (&json!(51), &json!(25)), "{last}");
+    assert_eq!(manifest["rows"], 24);
+    let said = bench.ok(&["why", "k15", "p.yaml"]);
+    assert!(said.out.contains("was dropped by `last`: not_selected"), "{}", said.out);
 }

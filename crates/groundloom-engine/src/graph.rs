@@ -279,7 +279,7 @@ impl Checker {
                     .iter()
                     .map(|id| (Arc::clone(&self.nodes[*id].name), placeholder(&self.nodes[*id])))
                     .collect();
-                match plan::sql(&sql.query, &tables).await {
+                match plan::sql(&component.name, &sql.query, &tables).await {
                     Ok(planned) => {
                         let schema =
                             with_row_id(&crate::nodes::stage::visible_schema(planned.plan.schema().as_arrow()));

@@ -22,7 +22,7 @@ use groundloom_data::columns::{ERROR, ROW_ID, error_type};
 
 use crate::{
     nodes::{
-        filter::{FilterNode, FilterSpec},
+        filter::{FilterNode, FilterSpec, QUERY},
         stage::{StageNode, StageSpec},
     },
     relation::{Filter, Sample},
@@ -222,14 +222,14 @@ pub fn tables(context: &SessionContext, query: &str) -> Result<Vec<String>, Refu
     Ok(names.into_iter().collect())
 }
 
-/// A query over `tables` (name and plan each).
+/// The query of the stage `name` over `tables` (name and plan each).
 ///
 /// A query over one table that has no aggregate, sort, window, limit, distinct, unnest or subquery is row-wise:
-/// the row id and the error of every row are carried through it.
+/// the row id and the error of every row are carried through it, and what it drops is told under the stage's name.
 ///
 /// # Errors
 /// The query does not fit the tables, or depends on the moment.
-pub async fn sql(query: &str, tables: &[(Arc<str>, LogicalPlan)]) -> Result<Query, Refusal> {
+pub async fn sql(stage: &str, query: &str, tables: &[(Arc<str>, LogicalPlan)]) -> Result<Query, Refusal> {
     let runtime = Arc::new(datafusion::execution::runtime_env::RuntimeEnv::default());
     let outline = session::context(Arc::clone(&runtime), None, false);
     for (name, plan) in tables {
@@ -241,7 +241,7 @@ pub async fn sql(query: &str, tables: &[(Arc<str>, LogicalPlan)]) -> Result<Quer
     unique_columns(&planned)?;
     analyse(&outline, &planned)?;
     if let [(name, real)] = tables
-        && let Some(plan) = carry(&planned, name, real)?
+        && let Some(plan) = carry(&planned, stage, name, real)?
     {
         return Ok(Query { plan: ordered(plan)?, row_wise: true });
     }
@@ -257,7 +257,12 @@ pub async fn sql(query: &str, tables: &[(Arc<str>, LogicalPlan)]) -> Result<Quer
 }
 
 /// The same query over the real table with row id and error carried along, or `None` where it needs more than one row at a time.
-fn carry(plan: &LogicalPlan, table: &str, real: &LogicalPlan) -> Result<Option<LogicalPlan>, DataFusionError> {
+fn carry(
+    plan: &LogicalPlan,
+    stage: &str,
+    table: &str,
+    real: &LogicalPlan,
+) -> Result<Option<LogicalPlan>, DataFusionError> {
     let has_subquery = |exprs: &[Expr]| {
         exprs.iter().any(|e| {
             e.exists(|e| {
@@ -270,25 +275,19 @@ fn carry(plan: &LogicalPlan, table: &str, real: &LogicalPlan) -> Result<Option<L
         LogicalPlan::TableScan(scan) if scan.table_name.table() == table => {
             Some(LogicalPlanBuilder::from(real.clone()).alias(table)?.build()?)
         }
-        LogicalPlan::SubqueryAlias(alias) => match carry(&alias.input, table, real)? {
+        LogicalPlan::SubqueryAlias(alias) => match carry(&alias.input, stage, table, real)? {
             Some(input) => Some(LogicalPlanBuilder::from(input).alias(alias.alias.clone())?.build()?),
             None => None,
         },
         LogicalPlan::Filter(filter) if !has_subquery(std::slice::from_ref(&filter.predicate)) => {
-            match carry(&filter.input, table, real)? {
-                Some(input) => {
-                    let predicate = if has(&input, ERROR) {
-                        column_of(&input, ERROR)?.is_not_null().or(filter.predicate.clone())
-                    } else {
-                        filter.predicate.clone()
-                    };
-                    Some(LogicalPlanBuilder::from(input).filter(predicate)?.build()?)
-                }
-                None => None,
-            }
+            carry(&filter.input, stage, table, real)?.map(|input| {
+                let inner = has_filter(&input, stage);
+                let node = FilterNode::new(unselected(stage), filter.predicate.clone(), input);
+                if inner { node.without_values() } else { node }.into_plan()
+            })
         }
         LogicalPlan::Projection(projection) if !has_subquery(&projection.expr) => {
-            match carry(&projection.input, table, real)? {
+            match carry(&projection.input, stage, table, real)? {
                 Some(input) => {
                     let mut exprs = projection.expr.clone();
                     for hidden in [ROW_ID, ERROR] {
@@ -397,7 +396,21 @@ pub fn first_table(context: &SessionContext, query: &str) -> Result<String, Refu
 }
 
 /// The plan of a row-wise query with a counter on top: what leaves it is what the query kept.
-pub fn counted(name: &str, kind: &str, plan: LogicalPlan) -> LogicalPlan {
-    let spec = FilterSpec { name: name.into(), kind: kind.into(), reason: "not_selected".into(), keep_rejected: false };
-    FilterNode::new(spec, lit(true), plan).into_plan()
+pub fn counted(stage: &str, plan: LogicalPlan) -> LogicalPlan {
+    FilterNode::new(unselected(stage), lit(true), plan).into_plan()
+}
+
+/// Whether an inner query of the same stage has a condition already.
+fn has_filter(plan: &LogicalPlan, stage: &str) -> bool {
+    let is_own = |node: &LogicalPlan| match node {
+        LogicalPlan::Extension(extension) => {
+            extension.node.as_any().downcast_ref::<FilterNode>().is_some_and(|filter| filter.stage() == stage)
+        }
+        _ => false,
+    };
+    plan.exists(|node| Ok(is_own(node))).unwrap_or(false)
+}
+
+fn unselected(stage: &str) -> FilterSpec {
+    FilterSpec { name: stage.into(), kind: QUERY.into(), reason: "not_selected".into(), keep_rejected: false }
 }

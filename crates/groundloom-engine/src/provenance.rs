@@ -398,6 +398,7 @@ pub fn unwritten(plan: &Plan, ids: &[String]) -> Result<Vec<Unwritten>, EngineEr
         let SegmentWork::Rows { base: Base::Source(source), chain, .. } = &segment.work else { continue };
         let first_filter = chain.first().and_then(|n| match &nodes[*n].work {
             Work::Filter(filter) if !filter.keep_rejected => Some((nodes[*n].name.to_string(), &filter.predicate)),
+            Work::Sql { query, row_wise: true } => Some((nodes[*n].name.to_string(), query)),
             _ => None,
         });
         let ledger = Ledger::existing(&work, &segment.fingerprint);
@@ -424,7 +425,7 @@ pub fn unwritten(plan: &Plan, ids: &[String]) -> Result<Vec<Unwritten>, EngineEr
                     lost.insert(file.clone(), Unwritten::Skipped { stage, predicate, file });
                 }
                 _ => {
-                    let suspects = nodes.iter().filter(|n| matches!(&*n.kind, "sql" | "limit"));
+                    let suspects = nodes.iter().filter(|n| n.is_set() && matches!(&*n.kind, "sql" | "limit"));
                     let suspects = suspects.map(|n| n.name.to_string()).collect();
                     lost.entry(file.clone()).or_insert(Unwritten::Unaccounted { file, suspects });
                 }

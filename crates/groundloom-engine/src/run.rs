@@ -490,7 +490,7 @@ impl<'a> Runner<'a> {
         crate::generation::remove_folder(&spill)?;
         std::fs::create_dir_all(&spill).map_err(|e| EngineError::io(&spill, e))?;
         let resources = Arc::new(Resources {
-            models: Arc::new(ModelPool::new(options.threads)),
+            models: Arc::new(ModelPool::new(options.threads).within(options.memory_bytes.map(|b| b as u64))),
             clients: Arc::clone(&options.clients),
             windows_in_flight: options.threads.get(),
             telemetry: Arc::clone(&options.telemetry),
@@ -777,7 +777,7 @@ impl<'a> Runner<'a> {
                 Ok(LogicalPlanBuilder::from(plan).limit(0, Some(rows))?.build()?)
             }
             Work::Sql { query, .. } => {
-                let planned = plan::sql(query, &tables)
+                let planned = plan::sql(&node.name, query, &tables)
                     .await
                     .map_err(|r| EngineError::Execution(DataFusionError::Plan(r.message)))?;
                 Ok(planned.plan)
@@ -859,8 +859,8 @@ impl<'a> Runner<'a> {
             Work::Sample(sample) => plan::sample(&node.name, sample, input)?,
             Work::Sql { query, .. } => {
                 let table = plan::first_table(&self.context, query).map_err(refused)?;
-                let planned = plan::sql(query, &[(table.into(), input)]).await.map_err(refused)?;
-                plan::counted(&node.name, &node.kind, planned.plan)
+                let planned = plan::sql(&node.name, query, &[(table.into(), input)]).await.map_err(refused)?;
+                plan::counted(&node.name, planned.plan)
             }
             _ => return Err(EngineError::Internal(format!("`{}` is not row-wise", node.name))),
         })

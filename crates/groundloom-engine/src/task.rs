@@ -298,13 +298,20 @@ fn counts(
         at = node.children().first().copied();
     }
     chain.reverse();
+    // The conditions of one query.
+    chain.dedup_by(|next, first| {
+        let same = first.stage == next.stage;
+        if same {
+            first.rows_out = next.rows_out;
+        }
+        same
+    });
     // A retry read past the rows that are not its own.
     if let (Some(again), Some(source)) = (again, chain.first_mut().filter(|c| c.kind == SOURCE)) {
         (source.rows_in, source.rows_out) = (again.rows, again.rows);
     }
     let read = rows_in.or_else(|| chain.first().map(|c| c.rows_in)).unwrap_or(written);
-    // Row groups that a Parquet scan skipped hold rows that the first filter would have dropped,
-    // and a row-wise query is counted by what leaves it.
+    // Row groups that a Parquet scan skipped hold rows that the first filter would have dropped.
     let mut before = read;
     for stage in &mut chain {
         stage.rows_in = before.max(stage.rows_in);

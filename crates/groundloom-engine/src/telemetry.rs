@@ -106,6 +106,12 @@ pub struct ModelTiming {
     pub busy_seconds: f64,
     /// Seconds that batches waited for a thread.
     pub wait_seconds: f64,
+    /// How often its weights were loaded: under a memory limit, models that no stage uses any more are given back.
+    #[serde(default)]
+    pub loads: u64,
+    /// Bytes of its weights while they are loaded.
+    #[serde(default)]
+    pub weights_bytes: u64,
 }
 
 impl From<ModelMetrics> for ModelTiming {
@@ -118,6 +124,8 @@ impl From<ModelMetrics> for ModelTiming {
             batches: m.batches,
             busy_seconds: m.busy.as_secs_f64(),
             wait_seconds: m.wait.as_secs_f64(),
+            loads: m.loads,
+            weights_bytes: m.weights_bytes,
         }
     }
 }

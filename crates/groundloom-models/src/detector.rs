@@ -69,6 +69,8 @@ pub struct ModelInfo {
     pub architecture: &'static str,
     /// Sha256 of `model.safetensors`, in hexadecimal.
     pub weights_sha256: String,
+    /// Bytes of the files that hold the weights.
+    pub weights_bytes: u64,
     /// SPDX identifier of the weights' licence.
     pub licence: String,
     /// What the model can name.

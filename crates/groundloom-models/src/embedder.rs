@@ -105,6 +105,8 @@ pub struct EmbedderInfo {
     pub architecture: String,
     /// Sha256 of the weights, in hexadecimal: of `model.safetensors`, or of its shards' digests one after the other.
     pub weights_sha256: String,
+    /// Bytes of the files that hold the weights.
+    pub weights_bytes: u64,
     /// SPDX identifier of the weights' licence, as the folder's model card says; `unknown` where it does not.
     pub licence: String,
     /// Length of a vector.

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 pub enum ModelError {
     /// No model answers to the name.
     #[error(
-        "no model is called {name:?}: expected an embedded model ({embedded}), a folder with a config.json, \
+        "no model is called {name:?}: expected an embedded model ({embedded}), a folder with a config.json (open_clip: \
+         open_clip_config.json; FROMAGe: model_args.json), \
          or hf://org/repo@revision"
     )]
     UnknownModel {

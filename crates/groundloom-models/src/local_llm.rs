@@ -85,9 +85,11 @@ impl Source {
     }
 
     fn info(&self, name: &str, folder: &ModelFolder) -> Result<LocalLlmInfo, ModelError> {
-        let (architecture, weights_sha256) = match self {
-            Self::Tensors { kind, weights, .. } => (kind.name().to_owned(), weights.sha256().to_owned()),
-            Self::Gguf { gguf, .. } => (gguf.architecture.clone(), gguf.sha256.clone()),
+        let (architecture, weights_sha256, weights_bytes) = match self {
+            Self::Tensors { kind, weights, .. } => {
+                (kind.name().to_owned(), weights.sha256().to_owned(), weights.bytes())
+            }
+            Self::Gguf { gguf, .. } => (gguf.architecture.clone(), gguf.sha256.clone(), gguf.bytes),
         };
         let mut all = Sha256::new();
         all.update(b"groundloom local model 1\0");
@@ -100,7 +102,8 @@ impl Source {
                 all.update(Sha256::digest(&bytes));
             }
         }
-        let model = ModelIdentity { name: name.to_owned(), architecture, weights_sha256, licence: folder.licence() };
+        let (name, licence) = (name.to_owned(), folder.licence());
+        let model = ModelIdentity { name, architecture, weights_sha256, weights_bytes, licence };
         Ok(LocalLlmInfo { model, fingerprint: hexadecimal(&all.finalize()) })
     }
 }

@@ -3,7 +3,7 @@
 //! Async code hands in a *window* of items and awaits one answer per item. The queue of a model is bounded, so a fast
 //! reader waits instead of filling memory. What is computed together is decided by the window alone ([`Work::batch`]),
 //! never by who else is asking, so answers do not depend on timing. An item that panics is answered with an error and
-//! no other item notices.
+//! no other item notices. Under a budget for weights ([`ModelPool::within`]) models that nobody uses are given back.
 
 mod detection;
 mod embedding;
@@ -11,10 +11,10 @@ mod metrics;
 
 use std::{
     any::Any,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Instant,
 };
 
@@ -40,6 +40,11 @@ pub trait Work: Send + Sync + 'static {
         NonZeroUsize::MIN
     }
 
+    /// Bytes that the model's weights take while it is loaded, by which the pool decides what may stay.
+    fn weights_bytes(&self) -> u64 {
+        0
+    }
+
     /// Answers `items` one for one, in order. Blocking and long computation are fine: this runs on the pool's own
     /// threads.
     fn run(&self, items: &[Self::Item]) -> Vec<Result<Self::Output, ModelError>>;
@@ -57,20 +62,61 @@ struct Batch<W: Work> {
 /// The models of this process.
 pub struct ModelPool {
     threads: NonZeroUsize,
-    models: Mutex<HashMap<String, Slot>>,
+    budget: Option<u64>,
+    models: Mutex<Models>,
 }
 
-/// A key of the pool: `OnceCell<PooledModel<W>>` behind `Any`, so that models of any work live in one map.
+#[derive(Default)]
+struct Models {
+    slots: HashMap<String, Slot>,
+    /// Of models that were given back too.
+    meters: BTreeMap<String, Arc<Meter>>,
+    /// Counts the askings.
+    clock: u64,
+}
+
+/// A key of the pool.
 #[derive(Clone)]
 struct Slot {
+    /// `OnceCell<PooledModel<W>>` behind `Any`, so that models of any work live in one map.
     cell: Arc<dyn Any + Send + Sync>,
+    /// The same model once it is loaded.
+    loaded: Arc<OnceLock<Weak<dyn Loaded>>>,
     meter: Arc<Meter>,
+    /// When it was asked for last, by the pool's clock.
+    asked: u64,
+}
+
+/// What can be asked of any loaded model.
+trait Loaded: Send + Sync {
+    fn weights_bytes(&self) -> u64;
+}
+
+impl Slot {
+    /// Bytes of its weights, while they are loaded.
+    fn bytes(&self) -> u64 {
+        self.loaded.get().and_then(Weak::upgrade).map_or(0, |model| model.weights_bytes())
+    }
+
+    /// Whether it is loaded and nobody but the pool holds it.
+    fn is_idle(&self) -> bool {
+        let only_the_pool = |model: &Weak<dyn Loaded>| model.strong_count() == 1 && Arc::strong_count(&self.cell) == 1;
+        self.loaded.get().is_some_and(only_the_pool)
+    }
 }
 
 impl ModelPool {
     /// A pool whose models run on `threads` threads each.
     pub fn new(threads: NonZeroUsize) -> Self {
-        Self { threads, models: Mutex::default() }
+        Self { threads, budget: None, models: Mutex::default() }
+    }
+
+    /// The same pool with a limit on weights: when all that is loaded takes more than `bytes`, models that nobody holds
+    /// are given back, the one that was not asked for longest first. They load again when they are asked for.
+    /// What is held stays, whatever it takes.
+    #[must_use]
+    pub fn within(self, bytes: Option<u64>) -> Self {
+        Self { budget: bytes, ..self }
     }
 
     /// The model under `key`. The first caller loads it with `load`, on a thread where blocking is allowed; others
@@ -83,23 +129,13 @@ impl ModelPool {
         W: Work,
         F: FnOnce() -> Result<W, ModelError> + Send + 'static,
     {
-        let slot = {
-            let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-            models
-                .entry(key.to_owned())
-                .or_insert_with(|| Slot {
-                    cell: Arc::new(OnceCell::<PooledModel<W>>::new()),
-                    meter: Arc::new(Meter::new(key)),
-                })
-                .clone()
-        };
-        let cell = slot
-            .cell
+        let Slot { cell, loaded, meter, .. } = self.slot::<W>(key);
+        let cell = cell
             .downcast::<OnceCell<PooledModel<W>>>()
             .map_err(|_| ModelError::KeyTaken { key: key.to_owned() })?;
         let start = || async {
-            let loaded = tokio::task::spawn_blocking(move || catch_unwind(AssertUnwindSafe(load))).await;
-            let work = match loaded {
+            let work = tokio::task::spawn_blocking(move || catch_unwind(AssertUnwindSafe(load))).await;
+            let work = match work {
                 Ok(Ok(work)) => work?,
                 Ok(Err(panic)) => {
                     return Err(ModelError::Panicked { model: key.to_owned(), message: message_of(&*panic) });
@@ -107,31 +143,79 @@ impl ModelPool {
                 Err(_) => return Err(ModelError::ShutDown { model: key.to_owned() }),
             };
             tracing::debug!(model = key, threads = self.threads, "model loaded");
-            PooledModel::start(key, work, self.threads, slot.meter.clone())
+            let model = PooledModel::start(key, work, self.threads, meter.clone())?;
+            meter.loaded(model.inner.work.weights_bytes());
+            let inner: Arc<dyn Loaded> = model.inner.clone();
+            let _ = loaded.set(Arc::downgrade(&inner));
+            Ok(model)
         };
-        cell.get_or_try_init(start).await.cloned()
+        let model = cell.get_or_try_init(start).await.cloned()?;
+        drop(self.surplus());
+        Ok(model)
+    }
+
+    /// The slot of `key`, made where there is none.
+    fn slot<W: Work>(&self, key: &str) -> Slot {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.clock += 1;
+        let asked = models.clock;
+        let meter = models.meters.entry(key.to_owned()).or_insert_with(|| Arc::new(Meter::new(key))).clone();
+        let slot = models.slots.entry(key.to_owned()).or_insert_with(|| Slot {
+            cell: Arc::new(OnceCell::<PooledModel<W>>::new()),
+            loaded: Arc::default(),
+            meter,
+            asked,
+        });
+        slot.asked = asked;
+        slot.clone()
+    }
+
+    /// Takes idle models out until the rest is within the budget.
+    fn surplus(&self) -> Vec<Slot> {
+        let Some(budget) = self.budget else { return Vec::new() };
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded: u64 = models.slots.values().map(Slot::bytes).sum();
+        let mut surplus = Vec::new();
+        while loaded > budget {
+            let idle = models.slots.iter().filter(|(_, slot)| slot.is_idle());
+            let Some(key) = idle.min_by_key(|(_, slot)| slot.asked).map(|(key, _)| key.clone()) else { break };
+            surplus.extend(models.slots.remove(&key).inspect(|slot| {
+                loaded -= slot.bytes();
+                slot.meter.given_back();
+                tracing::debug!(model = key, "given back to stay within the budget for weights");
+            }));
+        }
+        surplus
     }
 
     /// What every model has done so far, by key.
     pub fn metrics(&self) -> Vec<ModelMetrics> {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<ModelMetrics> = models.values().map(|slot| slot.meter.read()).collect();
-        all.sort_by(|a, b| a.model.cmp(&b.model));
-        all
+        models.meters.values().map(|meter| meter.read()).collect()
     }
 }
 
 /// A handle to a model of the pool; clones share the model. When the pool and all handles are gone, its threads end.
 pub struct PooledModel<W: Work> {
+    inner: Arc<Inner<W>>,
+}
+
+struct Inner<W: Work> {
     key: Arc<str>,
     work: Arc<W>,
     queue: mpsc::Sender<Batch<W>>,
     meter: Arc<Meter>,
 }
 
+impl<W: Work> Loaded for Inner<W> {
+    fn weights_bytes(&self) -> u64 {
+        self.work.weights_bytes()
+    }
+}
+
 impl<W: Work> Clone for PooledModel<W> {
     fn clone(&self) -> Self {
-        Self { key: self.key.clone(), work: self.work.clone(), queue: self.queue.clone(), meter: self.meter.clone() }
+        Self { inner: self.inner.clone() }
     }
 }
 
@@ -148,12 +232,12 @@ impl<W: Work> PooledModel<W> {
                 .spawn(move || worker.run())
                 .map_err(|e| ModelError::NoThread { model: key.to_string(), reason: e.to_string() })?;
         }
-        Ok(Self { key, work, queue, meter })
+        Ok(Self { inner: Arc::new(Inner { key, work, queue, meter }) })
     }
 
     /// The model itself, for what needs no thread of its own (names, labels).
     pub fn work(&self) -> &W {
-        &self.work
+        &self.inner.work
     }
 
     /// Answers a window of items, in order. Waits while the queue is full. Dropping the future withdraws what no
@@ -163,8 +247,9 @@ impl<W: Work> PooledModel<W> {
     /// of its own.
     pub async fn submit(&self, items: Vec<W::Item>) -> Vec<Result<W::Output, ModelError>> {
         let expected = items.len();
-        let shut_down = || (0..expected).map(|_| Err(ModelError::ShutDown { model: self.key.to_string() })).collect();
-        let window = Self::enqueue(self.queue.clone(), self.meter.clone(), self.work.batch(), items);
+        let Inner { key, work, queue, meter } = &*self.inner;
+        let shut_down = || (0..expected).map(|_| Err(ModelError::ShutDown { model: key.to_string() })).collect();
+        let window = Self::enqueue(queue.clone(), meter.clone(), work.batch(), items);
         AbortOnDropHandle::new(tokio::spawn(window)).await.ok().flatten().unwrap_or_else(shut_down)
     }
 

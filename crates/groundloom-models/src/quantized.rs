@@ -33,6 +33,8 @@ pub(crate) struct Gguf {
     content: Content,
     pub(crate) architecture: String,
     pub(crate) sha256: String,
+    /// Of the file.
+    pub(crate) bytes: u64,
 }
 
 impl Gguf {
@@ -51,7 +53,7 @@ impl Gguf {
             found => return Err(bad(format!("expected general.architecture to be a text, found {found:?}"))),
         };
         let sha256 = hexadecimal(&digest(&file, &bytes));
-        Ok(Self { content, architecture, sha256, file })
+        Ok(Self { content, architecture, sha256, bytes: bytes.len() as u64, file })
     }
 
     /// A text of its metadata.

@@ -156,6 +156,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
         name: name.to_owned(),
         architecture: family.name().to_owned(),
         weights_sha256: weights.sha256().to_owned(),
+        weights_bytes: weights.bytes(),
         licence,
         dims,
         normalised,
@@ -351,13 +352,17 @@ pub fn describe_detector(name: &str) -> Result<ModelInfo, ModelError> {
     let folder = find(name)?;
     let family = Family::of(name, &folder)?;
     match family {
-        Family::GroundingDino | Family::Owl(_) => Ok(ModelInfo {
-            name: name.to_owned(),
-            architecture: family.name(),
-            weights_sha256: Weights::open(&folder)?.sha256().to_owned(),
-            licence: folder.licence(),
-            classes: Classes::Open,
-        }),
+        Family::GroundingDino | Family::Owl(_) => {
+            let weights = Weights::open(&folder)?;
+            Ok(ModelInfo {
+                name: name.to_owned(),
+                architecture: family.name(),
+                weights_sha256: weights.sha256().to_owned(),
+                weights_bytes: weights.bytes(),
+                licence: folder.licence(),
+                classes: Classes::Open,
+            })
+        }
         _ => resolve(name).map(|detector| detector.info().clone()),
     }
 }

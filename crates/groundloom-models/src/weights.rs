@@ -209,6 +209,11 @@ impl Weights {
         &self.files.sha256
     }
 
+    /// Bytes of all files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.files.files.iter().map(|file| file.bytes.len() as u64).sum()
+    }
+
     /// The tensors behind `PREFIX.name.`
     pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
         Self { files: self.files.clone(), prefix: self.full(&name.to_string()) + "." }

@@ -34,7 +34,7 @@ pub struct Caption {
     #[serde(default = "default_image")]
     #[schemars(length(min = 1))]
     pub image: String,
-    /// The path of a model folder in Hugging Face layout: BLIP for captions, BLIP-2 with an OPT, or LLaVA 1.5.
+    /// The path of a model folder in Hugging Face layout: BLIP for captions, BLIP-2 with an OPT or a T5, CoCa (open_clip's layout), LLaVA 1.5 or Kosmos-2.
     #[schemars(length(min = 1))]
     pub model: String,
     /// What the caption goes on from, such as "a picture of"; it is not part of the output. BLIP-2 also answers "Question: … Answer:"; LLaVA is asked a question.
@@ -146,6 +146,10 @@ impl Work for CaptionEncoded {
 
     fn batch(&self) -> NonZeroUsize {
         const { NonZeroUsize::new(8).unwrap() }
+    }
+
+    fn weights_bytes(&self) -> u64 {
+        self.captioner.info().weights_bytes
     }
 
     fn run(&self, items: &[Request]) -> Vec<Result<Self::Output, ModelError>> {

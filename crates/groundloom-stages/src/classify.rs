@@ -102,6 +102,10 @@ impl Work for ClassifyEncoded {
         const { NonZeroUsize::new(32).unwrap() }
     }
 
+    fn weights_bytes(&self) -> u64 {
+        self.classifier.info().weights_bytes
+    }
+
     fn run(&self, items: &[Picture]) -> Vec<Result<Self::Output, ModelError>> {
         see(
             items,

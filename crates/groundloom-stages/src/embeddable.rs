@@ -113,6 +113,10 @@ impl Work for EmbedEncoded {
         const { NonZeroUsize::new(32).unwrap() }
     }
 
+    fn weights_bytes(&self) -> u64 {
+        self.embedder.info().weights_bytes
+    }
+
     fn run(&self, items: &[Item]) -> Vec<Result<Self::Output, ModelError>> {
         let texts: Vec<&str> = items
             .iter()

@@ -201,6 +201,10 @@ impl Work for DetectEncoded {
     type Item = Picture;
     type Output = Result<Vec<Detection>, MediaError>;
 
+    fn weights_bytes(&self) -> u64 {
+        self.detector.info().weights_bytes
+    }
+
     fn run(&self, items: &[Picture]) -> Vec<Result<Self::Output, ModelError>> {
         let detect = |picture: &Picture| match decode_rgb(
             picture.images.bytes(picture.row).unwrap_or_default(),

@@ -112,6 +112,10 @@ impl Work for Answering {
     type Item = Question;
     type Output = ChatAnswer;
 
+    fn weights_bytes(&self) -> u64 {
+        self.0.info().model.weights_bytes
+    }
+
     fn run(&self, items: &[Question]) -> Vec<Result<ChatAnswer, ModelError>> {
         let answer = |item: &Question| self.0.answer(&item.request, &|| item.waited_for.load(Ordering::Acquire));
         items.iter().map(answer).collect()

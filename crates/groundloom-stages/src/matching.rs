@@ -117,6 +117,10 @@ impl Work for MatchEncoded {
         const { NonZeroUsize::new(32).unwrap() }
     }
 
+    fn weights_bytes(&self) -> u64 {
+        self.matcher.info().weights_bytes
+    }
+
     fn run(&self, items: &[Pair]) -> Vec<Result<Self::Output, ModelError>> {
         see(
             items,

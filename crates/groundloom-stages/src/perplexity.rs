@@ -90,6 +90,10 @@ impl Work for Scores {
         const { NonZeroUsize::new(32).unwrap() }
     }
 
+    fn weights_bytes(&self) -> u64 {
+        self.scorer.info().weights_bytes
+    }
+
     fn run(&self, items: &[Item]) -> Vec<Result<TextScore, ModelError>> {
         let texts: Vec<&str> = items.iter().map(|item| item.texts.get(item.row).unwrap_or_default()).collect();
         self.scorer.score(&texts)

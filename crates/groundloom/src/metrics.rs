@@ -121,6 +121,20 @@ impl Collector for Meters {
             "model",
             &models,
             |m| (&m.model, ConstCounter::new(m.wait_seconds)),
+        )?;
+        out.family(
+            ("model_weights", "Weights of a model that are loaded", Some(&Unit::Bytes)),
+            MetricType::Gauge,
+            "model",
+            &models,
+            |m| (&m.model, ConstGauge::new(m.weights_bytes as i64)),
+        )?;
+        out.family(
+            ("model_loads", "How often the weights of a model were loaded", None),
+            MetricType::Counter,
+            "model",
+            &models,
+            |m| (&m.model, ConstCounter::new(m.loads)),
         )
     }
 }

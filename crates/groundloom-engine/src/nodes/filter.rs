@@ -53,12 +53,22 @@ use crate::{
 /// The code that marks a dropped row which `keep_rejected` carries to the sink.
 pub const REJECTED: &str = "rejected";
 
+/// The `type:` whose drops are told of with the values that decided.
+const FILTER: &str = "filter";
+/// The `type:` of queries; the conditions of row-wise ones are told of as those of filters are.
+pub const QUERY: &str = "sql";
+
+/// Whether the ids of the rows that such a filter drops are written down. A sample's draw can be made again from the id alone.
+fn is_told(kind: &str) -> bool {
+    kind == FILTER || kind == QUERY
+}
+
 /// What a plan stores of a filter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FilterSpec {
     /// The name the pipeline file gives it.
     pub name: Arc<str>,
-    /// Its `type:` (`filter`, `sample`).
+    /// Its `type:` (`filter`, `sample`, `sql`).
     pub kind: Arc<str>,
     /// Why rows are dropped, in `snake_case`.
     pub reason: Arc<str>,
@@ -118,8 +128,8 @@ impl FilterNode {
     /// Puts a filter on top of `input`; with [`FilterSpec::keep_rejected`] the input must have the error column.
     pub fn new(spec: FilterSpec, predicate: Expr, input: LogicalPlan) -> Self {
         let mut told = Vec::new();
-        // A sample's draw is known from the id, and rejected rows are kept whole.
-        if &*spec.kind == "filter" && !spec.keep_rejected {
+        // Rejected rows are kept whole.
+        if is_told(&spec.kind) && !spec.keep_rejected {
             operands(&predicate, &mut told);
         }
         let schema = input.schema();
@@ -133,6 +143,18 @@ impl FilterNode {
         }
         let told = named;
         Self { spec, predicate, told, input }
+    }
+
+    /// The same, but of the rows that it drops only the ids are told: the values of a stage stand in the order of one filter.
+    #[must_use]
+    pub fn without_values(mut self) -> Self {
+        self.told.clear();
+        self
+    }
+
+    /// The name of its stage.
+    pub fn stage(&self) -> &str {
+        &self.spec.name
     }
 
     /// As a logical plan.
@@ -308,8 +330,7 @@ impl ExecutionPlan for FilterExec {
         Ok(Arc::new(Self::with_input(self.spec.clone(), predicate, told, input)))
     }
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        // A sample's draw can be made again from the id alone: nothing need be told.
-        let log = context.session_config().get_extension::<DropLog>().filter(|_| &*self.spec.kind == "filter");
+        let log = context.session_config().get_extension::<DropLog>().filter(|_| is_told(&self.spec.kind));
         let input = self.input.execute(partition, context)?;
         let dropped = log.map(|log| Dropped::new(log, &self.spec, &self.told, &input.schema())).transpose()?;
         let (spec, predicate, counters) = (self.spec.clone(), Arc::clone(&self.predicate), Arc::clone(&self.counters));

@@ -91,6 +91,7 @@ impl OwlDetector {
             name: name.to_owned(),
             architecture: Family::Owl(generation).name(),
             weights_sha256: weights.sha256().to_owned(),
+            weights_bytes: weights.bytes(),
             licence: folder.licence(),
             classes: Classes::Open,
         };

@@ -26,6 +26,10 @@ impl Work for DetectorWork {
     type Item = DetectRequest;
     type Output = Vec<Detection>;
 
+    fn weights_bytes(&self) -> u64 {
+        self.detector.info().weights_bytes
+    }
+
     fn run(&self, items: &[DetectRequest]) -> Vec<Result<Vec<Detection>, ModelError>> {
         items.iter().map(|item| self.detector.detect(&item.image, &item.options)).collect()
     }

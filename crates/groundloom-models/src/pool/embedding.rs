@@ -33,6 +33,10 @@ impl Work for EmbedderWork {
         const { NonZeroUsize::new(64).unwrap() }
     }
 
+    fn weights_bytes(&self) -> u64 {
+        self.embedder.info().weights_bytes
+    }
+
     fn run(&self, items: &[EmbedRequest]) -> Vec<Result<Vec<f32>, ModelError>> {
         let (mut texts, mut images, mut sounds) = (Vec::new(), Vec::new(), Vec::new());
         for item in items {

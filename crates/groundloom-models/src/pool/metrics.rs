@@ -27,6 +27,10 @@ pub struct ModelMetrics {
     pub busy: Duration,
     /// Time that batches spent waiting for a thread.
     pub wait: Duration,
+    /// How often its weights were loaded.
+    pub loads: u64,
+    /// Bytes of its weights while they are loaded, else 0.
+    pub weights_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +43,8 @@ pub(super) struct Meter {
     batches: AtomicU64,
     busy_ns: AtomicU64,
     wait_ns: AtomicU64,
+    loads: AtomicU64,
+    weights_bytes: AtomicU64,
 }
 
 /// Counts one batch as waiting for as long as it lives.
@@ -72,6 +78,15 @@ impl Meter {
         self.busy_ns.fetch_add(busy.as_nanos() as u64, Relaxed);
     }
 
+    pub(super) fn loaded(&self, weights_bytes: u64) {
+        self.loads.fetch_add(1, Relaxed);
+        self.weights_bytes.store(weights_bytes, Relaxed);
+    }
+
+    pub(super) fn given_back(&self) {
+        self.weights_bytes.store(0, Relaxed);
+    }
+
     pub(super) fn read(&self) -> ModelMetrics {
         ModelMetrics {
             model: self.model.clone(),
@@ -82,6 +97,8 @@ impl Meter {
             batches: self.batches.load(Relaxed),
             busy: Duration::from_nanos(self.busy_ns.load(Relaxed)),
             wait: Duration::from_nanos(self.wait_ns.load(Relaxed)),
+            loads: self.loads.load(Relaxed),
+            weights_bytes: self.weights_bytes.load(Relaxed),
         }
     }
 }

@@ -179,7 +179,7 @@ async fn the_queue_is_bounded_and_a_dropped_window_is_withdrawn() {
     });
     // One batch may be with the thread, four in the queue; the next one waits for a place, the rest of the window is
     // not yet offered.
-    until(|| model.queue.capacity() == 0).await;
+    until(|| model.inner.queue.capacity() == 0).await;
     assert!(pool.metrics()[0].waiting <= 1 + QUEUE_PER_THREAD as u64 + 1);
     dropped.abort();
     assert!(dropped.await.unwrap_err().is_cancelled());
@@ -207,7 +207,7 @@ async fn an_unpolled_window_keeps_no_place_from_others() {
     tokio::select! {
         biased;
         _ = &mut idle => panic!("the gate is shut"),
-        () = until(|| model.queue.capacity() == 0) => {}
+        () = until(|| model.inner.queue.capacity() == 0) => {}
     }
     for _ in 0..51 {
         key.send(()).unwrap();
@@ -256,4 +256,90 @@ async fn a_window_uses_all_threads() {
     }
     let model = pool(2).get("meeting", || Ok(Meeting(Barrier::new(2)))).await.unwrap();
     assert_eq!(model.submit(vec![(); 6]).await.len(), 6);
+}
+
+/// Counts how many of it are alive.
+struct Heavy {
+    bytes: u64,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Heavy {
+    fn load(bytes: u64, alive: &Arc<AtomicUsize>) -> impl FnOnce() -> Result<Self, ModelError> + Send + 'static {
+        let alive = alive.clone();
+        move || {
+            alive.fetch_add(1, SeqCst);
+            Ok(Self { bytes, alive })
+        }
+    }
+}
+
+impl Drop for Heavy {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Work for Heavy {
+    type Item = u64;
+    type Output = u64;
+    fn weights_bytes(&self) -> u64 {
+        self.bytes
+    }
+    fn run(&self, items: &[u64]) -> Vec<Result<u64, ModelError>> {
+        items.iter().map(|item| Ok(item + self.bytes)).collect()
+    }
+}
+
+#[tokio::test]
+async fn models_that_nobody_holds_go_first_asked_first_where_weights_pass_the_budget() {
+    let (pool, alive) = (pool(2).within(Some(100)), Arc::new(AtomicUsize::new(0)));
+    let loaded = |pool: &ModelPool| -> Vec<(String, u64, u64)> {
+        pool.metrics().into_iter().map(|m| (m.model, m.weights_bytes, m.loads)).collect()
+    };
+    let of = |name: &str, bytes, loads| (name.to_owned(), bytes, loads);
+    let a = pool.get("a", Heavy::load(40, &alive)).await.unwrap();
+    drop(pool.get("b", Heavy::load(40, &alive)).await.unwrap());
+    drop(pool.get("c", Heavy::load(20, &alive)).await.unwrap());
+    assert_eq!(alive.load(SeqCst), 3, "as much as the budget allows");
+    // Asked for again: `c` is now the one that was not asked for longest.
+    drop(pool.get("b", Heavy::load(40, &alive)).await.unwrap());
+    let d = pool.get("d", Heavy::load(10, &alive)).await.unwrap();
+    until(|| alive.load(SeqCst) == 3).await;
+    assert_eq!(loaded(&pool), [of("a", 40, 1), of("b", 40, 1), of("c", 0, 1), of("d", 10, 1)]);
+    // What is held stays, though it alone is more than the budget.
+    let e = pool.get("e", Heavy::load(90, &alive)).await.unwrap();
+    until(|| alive.load(SeqCst) == 3).await;
+    assert_eq!(loaded(&pool), [of("a", 40, 1), of("b", 0, 1), of("c", 0, 1), of("d", 10, 1), of("e", 90, 1)]);
+    for (model, bytes) in [(&a, 40), (&d, 10), (&e, 90)] {
+        assert_eq!(model.submit(vec![1]).await, [Ok(bytes + 1)]);
+    }
+    // What was given back is loaded again, and goes on counting.
+    drop((a, d, e));
+    let b = pool.get("b", Heavy::load(40, &alive)).await.unwrap();
+    assert_eq!(b.submit(vec![2]).await, [Ok(42)]);
+    until(|| alive.load(SeqCst) == 1).await;
+    assert_eq!(loaded(&pool), [of("a", 0, 1), of("b", 40, 2), of("c", 0, 1), of("d", 0, 1), of("e", 0, 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_are_the_same_under_a_budget_that_holds_no_two_models() {
+    let (pool, alive) = (Arc::new(pool(2).within(Some(50))), Arc::new(AtomicUsize::new(0)));
+    let askers: Vec<_> = (0..4_u64)
+        .map(|asker| {
+            let (pool, alive) = (pool.clone(), alive.clone());
+            tokio::spawn(async move {
+                for turn in 0..50_u64 {
+                    let bytes = 30 + (asker + turn) % 3;
+                    let model = pool.get(&format!("m{bytes}"), Heavy::load(bytes, &alive)).await.unwrap();
+                    assert_eq!(model.submit(vec![turn; 5]).await, vec![Ok(turn + bytes); 5]);
+                }
+            })
+        })
+        .collect();
+    for asker in askers {
+        asker.await.unwrap();
+    }
+    drop(pool.get("m30", Heavy::load(30, &alive)).await.unwrap());
+    until(|| alive.load(SeqCst) == 1).await;
 }

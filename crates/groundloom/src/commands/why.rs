@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use groundloom_engine::{
-    graph::Work,
     provenance::{self, Found, Kind, SearchedFile, Unwritten},
     run::Plan,
 };
@@ -56,20 +55,10 @@ pub async fn run(command: Why, machine: Machine) -> Result<(), Failure> {
     }
     let hint = match (&plan, left) {
         (None, _) => "; name the pipeline file instead of the folder to ask about rows that are not reached yet, were not sampled or were skipped unread".to_owned(),
-        (Some(plan), 0) => silent_queries(plan),
+        (Some(_), 0) => String::new(),
         (Some(_), left) => format!("; {left} tasks of the pipeline are still to do"),
     };
     Err(Failure::Failed(format!("nothing says what became of `{}`{hint}", command.row)))
-}
-
-/// Queries that let rows pass one by one leave some out without a word.
-fn silent_queries(plan: &Plan) -> String {
-    let silent = plan.graph.nodes.iter().filter(|n| matches!(n.work, Work::Sql { row_wise: true, .. }));
-    let names: Vec<String> = silent.map(|n| format!("`{}`", n.name)).collect();
-    if names.is_empty() {
-        return String::new();
-    }
-    format!("; {} may have left it out: a `filter` stage tells what it drops, a query does not", names.join(", "))
 }
 
 /// The published generations that are current, else what the run has committed so far.
@@ -141,7 +130,7 @@ fn without_row(row: &str, unwritten: &Unwritten) -> (String, Value) {
         ),
         Unwritten::Skipped { stage, predicate, file } => (
             format!(
-                "{row} was dropped by `{stage}`, if {file} holds such a row: the statistics of its part of the file say that no row there has {predicate}, so it was not read"
+                "{row} was dropped by `{stage}`, if {file} holds such a row: the statistics of its part of the file say that no row there meets {predicate}, so it was not read"
             ),
             json!({ "fate": "dropped", "stage": stage, "reason": "skipped_by_statistics", "file": file }),
         ),
@@ -166,7 +155,7 @@ fn without_row(row: &str, unwritten: &Unwritten) -> (String, Value) {
                 "such a row does not exist".to_owned()
             } else {
                 format!(
-                    "such a row does not exist, or {} left it out (queries and limits do not name the rows they lose)",
+                    "such a row does not exist, or {} left it out (limits, and queries that look at several rows at once, do not name the rows they lose)",
                     suspects.join(", ")
                 )
             };
