@@ -130,9 +130,8 @@ impl ModelPool {
         F: FnOnce() -> Result<W, ModelError> + Send + 'static,
     {
         let Slot { cell, loaded, meter, .. } = self.slot::<W>(key);
-        let cell = cell
-            .downcast::<OnceCell<PooledModel<W>>>()
-            .map_err(|_| ModelError::KeyTaken { key: key.to_owned() })?;
+        let cell =
+            cell.downcast::<OnceCell<PooledModel<W>>>().map_err(|_| ModelError::KeyTaken { key: key.to_owned() })?;
         let start = || async {
             let work = tokio::task::spawn_blocking(move || catch_unwind(AssertUnwindSafe(load))).await;
             let work = match work {

@@ -13,7 +13,7 @@ pub struct Arguments {
     /// Tasks and model threads at the same time. It changes no byte of the output.
     #[arg(long, global = true, default_value_t = default_threads(), hide_default_value = true)]
     pub threads: NonZeroUsize,
-    /// Memory that joins, sorts, aggregates, dedup and shuffle keep the process near by spilling to disk, such as 4GiB; models and what they compute come on top. Queries that order nothing leave their rows in another order under a limit. Default: no limit.
+    /// Memory that joins, sorts, aggregates, dedup and shuffle keep the process near by spilling to disk, such as 4GiB; models and what they compute come on top, but weights that no stage uses any more are given back when all together pass it. Queries that order nothing leave their rows in another order under a limit. Default: no limit.
     #[arg(long, global = true, value_parser = bytes)]
     pub memory: Option<u64>,
     /// Serve the run's metrics in Prometheus' form at this address, such as 127.0.0.1:9464 (path /metrics).
