@@ -10,8 +10,8 @@ use crate::{EmbedderInfo, ModelError, image_processor::ImageProcessor, layers::c
 ///
 /// An answer depends on the image alone: not on what else is in the batch, nor on the threads.
 pub trait Classifier: Send + Sync {
-    /// The model's name.
-    fn name(&self) -> &str;
+    /// The model's identity; what it says of vectors is that of the network's features.
+    fn info(&self) -> &EmbedderInfo;
 
     /// The classes, by number.
     fn labels(&self) -> &[Arc<str>];
@@ -31,8 +31,8 @@ pub(crate) struct VisionClassifier {
 }
 
 impl Classifier for VisionClassifier {
-    fn name(&self) -> &str {
-        &self.info.name
+    fn info(&self) -> &EmbedderInfo {
+        &self.info
     }
 
     fn labels(&self) -> &[Arc<str>] {

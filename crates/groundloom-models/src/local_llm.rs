@@ -87,7 +87,7 @@ impl Source {
     fn info(&self, name: &str, folder: &ModelFolder) -> Result<LocalLlmInfo, ModelError> {
         let (architecture, weights_sha256, weights_bytes) = match self {
             Self::Tensors { kind, weights, .. } => {
-                (kind.name().to_owned(), weights.sha256().to_owned(), weights.bytes())
+                (kind.name().to_owned(), weights.sha256().to_owned(), weights.file_bytes())
             }
             Self::Gguf { gguf, .. } => (gguf.architecture.clone(), gguf.sha256.clone(), gguf.bytes),
         };

@@ -156,7 +156,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
         name: name.to_owned(),
         architecture: family.name().to_owned(),
         weights_sha256: weights.sha256().to_owned(),
-        weights_bytes: weights.bytes(),
+        weights_bytes: weights.file_bytes(),
         licence,
         dims,
         normalised,
@@ -358,7 +358,7 @@ pub fn describe_detector(name: &str) -> Result<ModelInfo, ModelError> {
                 name: name.to_owned(),
                 architecture: family.name(),
                 weights_sha256: weights.sha256().to_owned(),
-                weights_bytes: weights.bytes(),
+                weights_bytes: weights.file_bytes(),
                 licence: folder.licence(),
                 classes: Classes::Open,
             })

@@ -210,7 +210,7 @@ impl Weights {
     }
 
     /// Bytes of all files.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub(crate) fn file_bytes(&self) -> u64 {
         self.files.files.iter().map(|file| file.bytes.len() as u64).sum()
     }
 

@@ -71,7 +71,7 @@ impl GroundingDinoDetector {
             name: name.to_owned(),
             architecture: Family::GroundingDino.name(),
             weights_sha256: weights.sha256().to_owned(),
-            weights_bytes: weights.bytes(),
+            weights_bytes: weights.file_bytes(),
             licence: folder.licence(),
             classes: Classes::Open,
         };

@@ -91,7 +91,7 @@ impl OwlDetector {
             name: name.to_owned(),
             architecture: Family::Owl(generation).name(),
             weights_sha256: weights.sha256().to_owned(),
-            weights_bytes: weights.bytes(),
+            weights_bytes: weights.file_bytes(),
             licence: folder.licence(),
             classes: Classes::Open,
         };

@@ -59,7 +59,7 @@ impl Opened {
             name: name.to_owned(),
             architecture: family.name().to_owned(),
             weights_sha256: weights.sha256().to_owned(),
-            weights_bytes: weights.bytes(),
+            weights_bytes: weights.file_bytes(),
             licence: folder.licence(),
         };
         Ok(Self { folder, family, config, weights, info })

@@ -123,7 +123,7 @@ impl SsdMobileNetV2 {
             name: config.name,
             architecture: ARCHITECTURE,
             weights_sha256: weights.sha256().to_owned(),
-            weights_bytes: weights.bytes(),
+            weights_bytes: weights.file_bytes(),
             licence: config.license,
             classes: Classes::Fixed(labels.clone()),
         };

@@ -104,12 +104,12 @@ fn print(summary: &Summary, measured: &Reading) {
         0 => String::new(),
         n => format!(", {n} task{} reused from an earlier run", if n == 1 { "" } else { "s" }),
     };
-    say!(
-        "\n{} rows read in {:.1} s ({:.0} rows/s){reused}",
-        summary.rows_read,
-        summary.seconds,
-        summary.rows_read as f64 / summary.seconds.max(1e-9)
-    );
+    let (rows, seconds) = (summary.rows_read, summary.seconds);
+    match rows {
+        // Joins, sorts and their like read for themselves, or what an earlier run had read.
+        0 => say!("\nDone in {seconds:.1} s{reused}"),
+        _ => say!("\n{rows} rows read in {seconds:.1} s ({:.0} rows/s){reused}", rows as f64 / seconds.max(1e-9)),
+    }
     if let Some(sink) = summary.sinks.first() {
         let path = shown(sink);
         say!("Output: {path}");
