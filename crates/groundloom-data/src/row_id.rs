@@ -44,7 +44,19 @@ pub fn file_hash(path: &str) -> u64 {
     xxh3_64(path.as_bytes())
 }
 
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
+/// The 16 hexadecimal digits of a number, all at once: every four bits are spread to a byte of their own, and those above 9 moved on to the letters.
+fn digits(number: u64) -> [u8; 16] {
+    let half = |number: u32| {
+        let mut nibbles = u64::from(number);
+        nibbles = (nibbles | nibbles << 16) & 0x0000_ffff_0000_ffff;
+        nibbles = (nibbles | nibbles << 8) & 0x00ff_00ff_00ff_00ff;
+        nibbles = (nibbles | nibbles << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+        let letters = (nibbles + 0x0606_0606_0606_0606) >> 4 & 0x0101_0101_0101_0101;
+        nibbles + 0x3030_3030_3030_3030 + letters * u64::from(b'a' - b'0' - 10)
+    };
+    let (high, low) = (half((number >> 32) as u32), half(number as u32));
+    (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
+}
 
 impl RowId {
     /// Length of an id's text in bytes.
@@ -68,29 +80,48 @@ impl RowId {
     /// The 32 lower-case hexadecimal digits as ASCII.
     pub fn to_hex(self) -> [u8; Self::HEX_LEN] {
         let mut hex = [0; Self::HEX_LEN];
-        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
-        }
+        hex[..16].copy_from_slice(&digits((self.0 >> 64) as u64));
+        hex[16..].copy_from_slice(&digits(self.0 as u64));
         hex
     }
 
     /// The ids as an Arrow string column; its text is checked once, not row by row.
     pub fn column(ids: impl ExactSizeIterator<Item = Self>) -> StringArray {
-        let offsets = OffsetBuffer::<i32>::from_lengths(std::iter::repeat_n(Self::HEX_LEN, ids.len()));
-        let mut digits = Vec::with_capacity(ids.len() * Self::HEX_LEN);
+        let mut text = Vec::with_capacity(ids.len() * Self::HEX_LEN);
         for id in ids {
-            digits.extend_from_slice(&id.to_hex());
+            text.extend_from_slice(&id.to_hex());
         }
-        // Digits are ASCII and the offsets are as many as the ids, so the checks do not fail; no ids at all would be the answer to a broken iterator.
-        StringArray::try_new(offsets, Buffer::from_vec(digits), None)
-            .unwrap_or_else(|_| StringArray::from(Vec::<&str>::new()))
+        texts(text)
+    }
+
+    /// The ids of rows of Parquet files, likewise: the [`file_hash`] of each row's file, and the row's number there.
+    pub fn column_of_rows(file_hashes: &[u64], rows: &[i64]) -> StringArray {
+        let mut text = vec![0; file_hashes.len().min(rows.len()) * Self::HEX_LEN];
+        // Neighbours are mostly of one file.
+        let (mut file, mut file_digits) = (0, digits(0));
+        for (i, id) in text.chunks_exact_mut(Self::HEX_LEN).enumerate() {
+            if file_hashes[i] != file {
+                (file, file_digits) = (file_hashes[i], digits(file_hashes[i]));
+            }
+            let (high, low) = id.split_at_mut(16);
+            high.copy_from_slice(&file_digits);
+            low.copy_from_slice(&digits(rows[i].unsigned_abs()));
+        }
+        texts(text)
     }
 
     /// Appends the 32 digits to an Arrow string column, without a detour over the heap.
     pub fn push_hex(self, column: &mut StringBuilder) {
         column.append_value(str::from_utf8(&self.to_hex()).unwrap_or_default());
     }
+}
+
+/// A column of texts of [`RowId::HEX_LEN`] digits each.
+fn texts(digits: Vec<u8>) -> StringArray {
+    let offsets = OffsetBuffer::<i32>::from_lengths(std::iter::repeat_n(RowId::HEX_LEN, digits.len() / RowId::HEX_LEN));
+    // Digits are ASCII and the offsets are as many as the ids, so the checks do not fail.
+    StringArray::try_new(offsets, Buffer::from_vec(digits), None)
+        .unwrap_or_else(|_| StringArray::from(Vec::<&str>::new()))
 }
 
 impl fmt::Display for RowId {
@@ -128,11 +159,17 @@ mod tests {
 
     #[test]
     fn a_column_of_ids_is_their_texts() {
-        let ids: Vec<RowId> = (0..100).map(|i| RowId::in_file(file_hash("a"), Place::Row(i))).collect();
-        let column = RowId::column(ids.iter().copied());
+        let files: Vec<u64> = (0..100).map(|i| file_hash(if i < 60 { "a" } else { "b" })).collect();
+        let rows: Vec<i64> = (0..100).map(|i| i * i * 1_234_567_890_123).collect();
+        let column = RowId::column_of_rows(&files, &rows);
         assert_eq!(column.len(), 100);
-        assert!(ids.iter().zip(column.iter()).all(|(id, text)| Some(id.to_string().as_str()) == text));
-        assert_eq!(RowId::column(std::iter::empty()).len(), 0);
+        let ids = files.iter().zip(&rows).map(|(file, row)| RowId::in_file(*file, Place::Row(*row as u64)));
+        assert_eq!(column, RowId::column(ids));
+        for (i, text) in column.iter().enumerate() {
+            let id = RowId::in_file(files[i], Place::Row(rows[i] as u64));
+            assert_eq!(text, Some(id.to_string().as_str()));
+        }
+        assert_eq!(RowId::column_of_rows(&[], &[]).len(), 0);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! (`short.length(caption)`), so that telling a batch of dropped rows is a few array copies.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -23,6 +24,7 @@ use crate::{
     finalise::notes_sink,
     ledger::{Ledger, OpenPart, Part, PartKind},
     segment::Fingerprint,
+    session::BATCH_ROWS,
 };
 
 /// The column with the name of the stage that dropped a row.
@@ -80,6 +82,7 @@ pub struct DropLog {
     sink: Arc<dyn Sink>,
     schema: SchemaRef,
     told: Vec<Told>,
+    names: Mutex<HashMap<String, ArrayRef>>,
     open: Mutex<Option<Open>>,
 }
 
@@ -104,6 +107,7 @@ impl DropLog {
             sink: notes_sink(),
             schema: schema(&told),
             told,
+            names: Mutex::default(),
             open: Mutex::new(None),
         }
     }
@@ -117,9 +121,7 @@ impl DropLog {
         if rows == 0 {
             return Ok(());
         }
-        let repeated =
-            |text: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(text, rows))) as ArrayRef;
-        let mut columns = vec![cast(ids, &DataType::Utf8)?, repeated(stage), repeated(reason)];
+        let mut columns = vec![cast(ids, &DataType::Utf8)?, self.repeated(stage, rows), self.repeated(reason, rows)];
         let mut values = values.iter();
         for told in &self.told {
             let value = if *told.stage == *stage { values.next() } else { None };
@@ -130,6 +132,20 @@ impl DropLog {
         }
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
         self.write(&batch).map_err(|e| DataFusionError::External(Box::new(e)))
+    }
+
+    /// A name so many times; the column is made once and lent in slices.
+    fn repeated(&self, name: &str, rows: usize) -> ArrayRef {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        match names.get(name) {
+            Some(column) if column.len() >= rows => column.slice(0, rows),
+            _ => {
+                let texts = std::iter::repeat_n(name, rows.max(BATCH_ROWS));
+                let column: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+                names.insert(name.to_owned(), Arc::clone(&column));
+                column.slice(0, rows)
+            }
+        }
     }
 
     fn write(&self, batch: &RecordBatch) -> Result<(), EngineError> {
@@ -153,9 +169,9 @@ impl DropLog {
     /// When the disk is full.
     pub fn finish(&self) -> Result<Option<(Part, OpenPart)>, EngineError> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Open { part: open, writer, rows }) = open else { return Ok(None) };
+        let Some(Open { part: mut open, writer, rows }) = open else { return Ok(None) };
         let file = writer.finish().map_err(|e| open.failed(e))?;
-        let part = open.complete(&file, rows)?;
+        let part = open.complete(file, rows)?;
         Ok(Some((part, open)))
     }
 }

@@ -253,14 +253,15 @@ impl Ledger {
         let path = self.folder.join("parts").join(&file);
         let handle = File::options().read(true).write(true).create_new(true).open(&path);
         let handle = handle.map_err(|e| EngineError::io(&path, e))?;
-        Ok((OpenPart { path, file, kind, committed: false }, handle))
+        Ok((OpenPart { path, file, kind, written: None, committed: false }, handle))
     }
 
-    /// Commits a task: syncs its folder and puts its entry there if absent. Returns the entry that counts, which is another attempt's if that was faster.
+    /// Commits a task: syncs its parts and their folder and puts its entry there if absent. Waits for the disk. Returns the entry that counts, which is another attempt's if that was faster.
     ///
     /// # Errors
     /// When the disk is full or fails; nothing is committed then.
     pub fn commit(&self, entry: Entry, mut parts: Vec<OpenPart>) -> Result<Entry, EngineError> {
+        parts.iter().try_for_each(OpenPart::sync)?;
         sync_folder(&self.folder.join("parts"))?;
         let path = self.entry_path(&entry.task);
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
@@ -325,6 +326,8 @@ pub struct OpenPart {
     path: PathBuf,
     file: String,
     kind: PartKind,
+    /// Its file, once that is complete.
+    written: Option<File>,
     committed: bool,
 }
 
@@ -342,14 +345,18 @@ impl OpenPart {
         }
     }
 
-    /// The part as an entry names it, after its file was completed and synced.
+    /// The part as an entry names it, now that its file is complete; [`Ledger::commit`] makes it durable.
     ///
     /// # Errors
-    /// When the file cannot be synced.
-    pub fn complete(&self, file: &File, rows: u64) -> Result<Part, EngineError> {
-        file.sync_all().map_err(|e| EngineError::io(&self.path, e))?;
+    /// When the file cannot be looked at.
+    pub fn complete(&mut self, file: File, rows: u64) -> Result<Part, EngineError> {
         let bytes = file.metadata().map_err(|e| EngineError::io(&self.path, e))?.len();
+        self.written = Some(file);
         Ok(Part { kind: self.kind, file: self.file.clone(), rows, bytes })
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.written.as_ref().map_or(Ok(()), File::sync_all).map_err(|e| EngineError::io(&self.path, e))
     }
 }
 
@@ -371,9 +378,9 @@ mod tests {
     }
 
     fn write(ledger: &Ledger, task: &Fingerprint, text: &str) -> (Entry, Vec<OpenPart>) {
-        let (open, mut file) = ledger.start_part(task, PartKind::Data, "txt").unwrap();
+        let (mut open, mut file) = ledger.start_part(task, PartKind::Data, "txt").unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        let part = open.complete(&file, 1).unwrap();
+        let part = open.complete(file, 1).unwrap();
         (
             Entry {
                 task: task.clone(),

@@ -15,7 +15,7 @@ use datafusion::{
     },
     logical_expr::{ColumnarValue, Expr, ScalarUDF, Volatility, create_udf, lit},
 };
-use groundloom_data::row_id::{Place, RowId};
+use groundloom_data::row_id::RowId;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 fn arrays(arguments: &[ColumnarValue]) -> Result<Vec<ArrayRef>> {
@@ -27,9 +27,7 @@ pub fn in_file(file_hash: Expr, row_number: Expr) -> Expr {
     let function = |arguments: &[ColumnarValue]| -> Result<ColumnarValue> {
         let arguments = arrays(arguments)?;
         let (files, rows) = (as_uint64_array(&arguments[0])?, as_int64_array(&arguments[1])?);
-        let places = files.values().iter().zip(rows.values());
-        let ids = RowId::column(places.map(|(file, row)| RowId::in_file(*file, Place::Row(row.unsigned_abs()))));
-        Ok(ColumnarValue::Array(Arc::new(ids)))
+        Ok(ColumnarValue::Array(Arc::new(RowId::column_of_rows(files.values(), rows.values()))))
     };
     let udf = create_udf(
         "groundloom_row_id",

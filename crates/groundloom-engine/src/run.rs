@@ -46,7 +46,7 @@ use crate::{
     run_record::OpenRecord,
     segment::{self, Base, Fingerprint, Segment, SegmentId, SegmentWork, Segments},
     session,
-    task::{RowIds, RowsDone, Task},
+    task::{RowIds, RowsDone, Task, Uncommitted},
     telemetry::Telemetry,
 };
 
@@ -553,14 +553,21 @@ impl<'a> Runner<'a> {
             let rows = missing.iter().map(|i| self.rows_of(id, *i)).sum();
             (self.observer)(Event::SegmentStarted { segment: Arc::clone(&name), tasks: missing.len(), rows });
             let template = self.template(segment, missing[0]).await?;
-            let mut running = FuturesUnordered::new();
+            let (mut running, mut committing) = (FuturesUnordered::new(), FuturesUnordered::new());
+            // Where what was committed decides whether another task is started at all, none is before that is known.
+            let waits_for_commits = segment.enough.is_some() || self.plan.graph.settings.max_bad.is_some();
+            let at_once = self.options.threads.get();
             let mut waiting = missing.into_iter().peekable();
             let mut stopping: Option<tokio::time::Instant> = None;
             loop {
-                while running.len() < self.options.threads.get() && stopping.is_none() && !enough(segment, &entries) {
-                    let Some(index) = waiting.next_if(|i| running.is_empty() || !self.waits(id, *i, &entries)) else {
-                        break;
-                    };
+                // Tasks under way, those included that wait for the disk where they count.
+                let room = |running: usize, committing: usize| match waits_for_commits {
+                    true => running + committing < at_once,
+                    false => running < at_once && committing < at_once,
+                };
+                while room(running.len(), committing.len()) && stopping.is_none() && !enough(segment, &entries) {
+                    let idle = running.is_empty() && committing.is_empty();
+                    let Some(index) = waiting.next_if(|i| idle || !self.waits(id, *i, &entries)) else { break };
                     let (task, bytes) = self.task(id, index, &template).await?;
                     let ledger = self.ledgers[id].clone();
                     let observer = Arc::clone(&self.observer);
@@ -568,20 +575,25 @@ impl<'a> Runner<'a> {
                     let work = tokio::spawn(async move { task.run(&ledger, &done).await }.in_current_span());
                     running.push(async move { (index, bytes, AbortOnDrop(work).await) });
                 }
-                let finished = tokio::select! {
+                if running.is_empty() && committing.is_empty() {
+                    if stopping.is_some() {
+                        return Err(EngineError::Stopped);
+                    }
+                    break;
+                }
+                let (index, bytes, entry) = tokio::select! {
                     biased;
                     () = self.options.stop.cancelled(), if stopping.is_none() => {
                         stopping = Some(tokio::time::Instant::now() + RunOptions::GRACE);
                         continue;
                     }
                     () = until(stopping) => return Err(EngineError::Stopped),
-                    finished = running.next() => finished,
-                };
-                let Some((index, bytes, entry)) = finished else {
-                    if stopping.is_some() {
-                        return Err(EngineError::Stopped);
+                    Some(committed) = committing.next(), if !committing.is_empty() => committed,
+                    Some((index, bytes, written)) = running.next(), if !running.is_empty() => {
+                        let (written, ledger): (Uncommitted, _) = (written?, self.ledgers[id].clone());
+                        committing.push(async move { (index, bytes, written.commit(ledger).await) });
+                        continue;
                     }
-                    break;
                 };
                 let entry = entry?;
                 self.tasks_done += 1;
@@ -1047,19 +1059,19 @@ enum Job {
 }
 
 impl Job {
-    async fn run(self, ledger: &Ledger, done: &RowsDone) -> Result<Entry, EngineError> {
+    async fn run(self, ledger: &Ledger, done: &RowsDone) -> Result<Uncommitted, EngineError> {
         match self {
             Self::Task(task) => task.run(ledger, done).await,
-            Self::Nothing(entry) => ledger.commit(*entry, Vec::new()),
+            Self::Nothing(entry) => Ok(Uncommitted { entry: *entry, parts: Vec::new() }),
         }
     }
 }
 
 /// A spawned task that ends when nobody waits for it any more.
-struct AbortOnDrop(tokio::task::JoinHandle<Result<Entry, EngineError>>);
+struct AbortOnDrop(tokio::task::JoinHandle<Result<Uncommitted, EngineError>>);
 
 impl Future for AbortOnDrop {
-    type Output = Result<Entry, EngineError>;
+    type Output = Result<Uncommitted, EngineError>;
     fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
         std::pin::Pin::new(&mut self.0)
             .poll(context)

@@ -1,6 +1,6 @@
 //! One task: a plan over one shard, its rows parted into good, failed and rejected ones, written and committed together.
 
-use std::{fs::File, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, StringArray},
@@ -75,20 +75,41 @@ pub struct Task {
     pub metadata: Arc<Vec<(String, String)>>,
 }
 
+/// A task whose parts are written; dropped, they vanish again.
+#[derive(Debug)]
+pub struct Uncommitted {
+    /// What the ledger will say of it.
+    pub entry: Entry,
+    /// Its part files.
+    pub parts: Vec<OpenPart>,
+}
+
+impl Uncommitted {
+    /// Commits the task, which waits for the disk and needs no processor: another task can run meanwhile.
+    ///
+    /// # Errors
+    /// As [`Ledger::commit`].
+    pub async fn commit(self, ledger: Ledger) -> Result<Entry, EngineError> {
+        tokio::task::spawn_blocking(move || ledger.commit(self.entry, self.parts))
+            .await
+            .map_err(|e| EngineError::Internal(format!("commit: {e}")))?
+    }
+}
+
 /// Is told how many rows a running task has finished.
 pub type RowsDone = Arc<dyn Fn(u64) + Send + Sync>;
 
 impl Task {
-    /// Runs the task and commits it.
+    /// Runs the task, up to the commit.
     ///
     /// # Errors
-    /// What ends the run; nothing is committed then and no part file stays.
+    /// What ends the run; no part file stays then.
     #[tracing::instrument(
         name = "task",
         skip_all,
         fields(task = %self.task, rows_in = Empty, rows_kept = Empty, rows_quarantined = Empty, rows_dropped = Empty)
     )]
-    pub async fn run(&self, ledger: &Ledger, done: &RowsDone) -> Result<Entry, EngineError> {
+    pub async fn run(&self, ledger: &Ledger, done: &RowsDone) -> Result<Uncommitted, EngineError> {
         let drops = Arc::new(DropLog::new(ledger, &self.task, told(&self.plan)));
         let mut rows = execute_stream(Arc::clone(&self.plan), self.context(&drops))?;
         let mut ids = match self.row_ids {
@@ -137,10 +158,7 @@ impl Task {
         span.record("rows_kept", rows(PartKind::Data));
         span.record("rows_quarantined", rows(PartKind::Quarantine));
         span.record("rows_dropped", rows(PartKind::Dropped));
-        let ledger = ledger.clone();
-        tokio::task::spawn_blocking(move || ledger.commit(entry, open))
-            .await
-            .map_err(|e| EngineError::Internal(format!("commit: {e}")))?
+        Ok(Uncommitted { entry, parts: open })
     }
 
     /// The session with the log to which operators tell what they drop.
@@ -183,9 +201,9 @@ impl<'a> Output<'a> {
     }
 
     fn finish(self) -> Result<Option<(crate::ledger::Part, OpenPart)>, EngineError> {
-        let Some((open, writer)) = self.open else { return Ok(None) };
-        let file: File = writer.finish().map_err(|e| open.failed(e))?;
-        let part = open.complete(&file, self.rows)?;
+        let Some((mut open, writer)) = self.open else { return Ok(None) };
+        let file = writer.finish().map_err(|e| open.failed(e))?;
+        let part = open.complete(file, self.rows)?;
         Ok(Some((part, open)))
     }
 }

@@ -5,6 +5,7 @@ pub mod coco;
 mod column_types;
 pub mod compression;
 pub mod csv_source;
+mod delta_texts;
 mod folder_metadata;
 mod funnel_steps;
 #[cfg(any(test, fuzzing))]
@@ -29,6 +30,7 @@ mod picture_files;
 pub mod quarantine_codes;
 pub mod report;
 mod row_blocks;
+mod row_groups;
 pub mod shard_files;
 mod shard_rows;
 mod shards;

@@ -5,6 +5,7 @@
 
 use std::{
     fs::File,
+    io::{BufReader, BufWriter, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,19 +14,18 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef},
     record_batch::RecordBatch,
 };
+use bytes::Bytes;
 use groundloom_data::columns::{ROW_ID, is_media};
 use groundloom_spec::Config;
 use parquet::{
-    arrow::{
-        ArrowWriter,
-        arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
-    },
+    arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
     basic::{Compression as Codec, Encoding, ZstdLevel},
     column::writer::ColumnCloseResult,
     errors::ParquetError,
     file::{
         metadata::{KeyValue, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader},
         properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder},
+        reader::{ChunkReader, Length},
         writer::SerializedFileWriter,
     },
     schema::types::ColumnPath,
@@ -38,6 +38,7 @@ use crate::{
     output_columns::{Form, OutputColumns},
     report::gallery_rows,
     row_blocks::RowBlocks,
+    row_groups::{self, AlikeTexts, RowGroups, WRITE_BYTES},
 };
 
 /// A row group is closed when it has gathered this many encoded bytes: what a writer holds in memory, and what a reader of one group has to read.
@@ -120,6 +121,7 @@ impl ParquetSink {
             .set_created_by(CREATED_BY.to_owned())
             .set_key_value_metadata(Some(pairs))
             .set_compression(codec)
+            // Where it is not among the columns that `alike` names.
             .set_column_dictionary_enabled(row_id.clone(), false)
             .set_column_encoding(row_id, Encoding::DELTA_BYTE_ARRAY);
         let texts_and_numbers = schema.fields().iter().filter(|f| self.layout == Layout::Notes && f.name() != ROW_ID);
@@ -138,6 +140,15 @@ impl ParquetSink {
             properties = store_media_plainly(properties, field, vec![field.name().clone()]);
         }
         Ok(properties.build())
+    }
+
+    /// The columns whose texts are alike from row to row: ids, and in notes whatever is a text in every row.
+    fn alike(&self, schema: &Schema) -> Vec<AlikeTexts> {
+        let alike = |field: &usize| self.layout == Layout::Notes || schema.field(*field).name() == ROW_ID;
+        (0..schema.fields().len())
+            .filter(|field| alike(field) && row_groups::takes(schema, *field))
+            .map(|field| AlikeTexts { field, bounded: schema.field(field).name() == ROW_ID })
+            .collect()
     }
 }
 
@@ -205,7 +216,9 @@ impl Sink for ParquetSink {
     ) -> Result<Box<dyn PartWriter>, FormatError> {
         let output = self.output(&input)?;
         let properties = self.properties(output.schema(), metadata)?;
-        let writer = ArrowWriter::try_new(file, described(output.schema()), Some(properties))
+        let alike = self.alike(output.schema());
+        let zstd_level = (self.compression == ParquetCompression::Zstd).then_some(ZSTD_LEVEL);
+        let writer = RowGroups::new(file, described(output.schema()), properties, alike, zstd_level)
             .map_err(|e| failed(&self.path, e))?;
         let blocks = RowBlocks::new(output.schema().clone());
         Ok(Box::new(Part { location: self.path.clone(), output, blocks, writer }))
@@ -228,16 +241,12 @@ struct Part {
     location: String,
     output: OutputColumns,
     blocks: RowBlocks,
-    writer: ArrowWriter<File>,
+    writer: RowGroups,
 }
 
 impl Part {
     fn write_block(&mut self, block: &RecordBatch) -> Result<(), FormatError> {
-        let write = |writer: &mut ArrowWriter<File>| {
-            writer.write(block)?;
-            if writer.in_progress_size() >= ROW_GROUP_BYTES { writer.flush() } else { Ok(()) }
-        };
-        write(&mut self.writer).map_err(|e| failed(&self.location, e))
+        self.writer.write(block, ROW_GROUP_BYTES).map_err(|e| failed(&self.location, e))
     }
 }
 
@@ -252,7 +261,7 @@ impl PartWriter for Part {
         if let Some(block) = self.blocks.close().map_err(|e| failed(&self.location, e.into()))? {
             self.write_block(&block)?;
         }
-        self.writer.into_inner().map_err(|e| failed(&self.location, e))
+        self.writer.close().map_err(|e| failed(&self.location, e))
     }
 }
 
@@ -289,17 +298,19 @@ pub fn join(parts: &[PathBuf], output: &Path) -> Result<(), FormatError> {
         .build();
     let name = output.display().to_string();
     let file = File::create(output).map_err(|e| failed(&name, e.into()))?;
+    let file = BufWriter::with_capacity(WRITE_BYTES, file);
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(|e| failed(&name, e))?;
     for (input, metadata) in &opened {
         append(&mut writer, input, metadata).map_err(|e| failed(&name, e))?;
     }
     let file = writer.into_inner().map_err(|e| failed(&name, e))?;
+    let file = file.into_inner().map_err(|e| failed(&name, e.into_error().into()))?;
     file.sync_all().map_err(|e| failed(&name, e.into()))
 }
 
-fn open(part: &Path) -> Result<(File, ParquetMetaData), FormatError> {
+fn open(part: &Path) -> Result<(Chunks, ParquetMetaData), FormatError> {
     let location = part.display().to_string();
-    let file = File::open(part).map_err(|e| failed(&location, e.into()))?;
+    let file = Chunks(File::open(part).map_err(|e| failed(&location, e.into()))?);
     let metadata = ParquetMetaDataReader::new()
         .with_page_index_policy(PageIndexPolicy::Optional)
         .parse_and_finish(&file)
@@ -315,9 +326,32 @@ fn shared_pairs(all: &[&ParquetMetaData]) -> Vec<KeyValue> {
     shared
 }
 
+/// A file whose column chunks are read in large pieces.
+struct Chunks(File);
+
+impl Length for Chunks {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+}
+
+impl ChunkReader for Chunks {
+    type T = BufReader<File>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        let mut file = self.0.try_clone()?;
+        file.seek(SeekFrom::Start(start))?;
+        Ok(BufReader::with_capacity(WRITE_BYTES, file))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        self.0.get_bytes(start, length)
+    }
+}
+
 fn append(
-    writer: &mut SerializedFileWriter<File>,
-    input: &File,
+    writer: &mut SerializedFileWriter<BufWriter<File>>,
+    input: &Chunks,
     metadata: &ParquetMetaData,
 ) -> Result<(), ParquetError> {
     for (index, group) in metadata.row_groups().iter().enumerate() {

@@ -34,11 +34,33 @@ impl RowBlocks {
 
     /// Adds rows and returns the blocks that they complete.
     pub(crate) fn push(&mut self, rows: &RecordBatch) -> Result<Vec<RecordBatch>, ArrowError> {
+        let mut blocks = Vec::new();
+        let mut start = 0;
+        while start < rows.num_rows() {
+            // As many as there is room for, by their number.
+            let some = rows.slice(start, (BLOCK_ROWS - self.rows).min(rows.num_rows() - start));
+            start += some.num_rows();
+            let bytes: u64 = some.columns().iter().map(|column| value_bytes(column)).sum();
+            if self.bytes + bytes >= BLOCK_BYTES {
+                self.push_large(&some, &mut blocks)?;
+                continue;
+            }
+            self.rows += some.num_rows();
+            self.bytes += bytes;
+            self.open.push(some);
+            if self.rows == BLOCK_ROWS {
+                blocks.extend(self.close()?);
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// The same for rows whose bytes close a block: each is looked at.
+    fn push_large(&mut self, rows: &RecordBatch, blocks: &mut Vec<RecordBatch>) -> Result<(), ArrowError> {
         let mut sizes = vec![0u64; rows.num_rows()];
         for column in rows.columns() {
             add_value_bytes(column, &mut sizes);
         }
-        let mut blocks = Vec::new();
         let mut start = 0;
         for (row, size) in sizes.iter().enumerate() {
             self.rows += 1;
@@ -52,7 +74,7 @@ impl RowBlocks {
         if start < rows.num_rows() {
             self.open.push(rows.slice(start, rows.num_rows() - start));
         }
-        Ok(blocks)
+        Ok(())
     }
 
     /// The last, unfinished block.
@@ -65,6 +87,48 @@ impl RowBlocks {
             _ => concat_batches(&self.schema, &open).map(Some),
         }
     }
+}
+
+/// The bytes that all values of a column take: what [`add_value_bytes`] adds up to.
+fn value_bytes(array: &ArrayRef) -> u64 {
+    let width = |data_type: &DataType| data_type.primitive_width().unwrap_or(1) as u64;
+    match array.data_type() {
+        DataType::Utf8 => between(array.as_string::<i32>().value_offsets()).len() as u64,
+        DataType::LargeUtf8 => between(array.as_string::<i64>().value_offsets()).len() as u64,
+        DataType::Binary => between(array.as_binary::<i32>().value_offsets()).len() as u64,
+        DataType::LargeBinary => between(array.as_binary::<i64>().value_offsets()).len() as u64,
+        DataType::Struct(_) => array.as_struct().columns().iter().map(value_bytes).sum(),
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            children_bytes(list.values(), list.value_offsets())
+        }
+        DataType::LargeList(_) => {
+            let list = array.as_list::<i64>();
+            children_bytes(list.values(), list.value_offsets())
+        }
+        DataType::FixedSizeList(item, size) => {
+            array.len() as u64 * width(item.data_type()) * u64::from(size.unsigned_abs())
+        }
+        DataType::Map(..) => {
+            let map = array.as_map();
+            let entries: ArrayRef = Arc::new(map.entries().clone());
+            children_bytes(&entries, map.value_offsets())
+        }
+        other => array.len() as u64 * width(other),
+    }
+}
+
+/// The range that offsets cover.
+fn between<O: ArrowNativeType>(offsets: &[O]) -> std::ops::Range<usize> {
+    match (offsets.first(), offsets.last()) {
+        (Some(first), Some(last)) => first.as_usize()..last.as_usize(),
+        _ => 0..0,
+    }
+}
+
+fn children_bytes<O: ArrowNativeType>(values: &ArrayRef, offsets: &[O]) -> u64 {
+    let range = between(offsets);
+    value_bytes(&values.slice(range.start, range.len()))
 }
 
 /// Adds the bytes that each row's value takes to `sizes`; offsets, validity and dictionaries are left out.
@@ -139,6 +203,8 @@ mod tests {
             let mut sizes = [0; 3];
             add_value_bytes(&column, &mut sizes);
             assert_eq!(sizes, expected);
+            assert_eq!(value_bytes(&column), expected.iter().sum::<u64>());
+            assert_eq!(value_bytes(&column.slice(1, 2)), expected[1..].iter().sum::<u64>());
             let mut sliced = [0; 2];
             add_value_bytes(&column.slice(1, 2), &mut sliced);
             assert_eq!(sliced, expected[1..], "a slice counts its own rows only");

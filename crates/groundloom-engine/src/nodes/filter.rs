@@ -37,7 +37,7 @@ use datafusion::{
 use futures::StreamExt;
 use groundloom_data::{
     columns::{ERROR, ROW_ID},
-    row_id::{Place, RowId},
+    row_id::RowId,
 };
 use groundloom_stages::stage::RowFailure;
 
@@ -431,8 +431,7 @@ impl Dropped {
                     .column_by_name(ROW_COLUMN)
                     .ok_or_else(|| DataFusionError::Internal("rows without place".into()))?;
                 let (files, places) = (as_uint64_array(files)?, as_int64_array(places)?);
-                let places = files.values().iter().zip(places.values());
-                Arc::new(RowId::column(places.map(|(f, p)| RowId::in_file(*f, Place::Row(p.unsigned_abs())))))
+                Arc::new(RowId::column_of_rows(files.values(), places.values()))
             }
             // A row without identity cannot be asked for.
             (None, None) => return Ok(()),
