@@ -184,6 +184,36 @@ fn killed_at_any_moment_the_output_is_that_of_an_undisturbed_run() {
 }
 
 #[test]
+fn what_a_run_killed_behind_its_publication_left_is_gone_after_the_next() {
+    let bench = Bench::new();
+    input(&bench);
+    bench.ok(&["run", "p.yaml"]);
+    let (expected, work) = (outputs(&bench), bench.path("out/.pairs.groundloom"));
+    let first = |folder: &str| fs::read_dir(work.join(folder)).unwrap().next().unwrap().unwrap().path();
+    let (run, segment) = (first("runs"), first("segments"));
+    let record = fs::read_to_string(run.join("run.json")).unwrap();
+    // As the kill leaves it: the record says that the run works, and what was being written has its temporary name.
+    fs::write(run.join("run.json"), record.replace("\"finished\"", "\"running\"")).unwrap();
+    let unborn = work.join("runs/20200101T000000.000Z-1");
+    fs::create_dir(&unborn).unwrap();
+    for left in [
+        run.join("run.json.tmp"),
+        unborn.join("run.json.tmp"),
+        segment.join("segment.1.tmp"),
+        segment.join("entries/0.1.tmp"),
+        segment.join("parts/0.1-0.data.parquet"),
+    ] {
+        fs::write(left, "half of it").unwrap();
+    }
+    bench.ok(&["run", "p.yaml"]);
+    assert!(outputs(&bench) == expected);
+    assert!(leftovers(&bench).is_empty(), "{:?}", leftovers(&bench));
+    assert!(!unborn.exists() && !segment.join("parts/0.1-0.data.parquet").exists());
+    let said = bench.ok(&["run", "p.yaml"]);
+    assert!(said.err.contains("up to date"), "{}", said.err);
+}
+
+#[test]
 fn of_two_runs_at_once_one_is_refused() {
     let bench = Bench::new();
     input(&bench);

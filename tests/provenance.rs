@@ -347,5 +347,5 @@ sinks: {{ out: {{ type: parquet, path: out }} }}
     assert_eq!((&last["rows_in"], &last["rows_out"]), (&json!(51), &json!(25)), "{last}");
     assert_eq!(manifest["rows"], 24);
     let said = bench.ok(&["why", "k15", "p.yaml"]);
-    assert!(said.out.contains("was dropped by `last`: not_selected"), "{}", said.out);
+    assert!(said.err.contains("was dropped by `last`: not_selected"), "{}", said.err);
 }

@@ -296,7 +296,8 @@ impl Ledger {
             kept.iter().flat_map(|e| e.parts.iter().map(|p| p.file.as_str())).collect();
         // Entries first: an entry must never outlive its parts.
         remove_others(&self.folder.join("entries"), |name| entries.contains(name))?;
-        remove_others(&self.folder.join("parts"), |name| parts.contains(name))
+        remove_others(&self.folder.join("parts"), |name| parts.contains(name))?;
+        remove_others(&self.folder, |name| [IDENTITY, "entries", "parts"].contains(&name))
     }
 }
 

@@ -22,7 +22,7 @@ use groundloom_data::columns::{ERROR, ROW_ID, error_type};
 
 use crate::{
     nodes::{
-        filter::{FilterNode, FilterSpec, QUERY},
+        filter::{FilterNode, FilterSpec, NOT_SELECTED, QUERY},
         stage::{StageNode, StageSpec},
     },
     relation::{Filter, Sample},
@@ -412,5 +412,5 @@ fn has_filter(plan: &LogicalPlan, stage: &str) -> bool {
 }
 
 fn unselected(stage: &str) -> FilterSpec {
-    FilterSpec { name: stage.into(), kind: QUERY.into(), reason: "not_selected".into(), keep_rejected: false }
+    FilterSpec { name: stage.into(), kind: QUERY.into(), reason: NOT_SELECTED.into(), keep_rejected: false }
 }

@@ -39,7 +39,7 @@ use crate::{
     generation::{MANIFEST, Manifest, Target},
     graph::Work,
     ledger::{Ledger, PartKind, is_superseded},
-    nodes::shuffle::is_heavy,
+    nodes::{filter::NOT_SELECTED, shuffle::is_heavy},
     row_ids,
     run::{Plan, TaskInput},
     segment::{Base, SegmentWork},
@@ -95,7 +95,11 @@ impl Found {
     /// What the stage that dropped it told, in its order: expression and value.
     pub fn told(&self) -> Vec<(&str, &Value)> {
         let stage = format!("{}.", self.text(STAGE));
-        self.columns.iter().filter_map(|(name, value)| Some((name.strip_prefix(&stage)?, value))).collect()
+        let told: Vec<_> =
+            self.columns.iter().filter_map(|(name, value)| Some((name.strip_prefix(&stage)?, value))).collect();
+        // Of a query's conditions only the innermost tells values.
+        let by_another = self.reason() == NOT_SELECTED && told.iter().all(|(_, value)| value.is_null());
+        if by_another { Vec::new() } else { told }
     }
 
     /// Why the row was dropped.

@@ -43,7 +43,7 @@ use crate::{
     plan, quarantine,
     retries::{self, Retries},
     row_ids,
-    run_record::OpenRecord,
+    run_record::{self, OpenRecord},
     segment::{self, Base, Fingerprint, Segment, SegmentId, SegmentWork, Segments},
     session,
     task::{RowIds, RowsDone, Task, Uncommitted},
@@ -386,7 +386,9 @@ pub async fn run(plan: &Plan, options: &RunOptions, observer: Observer) -> Resul
         }
         up_to_date.push(current);
     }
-    if up_to_date.iter().all(Option::is_some) {
+    // A run that was killed behind its publication has not cleaned up behind itself: the rest of it is done again.
+    let cut = targets.first().map_or(Ok(false), |target| run_record::was_cut(target.work(), plan))?;
+    if up_to_date.iter().all(Option::is_some) && !cut {
         let sinks = up_to_date.into_iter().flatten().zip(&targets).map(|(manifest, target)| SinkSummary {
             manifest,
             path: target.path().to_owned(),

@@ -101,6 +101,7 @@ impl OpenRecord {
     pub fn begin(work: &Path, plan: &Plan, options: &RunOptions) -> Result<Self, EngineError> {
         let runs = work.join("runs");
         fs::create_dir_all(&runs).map_err(|e| EngineError::io(&runs, e))?;
+        sweep(&runs)?;
         for mut dead in records(work)?.into_iter().filter(|r| r.outcome == RunOutcome::Running) {
             dead.outcome = RunOutcome::Killed;
             write(&runs.join(&dead.run).join("run.json"), &dead)?;
@@ -184,9 +185,39 @@ pub fn records(work: &Path) -> Result<Vec<RunRecord>, EngineError> {
     Ok(found)
 }
 
+/// Whether a run of this very plan was killed, as its record says, and none has begun since. One that still works says the same of itself: only who gets the lock knows.
+///
+/// # Errors
+/// When the records cannot be read.
+pub fn was_cut(work: &Path, plan: &Plan) -> Result<bool, EngineError> {
+    let generations: Vec<Fingerprint> = plan.sinks().map(|(segment, ..)| plan.generation(segment)).collect();
+    let same = |record: &RunRecord| record.sinks.iter().map(|s| &s.fingerprint).eq(&generations);
+    Ok(records(work)?.iter().any(|record| record.outcome == RunOutcome::Running && same(record)))
+}
+
+/// Removes what killed runs left of records that they were writing.
+fn sweep(runs: &Path) -> Result<(), EngineError> {
+    for item in fs::read_dir(runs).map_err(|e| EngineError::io(runs, e))? {
+        let folder = item.map_err(|e| EngineError::io(runs, e))?.path();
+        let temporary = temporary(&folder.join("run.json"));
+        match fs::remove_file(&temporary) {
+            Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(EngineError::io(&temporary, e));
+            }
+            // Goes only where it is empty: no record was written.
+            _ => drop(fs::remove_dir(&folder)),
+        }
+    }
+    Ok(())
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("json.tmp")
+}
+
 fn write(path: &Path, record: &RunRecord) -> Result<(), EngineError> {
     let text = serde_json::to_vec_pretty(record).map_err(|e| EngineError::Internal(e.to_string()))?;
-    let temporary = path.with_extension("json.tmp");
+    let temporary = temporary(path);
     fs::File::create(&temporary)
         .and_then(|mut file| file.write_all(&text))
         .and_then(|()| fs::rename(&temporary, path))

@@ -58,6 +58,9 @@ const FILTER: &str = "filter";
 /// The `type:` of queries; the conditions of row-wise ones are told of as those of filters are.
 pub const QUERY: &str = "sql";
 
+/// Why a row-wise query drops a row.
+pub const NOT_SELECTED: &str = "not_selected";
+
 /// Whether the ids of the rows that such a filter drops are written down. A sample's draw can be made again from the id alone.
 fn is_told(kind: &str) -> bool {
     kind == FILTER || kind == QUERY
