@@ -1,11 +1,12 @@
-"""Calls a second beside the openai package with asyncio, against one local server that answers after 50 ms.
+"""Calls a second beside the openai package with asyncio and beside distilabel, against one local server that answers after 50 ms.
 
-    pip install openai==3.54.0
+    pip install openai==3.54.0 distilabel==1.5.3 requests
     cargo build --release -p groundloom-llm --example throughput
     python scripts/bench_calls.py target/release/examples/throughput [ROWS CONCURRENCY]
 
 Without ROWS and CONCURRENCY: 5,000 rows at 64 and at 1,024 calls at a time, within three minutes. The server is a process of its own and the same for both.
-The ceiling is concurrency / 0.05 s. Best on a machine that does nothing else: the load is printed.
+The ceiling is concurrency / 0.05 s. Best on a machine that does nothing else: the load is printed. distilabel asks by its OpenAILLM, without the processes
+and files of its pipelines, in batches as its steps do: all rows of a batch at once, the next batch when the last of them is answered.
 """
 
 import asyncio
@@ -51,8 +52,22 @@ def serve(port):
     asyncio.run(run())
 
 
+def question(row):
+    return [{"role": "user", "content": f"describe picture number {row}"}]
+
+
+def measured(ask_all, rows, concurrency):
+    """What asking all rows takes of a process of its own."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    start, cpu = time.perf_counter(), used.ru_utime + used.ru_stime
+    ask_all()
+    seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime - cpu
+    print(json.dumps({"rows": rows, "concurrency": concurrency, "seconds": round(seconds, 3), "rows_per_second": round(rows / seconds),
+                      "cpu_ms_per_call": round(1000 * cpu / rows, 3), "peak_mib": used.ru_maxrss // 1024}))
+
+
 def openai_asyncio(url, rows, concurrency):
-    """In a process of its own, so that processor time and memory are its own."""
     import httpx2
     import openai
 
@@ -64,18 +79,29 @@ def openai_asyncio(url, rows, concurrency):
 
         async def ask(row):
             async with gate:
-                await client.chat.completions.create(
-                    model="test-model", max_tokens=64, messages=[{"role": "user", "content": f"describe picture number {row}"}])
+                await client.chat.completions.create(model="test-model", max_tokens=64, messages=question(row))
 
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        start, cpu = time.perf_counter(), used.ru_utime + used.ru_stime
         await asyncio.gather(*(ask(row) for row in range(rows)))
-        seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-        cpu = used.ru_utime + used.ru_stime - cpu
-        return {"rows": rows, "concurrency": concurrency, "seconds": round(seconds, 3), "rows_per_second": round(rows / seconds),
-                "cpu_ms_per_call": round(1000 * cpu / rows, 3), "peak_mib": used.ru_maxrss // 1024}
 
-    print(json.dumps(asyncio.run(run())))
+    measured(lambda: asyncio.run(run()), rows, concurrency)
+
+
+def distilabel(url, rows, concurrency):
+    from distilabel.models.llms import OpenAILLM
+
+    model = OpenAILLM(model="test-model", base_url=url, api_key="k", generation_kwargs={"max_new_tokens": 64})
+    model.load()
+
+    def run():
+        for start in range(0, rows, concurrency):
+            batch = [question(row) for row in range(start, min(start + concurrency, rows))]
+            answers = model.generate_outputs(inputs=batch, **model.generation_kwargs)
+            assert [answer["generations"] for answer in answers] == [["a picture of something"]] * len(batch)
+
+    measured(run, rows, concurrency)
+
+
+OTHERS = {"openai + asyncio": openai_asyncio, "distilabel": distilabel}
 
 
 def measure(name, command, *arguments):
@@ -84,8 +110,8 @@ def measure(name, command, *arguments):
 
 
 def main():
-    if sys.argv[1] == "--openai":
-        return openai_asyncio(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    if sys.argv[1] in OTHERS:
+        return OTHERS[sys.argv[1]](sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     # A socket per call at a time, on both sides.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     given = [int(n) for n in sys.argv[2:4]]
@@ -101,7 +127,8 @@ def main():
         with tempfile.TemporaryDirectory() as store:
             for name in ("first", "replayed"):
                 measure(f"groundloom {name}", [sys.argv[1]], url, rows, concurrency, store)
-        measure("openai + asyncio", [sys.executable, __file__, "--openai"], url, rows, concurrency)
+        for name in OTHERS:
+            measure(name, [sys.executable, "-W", "ignore", __file__, name], url, rows, concurrency)
     server.terminate()
 
 

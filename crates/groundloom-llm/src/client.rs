@@ -10,7 +10,8 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use tokio::sync::{Notify, oneshot};
+use serde_json::Value;
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -89,6 +90,8 @@ pub struct Client {
     prices: PriceTable,
     ledger: Arc<Ledger>,
     alone: Mutex<HashMap<RequestHash, Weak<tokio::sync::Mutex<()>>>>,
+    /// Places for answers that go to the disk.
+    storing: Semaphore,
     on_their_way: Arc<OnTheirWay>,
     /// Answers of batches that nobody has taken from the store yet: paid for just now, not saved by it.
     fresh: Mutex<HashSet<RequestHash>>,
@@ -212,6 +215,7 @@ impl Client {
             prices,
             ledger,
             alone: Mutex::default(),
+            storing: Semaphore::new(config.pace.max_concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             on_their_way: Arc::default(),
             fresh: Mutex::default(),
         }))
@@ -308,8 +312,8 @@ impl Client {
     /// # Errors
     /// [`LlmError`]; [`LlmError::is_of_one_row`] says whether only this request is lost.
     pub async fn ask(self: &Arc<Self>, request: &Request) -> Result<Reply, LlmError> {
-        let hash = self.hash(request);
-        let price = self.prices.price(&request.model);
+        let digest_body = request.digest_body();
+        let hash = request.hash_of(&digest_body, &self.namespace);
         if let Some(stored) = self.store.get(&hash)? {
             return self.reply_from_store(request, hash, &stored);
         }
@@ -320,20 +324,26 @@ impl Client {
         // Rows that ask the same wait for the first of them.
         let alone = self.alone(hash);
         let _alone = alone.lock().await;
-        let reservation = Reservation {
-            budget: self.budget_number,
-            cost: estimate.most_cost.unwrap_or_default(),
-            prompt_tokens: estimate.most_prompt_tokens,
-            completion_tokens: estimate.most_completion_tokens,
-        };
-        let tokens = estimate.most_prompt_tokens.saturating_add(estimate.most_completion_tokens);
-        let body = Arc::new(request.body().to_string());
+        let body = if request.shows_images() { request.body().to_string() } else { digest_body.to_string() };
+        let call = Arc::new(Call {
+            hash,
+            request: request.clone(),
+            body,
+            digest_body,
+            price: self.prices.price(&request.model),
+            reservation: Reservation {
+                budget: self.budget_number,
+                cost: estimate.most_cost.unwrap_or_default(),
+                prompt_tokens: estimate.most_prompt_tokens,
+                completion_tokens: estimate.most_completion_tokens,
+            },
+        });
+        let most = call.most();
         let mut attempts = 0;
         loop {
-            let admitted = self.gate.admit(tokens).await?;
-            let most = Spent { calls: 1, tokens, cost: reservation.cost };
+            let admitted = self.gate.admit(most.tokens).await?;
             let reserved = self.budget.reserve(most, &self.limits).await?;
-            let Marking::Set(mark) = self.store.mark(hash, &reservation)? else {
+            let Marking::Set(mark) = self.store.mark(hash, &call.reservation)? else {
                 drop((admitted, reserved));
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 if let Some(stored) = self.store.get(&hash)? {
@@ -345,13 +355,12 @@ impl Client {
                 mark.remove()?;
                 return self.reply_from_store(request, hash, &stored);
             }
-            let attempt = Attempt { hash, price, reservation, mark, reserved, admitted };
-            let first = self.launch(attempt, request, &body);
+            let first = self.launch(&call, Attempt { mark, reserved, admitted });
             let sent = match self.hedge.and_then(|hedge| self.latencies.wait(hedge)) {
                 Some(wait) => {
                     let second = async {
                         tokio::time::sleep(wait).await;
-                        self.ask_again(hash, price, reservation, most, request, &body).await
+                        self.ask_again(&call).await
                     };
                     first_of(first, second).await?
                 }
@@ -372,13 +381,13 @@ impl Client {
     }
 
     /// Sends a request in a task of its own: whoever asked may go away, the money is spent all the same, where any is.
-    fn launch(self: &Arc<Self>, attempt: Attempt, request: &Request, body: &Arc<String>) -> Sending {
-        let (client, request, body) = (Arc::clone(self), request.clone(), Arc::clone(body));
+    fn launch(self: &Arc<Self>, call: &Arc<Call>, attempt: Attempt) -> Sending {
+        let (client, call) = (Arc::clone(self), Arc::clone(call));
         let underway = Underway::begin(&self.on_their_way);
         let (asker, gone) = oneshot::channel();
         let task = tokio::spawn(async move {
             let _underway = underway;
-            client.send(attempt, &request, &body, gone).await
+            client.send(&call, attempt, gone).await
         });
         async move {
             // Dropped with this future, also where it was never polled.
@@ -388,35 +397,23 @@ impl Client {
         .boxed()
     }
 
-    /// A second request for a call in flight; `None` when a limit leaves no room for it, or another process asks the same.
-    async fn ask_again(
-        self: &Arc<Self>,
-        hash: RequestHash,
-        price: Price,
-        reservation: Reservation,
-        most: Spent,
-        request: &Request,
-        body: &Arc<String>,
-    ) -> Option<Sending> {
+    /// A second request for a call in flight; `None` when a limit leaves no room for it.
+    async fn ask_again(self: &Arc<Self>, call: &Arc<Call>) -> Option<Sending> {
+        let most = call.most();
         let admitted = self.gate.admit(most.tokens).await.ok()?;
         let reserved = self.budget.try_reserve(most, &self.limits).ok()?;
-        let Ok(Marking::Set(mark)) = self.store.mark_second(hash, &reservation) else { return None };
+        let mark = self.store.mark_second(call.hash, &call.reservation).ok()?;
         self.ledger.hedged();
-        Some(self.launch(Attempt { hash, price, reservation, mark, reserved, admitted }, request, body))
+        Some(self.launch(call, Attempt { mark, reserved, admitted }))
     }
 
-    async fn send(
-        &self,
-        attempt: Attempt,
-        request: &Request,
-        body: &str,
-        gone: oneshot::Receiver<()>,
-    ) -> Result<Sent, LlmError> {
-        let Attempt { hash, price, reservation, mark, reserved, admitted } = attempt;
+    async fn send(&self, call: &Call, attempt: Attempt, gone: oneshot::Receiver<()>) -> Result<Sent, LlmError> {
+        let Attempt { mark, reserved, admitted } = attempt;
+        let Call { hash, request, reservation, price, .. } = call;
         let (asked, started) = (SystemTime::now(), Instant::now());
         let outcome = tokio::select! {
             biased;
-            outcome = self.backend.answer(request, body) => outcome,
+            outcome = self.backend.answer(request, &call.body) => outcome,
             _ = gone, if !self.backend.outlives_its_asker() => {
                 mark.remove()?;
                 admitted.refused();
@@ -429,22 +426,25 @@ impl Client {
                     let usage = answer.usage;
                     // A server that does not count is taken at its most where money is at stake.
                     let cost = usage.map_or(reservation.cost, |usage| price.cost(&usage));
-                    let tokens = usage.map_or(reservation.prompt_tokens + reservation.completion_tokens, |u| u.total());
+                    let tokens = usage.map_or(call.most().tokens, |usage| usage.total());
+                    // The server has a place for the next call while this answer goes to the disk; a slow disk holds calls up all the same.
+                    let _storing = self.storing.acquire().await;
+                    let took = started.elapsed();
+                    self.latencies.note(took);
+                    admitted.succeeded(usage.map(|usage| usage.total()), pause);
                     let stored = Stored {
                         path: request.api.path().into(),
-                        request: request.digest_body(),
+                        request: call.digest_body.clone(),
                         response: body,
                         usage,
                         cost,
                         asked_ms: asked.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
-                        took_ms: started.elapsed().as_millis() as u64,
+                        took_ms: took.as_millis() as u64,
                     };
-                    self.store.put_for(hash, &stored, self.budget_number).await?;
+                    self.store.put_for(*hash, &stored, self.budget_number).await?;
                     mark.remove()?;
                     reserved.settle(Spent { calls: 1, tokens, cost });
-                    admitted.succeeded(usage.map(|u| u.total()), pause);
                     self.ledger.answered(usage, cost, price.known);
-                    self.latencies.note(started.elapsed());
                     return Ok(Sent::Answered(answer));
                 }
                 Err(what) => Outcome::Lost { what },
@@ -454,7 +454,7 @@ impl Client {
         self.ledger.failed();
         match outcome {
             Outcome::Lost { what } => {
-                self.store.put_loss(hash, &reservation).await?;
+                self.store.put_loss(*hash, reservation).await?;
                 mark.remove()?;
                 reserved.settle_as_lost();
                 self.ledger.lost(reservation.cost);
@@ -515,10 +515,27 @@ impl Client {
     }
 }
 
-struct Attempt {
+/// A request with all that its attempts need.
+struct Call {
     hash: RequestHash,
+    request: Request,
+    /// As it is sent.
+    body: String,
+    /// As it is stored.
+    digest_body: Value,
     price: Price,
     reservation: Reservation,
+}
+
+impl Call {
+    fn most(&self) -> Spent {
+        let Reservation { cost, prompt_tokens, completion_tokens, .. } = self.reservation;
+        Spent { calls: 1, tokens: prompt_tokens.saturating_add(completion_tokens), cost }
+    }
+}
+
+/// What one request of a call holds while it is in flight.
+struct Attempt {
     mark: Mark,
     reserved: Reserved,
     admitted: Admitted,

@@ -192,6 +192,11 @@ impl Request {
     ///
     /// `namespace` keeps two servers apart that serve different weights under one model name; it is empty otherwise.
     pub fn hash(&self, namespace: &str) -> RequestHash {
+        self.hash_of(&self.digest_body(), namespace)
+    }
+
+    /// As [`Request::hash`], `digest_body` being at hand.
+    pub(crate) fn hash_of(&self, digest_body: &Value, namespace: &str) -> RequestHash {
         let mut hasher = Sha256::new();
         hasher.update(b"groundloom request 1\0");
         hasher.update(namespace.as_bytes());
@@ -199,9 +204,14 @@ impl Request {
         hasher.update(self.api.path().as_bytes());
         hasher.update([0]);
         let mut canonical = String::new();
-        write_canonical(&self.digest_body(), &mut canonical);
+        write_canonical(digest_body, &mut canonical);
         hasher.update(canonical.as_bytes());
         RequestHash(hasher.finalize().into())
+    }
+
+    /// Whether what is sent is what is stored.
+    pub(crate) fn shows_images(&self) -> bool {
+        self.messages.iter().flat_map(|m| &m.parts).any(|part| matches!(part, Part::Image(_)))
     }
 
     /// The most input tokens that the server can count, images at `image_tokens` each.

@@ -153,7 +153,8 @@ fn every_row_once_nothing_paid_twice_and_the_cap_holds() {
         run.interrupted
     );
     assert!(requests <= n + failed + run.interrupted, "{requests} > {n} + {failed} + {}", run.interrupted);
-    assert!(run.interrupted <= 7 * 32, "{}", run.interrupted);
+    // 32 at the server at most, and as many whose answer is on its way to the disk.
+    assert!(run.interrupted <= 7 * 64, "{}", run.interrupted);
 
     // And once more without the server.
     let child = run.start(0, true);

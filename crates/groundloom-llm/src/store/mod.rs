@@ -1,7 +1,6 @@
 //! Every answer that was ever paid for, by what was asked.
 //!
-//! A store is a folder. `segments/` holds append-only files of records, each file written by one process at a time; `asking/` holds a mark for
-//! every call in flight. Any number of processes may use one store at the same time. A record counts only when it is whole (checksums), and
+//! A store is a folder. `segments/` holds append-only files of records, each file written by one process at a time; `asking/` marks every call in flight. Any number of processes may use one store at the same time. A record counts only when it is whole (checksums), and
 //! an answer is used only after its record is on the disk: so a kill between any two bytes loses no answer that anybody has seen.
 //! The folder must be on a local disk (file locks).
 
@@ -12,11 +11,13 @@ mod record;
 mod writer;
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 pub use archive::Archived;
+use asking::Asking;
 pub(crate) use asking::{Mark, Marking, Reservation};
 use index::Index;
 use record::{Header, Kind};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use writer::Writer;
 use xxhash_rust::xxh3::xxh3_64;
+use zstd::bulk::Compressor;
 
 use crate::{answer::Usage, budget::Spent, error::LlmError, money::Money, request::RequestHash};
 
@@ -47,13 +49,21 @@ pub struct Stored {
 }
 
 /// An open store.
-#[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
     index: Mutex<Index>,
     /// `None` when the store is only read.
     writer: Option<Writer>,
+    asking: Arc<Asking>,
+    /// As many as answers were ever compressed at the same time: making one takes longer than using it.
+    compressors: Mutex<Vec<Compressor<'static>>>,
     interrupted: u64,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("folder", &self.folder).finish_non_exhaustive()
+    }
 }
 
 /// The number that stands for a budget's name in the store.
@@ -80,7 +90,7 @@ impl Store {
             file.set_len(end).map_err(|e| LlmError::store(path, e))?;
         }
         let writer = Writer::start(segments.clone(), adopted)?;
-        let mut store = Self { folder: folder.to_owned(), index: Mutex::new(index), writer: None, interrupted: 0 };
+        let mut store = Self::of(folder, index);
         store.settle(&writer)?;
         store.writer = Some(writer);
         Ok(Arc::new(store))
@@ -93,7 +103,19 @@ impl Store {
     pub fn open_read_only(folder: &Path) -> Result<Arc<Self>, LlmError> {
         let mut index = Index::default();
         index.refresh(&folder.join("segments"))?;
-        Ok(Arc::new(Self { folder: folder.to_owned(), index: Mutex::new(index), writer: None, interrupted: 0 }))
+        Ok(Arc::new(Self::of(folder, index)))
+    }
+
+    fn of(folder: &Path, index: Index) -> Self {
+        let asking = Asking::new(folder.join("asking"));
+        Self {
+            folder: folder.to_owned(),
+            index: Mutex::new(index),
+            writer: None,
+            asking,
+            compressors: Mutex::default(),
+            interrupted: 0,
+        }
     }
 
     /// The folder.
@@ -158,8 +180,7 @@ impl Store {
 
     pub(crate) async fn put_for(&self, hash: RequestHash, stored: &Stored, budget: u64) -> Result<(), LlmError> {
         let json = serde_json::to_vec(stored).map_err(|e| LlmError::store(&self.folder, e))?;
-        // In one piece: an encoder that is not told the length clears tables of a megabyte first, which cost more than all the rest of a call.
-        let payload = zstd::bulk::compress(&json, 3).map_err(|e| LlmError::store(&self.folder, e))?;
+        let payload = self.compress(&json).map_err(|e| LlmError::store(&self.folder, e))?;
         let payload_len = u32::try_from(payload.len()).map_err(|e| LlmError::store(&self.folder, e))?;
         let usage = stored.usage.unwrap_or_default();
         let header = Header {
@@ -179,17 +200,17 @@ impl Store {
 
     /// Remembers what an answer that never arrived may have cost.
     pub(crate) async fn put_loss(&self, hash: RequestHash, reservation: &Reservation) -> Result<(), LlmError> {
-        self.writer()?.append(loss(hash, reservation)).await
+        self.writer()?.append(reservation.lost(hash).to_vec()).await
     }
 
     /// Marks a call as in flight.
     pub(crate) fn mark(&self, hash: RequestHash, reservation: &Reservation) -> Result<Marking, LlmError> {
-        asking::set(&self.folder.join("asking"), hash, reservation)
+        self.asking.set(hash, reservation)
     }
 
     /// Marks a second request for a call that is in flight.
-    pub(crate) fn mark_second(&self, hash: RequestHash, reservation: &Reservation) -> Result<Marking, LlmError> {
-        asking::set_second(&self.folder.join("asking"), hash, reservation)
+    pub(crate) fn mark_second(&self, hash: RequestHash, reservation: &Reservation) -> Result<Mark, LlmError> {
+        self.asking.set_second(hash, reservation)
     }
 
     fn settle(&mut self, writer: &Writer) -> Result<(), LlmError> {
@@ -199,17 +220,29 @@ impl Store {
         }
         // Only now are all answers in the index that their processes had stored before they ended.
         self.index().refresh(&self.folder.join("segments"))?;
-        for mark in abandoned {
-            if let Some(reservation) = &mark.reservation
-                && (mark.twice || !self.index().contains(&mark.hash))
-            {
-                self.interrupted += 1;
-                futures::executor::block_on(writer.append(loss(mark.hash, reservation)))?;
+        for file in abandoned {
+            for call in &file.calls {
+                if call.twice || !self.index().contains(&call.hash) {
+                    self.interrupted += 1;
+                    futures::executor::block_on(writer.append(call.lost.clone()))?;
+                }
+                // Each by itself: a kill in here counts one of them twice at worst.
+                file.forget(call)?;
             }
-            mark.remove()?;
+            file.remove()?;
         }
         let segments = self.folder.join("segments");
         self.index().refresh(&segments)
+    }
+
+    /// In one piece: an encoder that is not told the length clears tables of a megabyte first, which cost more than all the rest of a call.
+    fn compress(&self, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+        let idle = || self.compressors.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = idle().pop();
+        let mut compressor = known.map_or_else(|| Compressor::new(3), Ok)?;
+        let compressed = compressor.compress(bytes);
+        idle().push(compressor);
+        compressed
     }
 
     fn writer(&self) -> Result<&Writer, LlmError> {
@@ -220,18 +253,4 @@ impl Store {
         // The index is consistent after every step, so a thread that died in it left nothing half done.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn loss(hash: RequestHash, reservation: &Reservation) -> Vec<u8> {
-    let header = Header {
-        kind: Kind::Loss,
-        hash,
-        budget: reservation.budget,
-        cost: reservation.cost,
-        prompt_tokens: reservation.prompt_tokens,
-        completion_tokens: reservation.completion_tokens,
-        payload_len: 0,
-        payload_sum: 0,
-    };
-    header.encode().to_vec()
 }
