@@ -136,6 +136,112 @@ fn vectors_go_to_other_tools_and_come_back() {
     bench.ok(&["index", "import", "fromage/cc3m_embeddings.pkl", "-o", "imported/fromage"]);
     let stats = lines(&bench.ok(&["index", "stats", "imported/fromage"]));
     assert_eq!((&stats[0]["rows"], &stats[0]["columns"][0]["dims"]), (&18.into(), &384.into()));
+    // Without a model texts mean nothing to the vectors; with it they are embedded as the captions were.
+    let cat = ["index", "query", "imported/npy", "--text", "a cat lying down", "-k", "1"];
+    let refused = bench.run(&cat);
+    assert!(refused.code == Some(2) && refused.err.contains("does not know which model"), "{}", refused.err);
+    let vectors = ["index", "import", "npy/img_emb/img_emb_0.npy", "--rows", "npy/metadata/metadata_0.parquet"];
+    bench.ok(&[&vectors[..], &["-o", "imported/npy", "--model", "all-minilm-l6-v2"]].concat());
+    assert_eq!(names(&bench.ok(&cat)), ["chelsea.png"]);
+    let column = |folder: &str| {
+        let manifest: Value = serde_json::from_slice(&fs::read(bench.path(folder)).unwrap()).unwrap();
+        let columns = manifest["columns"].as_array().unwrap().clone();
+        columns.into_iter().find(|c| c["model"]["name"] == "all-minilm-l6-v2").unwrap()["model"].clone()
+    };
+    assert_eq!(column("imported/npy/index.json"), column("out/index/index.json"), "name and hash of the weights");
+    assert_eq!(column("out/index/index.json")["weights"].as_str().unwrap().len(), 64);
+    for (model, code, words) in [
+        ("ssd-mobilenet-v2-oidv4", 2, "ssd-mobilenet-v2-oidv4 makes vectors of 1280 dimensions, the column has 384"),
+        ("models/absent", 0, "the index keeps the name, without a hash of weights"),
+    ] {
+        let said = bench.run(&[&vectors[..], &["-o", "imported/other", "--model", model]].concat());
+        assert!(said.code == Some(code) && said.err.contains(words), "{:?} {}", said.code, said.err);
+    }
     let refused = bench.run(&["index", "import", "npy/metadata/metadata_0.parquet", "-o", "other"]);
     assert!(refused.code != Some(0) && refused.err.contains(".npy, .fvecs, .index"), "{}", refused.err);
+}
+
+/// The tensors of a safetensors file that the reference wrote, by name: their values, as numbers.
+fn expected(path: &std::path::Path, name: &str) -> Vec<f64> {
+    let bytes = fs::read(path).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, values) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let tensor = &serde_json::from_slice::<Value>(header).unwrap()[name];
+    let at = |i: usize| tensor["data_offsets"][i].as_u64().unwrap() as usize;
+    let values = &values[at(0)..at(1)];
+    match tensor["dtype"].as_str().unwrap() {
+        "F32" => values.chunks_exact(4).map(|v| f64::from(f32::from_le_bytes(v.try_into().unwrap()))).collect(),
+        "U8" => values.iter().map(|v| f64::from(*v)).collect(),
+        other => panic!("{other}"),
+    }
+}
+
+/// A picture of 24 bits a pixel, uncompressed: rows from below, blue first, each padded to four bytes.
+fn bmp(pixels: &[f64], width: usize) -> Vec<u8> {
+    let height = pixels.len() / (3 * width);
+    let padded = (3 * width).next_multiple_of(4);
+    let mut file = b"BM".to_vec();
+    for number in [54 + padded * height, 0, 54, 40, width, height, 1 | 24 << 16, 0, padded * height, 2835, 2835, 0, 0] {
+        file.extend(u32::try_from(number).unwrap().to_le_bytes());
+    }
+    for row in pixels.chunks_exact(3 * width).rev() {
+        file.extend(row.as_chunks::<3>().0.iter().flat_map(|p| [p[2] as u8, p[1] as u8, p[0] as u8]));
+        file.resize(file.len() + padded - 3 * width, 0);
+    }
+    file
+}
+
+#[test]
+fn a_fromage_finds_pictures_by_text_as_the_reference_does() {
+    let bench = Bench::new();
+    let fixture = root().join("crates/groundloom-models/tests/data/fixtures/fromage");
+    let reference = |name: &str| expected(&fixture.join("expected.safetensors"), name);
+    bench.write("pictures/a.bmp", bmp(&reference("in.image_a"), 19));
+    bench.write("pictures/b.bmp", bmp(&reference("in.image_b"), 20));
+    let captions = ["a photo of a cat", "two dogs sleeping on a pink couch", "état"];
+    let table = format!("caption\timage\n{}\ta.bmp\n{}\tb.bmp\n{}\tgone.bmp\n", captions[0], captions[1], captions[2]);
+    bench.write("pairs.tsv", table);
+    let model = fixture.to_str().unwrap();
+    let pipeline = root().join("pipelines/fromage.yaml");
+    let sets = ["table=pairs.tsv", "images=pictures", "output=out/fromage"].map(str::to_owned);
+    let models = ["image_model", "text_model"].map(|name| format!("{name}={model}"));
+    let arguments: Vec<&str> = sets.iter().chain(&models).flat_map(|set| ["--set", set]).collect();
+    bench.ok(&[&["run", pipeline.to_str().unwrap()], &arguments[..]].concat());
+
+    // FROMAGe ranks pictures by the product of the unit vectors of text and picture.
+    let (texts, pictures) = (reference("out.text_embeds"), reference("out.image_embeds"));
+    let (texts, pictures) = (texts.as_chunks::<8>().0, pictures.as_chunks::<8>().0);
+    let product = |a: &[f64; 8], b: &[f64; 8]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    let ask = |index: &str, column: &str, file: &str, question: &[&str]| -> Vec<(String, f64)> {
+        let said = bench.ok(&[&["index", "query", index, "--column", column], question].concat());
+        lines(&said).iter().map(|r| (r[file].as_str().unwrap().to_owned(), r["score"].as_f64().unwrap())).collect()
+    };
+    let mut by_text = Vec::new();
+    for (caption, text) in captions.iter().zip([0, 1, 3]) {
+        let found = ask("out/fromage", "image_embedding", "file_name", &["--text", caption]);
+        let mut ranked: Vec<(&str, f64)> =
+            ["a.bmp", "b.bmp"].into_iter().zip(pictures).map(|(name, p)| (name, product(&texts[text], p))).collect();
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        assert_eq!(found.len(), 2, "the pair whose picture is gone is not there: {found:?}");
+        for ((name, score), (expected, product)) in found.iter().zip(&ranked) {
+            assert!(name == expected && (score - product).abs() < 1e-4, "{caption}: {found:?}, expected {ranked:?}");
+        }
+        by_text.push(found);
+    }
+    let own = ask("out/fromage", "caption_embedding", "file_name", &["--text", captions[1]]);
+    assert!(own[0].0 == "b.bmp" && (own[0].1 - 1.0).abs() < 1e-5, "{own:?}");
+
+    // The same vectors by way of FROMAGe's own file, which names no model.
+    let export = ["index", "export", "out/fromage", "--as", "fromage", "--column", "image_embedding"];
+    bench.ok(&[&export[..], &["--paths", "file_name", "-o", "export"]].concat());
+    bench.ok(&["index", "import", "export/cc3m_embeddings.pkl", "-o", "imported", "--model", model]);
+    for (caption, expected) in captions.iter().zip(&by_text) {
+        let found = ask("imported", "embedding", "path", &["--text", caption]);
+        assert!(
+            found.iter().zip(expected).all(|(f, e)| f.0 == e.0 && (f.1 - e.1).abs() < 1e-5),
+            "{found:?} {expected:?}"
+        );
+    }
+    let seen = ask("imported", "embedding", "path", &["--image", bench.path("pictures/b.bmp").to_str().unwrap()]);
+    assert!(seen[0].0 == "b.bmp" && (seen[0].1 - 1.0).abs() < 1e-5, "{seen:?}");
 }

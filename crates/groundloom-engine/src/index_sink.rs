@@ -33,7 +33,7 @@ pub struct IndexSink {
     /// The columns of vectors to index, as `embed` makes them.
     #[schemars(length(min = 1))]
     pub vectors: Vec<VectorColumn>,
-    /// What graphs are walked with: the vectors themselves (`f32`), a byte a dimension (`int8`) or a bit (`binary`). Whatever codes find is scored again with the vectors.
+    /// What graphs are walked with: a byte a dimension (`int8`), the vectors themselves (`f32`: slower, in a file that is smaller by the codes) or a bit (`binary`). Whatever codes find is scored again with the vectors.
     #[serde(default)]
     pub coding: Coding,
     /// The recall@10 that searches are tuned to.

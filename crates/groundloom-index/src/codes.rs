@@ -1,6 +1,7 @@
-//! Short codes of vectors: what a graph is walked with when the vectors themselves are larger than memory. Whatever the
+//! Short codes of vectors: what a graph is walked with, so that a walk reads a quarter of the bytes or less. Whatever the
 //! codes find is scored again with the vectors.
 
+use pulp::{Arch, Simd, WithSimd};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +12,9 @@ use crate::lines::Rows;
 #[serde(rename_all = "lowercase")]
 pub enum Coding {
     /// The f32 vectors themselves.
-    #[default]
     F32,
     /// A byte a dimension.
+    #[default]
     Int8,
     /// A bit a dimension: above or below the mean of its dimension.
     Binary,
@@ -76,8 +77,24 @@ pub(crate) fn byte_scale(rows: &Rows, dims: usize) -> f32 {
 
 /// Writes the byte code of `vector` over `code`, which is at least as long.
 pub(crate) fn encode_bytes(vector: &[f32], scale: f32, code: &mut [i8]) {
-    for (byte, value) in code.iter_mut().zip(vector) {
-        *byte = (value / scale * 127.0).round().clamp(-127.0, 127.0) as i8;
+    Arch::new().dispatch(Encode { vector, scale, code });
+}
+
+/// Inside the dispatch rounding is one instruction, outside it is a call.
+struct Encode<'a> {
+    vector: &'a [f32],
+    scale: f32,
+    code: &'a mut [i8],
+}
+
+impl WithSimd for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (byte, value) in self.code.iter_mut().zip(self.vector) {
+            *byte = (value / self.scale * 127.0).round_ties_even().clamp(-127.0, 127.0) as i8;
+        }
     }
 }
 

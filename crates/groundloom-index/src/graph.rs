@@ -6,6 +6,9 @@
 //! on as many threads as there are, and the links back to them are gathered, sorted and pruned once per target. So the
 //! graph is decided by the vectors, the settings and the seed, and not by threads or timing.
 //!
+//! A node looks for its neighbours with codes of a byte a dimension, which are a quarter of the vectors to read; which of
+//! those that were found become links is decided with the vectors.
+//!
 //! Nodes are numbered in the order in which they go in, those of the highest level first. The nodes of every level are
 //! therefore a prefix, and node 0 is where every search begins.
 
@@ -16,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     IndexError,
-    beam::{Links, NO_NODE, Neighbour, Scratch, ScratchPool, beam, greedy},
+    beam::{Links, NO_NODE, Neighbour, Scratch, ScratchPool, View, beam, descend},
     lines::Rows,
-    space::{FloatSpace, Space},
+    space::{ByteSpace, FloatSpace, row},
 };
 
 /// What builds a graph.
@@ -140,41 +143,68 @@ struct Level {
     nodes: usize,
     ids: Vec<u32>,
     distances: Vec<f32>,
+    /// How many of a node's first links were chosen beside each other.
+    settled: Vec<u16>,
+}
+
+/// A node that may become a link, and whether it was chosen beside the others that are settled.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    at: Neighbour,
+    settled: bool,
 }
 
 impl Level {
     fn new(nodes: usize, cap: usize) -> Self {
-        Self { cap, nodes, ids: vec![NO_NODE; nodes * cap], distances: vec![f32::INFINITY; nodes * cap] }
+        Self {
+            cap,
+            nodes,
+            ids: vec![NO_NODE; nodes * cap],
+            distances: vec![f32::INFINITY; nodes * cap],
+            settled: vec![0; nodes],
+        }
     }
 
     fn links(&self, inserted: usize) -> Links<'_> {
         Links { ids: &self.ids, cap: self.cap, nodes: self.nodes.min(inserted) as u32 }
     }
 
-    fn of(&self, node: u32) -> impl Iterator<Item = Neighbour> + '_ {
+    fn of(&self, node: u32) -> impl Iterator<Item = Candidate> + '_ {
         let start = node as usize * self.cap;
         let ids = &self.ids[start..start + self.cap];
         let distances = &self.distances[start..start + self.cap];
+        let settled = usize::from(self.settled[node as usize]);
         ids.iter()
             .zip(distances)
             .take_while(|(id, _)| **id != NO_NODE)
-            .map(|(node, distance)| Neighbour { distance: *distance, node: *node })
+            .enumerate()
+            .map(move |(i, (node, distance))| Candidate { at: Neighbour::new(*distance, *node), settled: i < settled })
     }
 
-    fn set(&mut self, node: u32, links: &[Neighbour]) {
+    /// Makes `links` those of `node`; the settled ones come first.
+    fn set(&mut self, node: u32, links: &[Candidate]) {
         let start = node as usize * self.cap;
         let ids = &mut self.ids[start..start + self.cap];
         let distances = &mut self.distances[start..start + self.cap];
         ids.fill(NO_NODE);
         for (i, link) in links.iter().take(self.cap).enumerate() {
-            (ids[i], distances[i]) = (link.node, link.distance);
+            (ids[i], distances[i]) = (link.at.node(), link.at.distance());
         }
+        self.settled[node as usize] = links.iter().take_while(|link| link.settled).count() as u16;
     }
+}
+
+/// Byte codes of the vectors, `stride` each.
+#[derive(Clone, Copy)]
+pub(crate) struct ByteCodes<'a> {
+    pub(crate) codes: &'a [i8],
+    pub(crate) stride: usize,
 }
 
 /// A graph that grows.
 pub(crate) struct GraphBuilder<'a> {
     rows: &'a Rows,
+    bytes: ByteCodes<'a>,
     l2: bool,
     settings: GraphSettings,
     levels: Vec<Level>,
@@ -192,7 +222,7 @@ struct Back {
 
 impl<'a> GraphBuilder<'a> {
     /// A graph without nodes over `rows`.
-    pub(crate) fn new(rows: &'a Rows, l2: bool, settings: GraphSettings) -> Self {
+    pub(crate) fn new(rows: &'a Rows, bytes: ByteCodes<'a>, l2: bool, settings: GraphSettings) -> Self {
         let mut random = SplitMix(settings.seed ^ 0x6C65_7665_6C73);
         let scale = 1.0 / (settings.m as f64).ln();
         let mut counts = vec![0_usize; HIGHEST];
@@ -206,7 +236,7 @@ impl<'a> GraphBuilder<'a> {
             .filter(|(_, nodes)| **nodes > 0)
             .map(|(level, nodes)| Level::new(*nodes, if level == 0 { 2 * settings.m } else { settings.m }))
             .collect();
-        Self { rows, l2, settings, levels, inserted: 0, scratches: ScratchPool::default() }
+        Self { rows, bytes, l2, settings, levels, inserted: 0, scratches: ScratchPool::default() }
     }
 
     /// Puts the nodes up to `end` in.
@@ -218,7 +248,7 @@ impl<'a> GraphBuilder<'a> {
             let size = (self.inserted / 16).clamp(1, 4096).min(end - self.inserted);
             let batch = self.inserted as u32..(self.inserted + size) as u32;
             let this = &*self;
-            let chosen: Vec<Vec<Vec<Neighbour>>> = batch
+            let chosen: Vec<Vec<Vec<Candidate>>> = batch
                 .clone()
                 .into_par_iter()
                 .map(|node| this.scratches.with(|scratch| arch.dispatch(ChooseLinks { builder: this, node, scratch })))
@@ -229,8 +259,8 @@ impl<'a> GraphBuilder<'a> {
                     self.levels[level].set(node, links);
                     back.extend(links.iter().map(|link| Back {
                         level,
-                        target: link.node,
-                        link: Neighbour { distance: link.distance, node },
+                        target: link.at.node(),
+                        link: Neighbour::new(link.at.distance(), node),
                     }));
                 }
             }
@@ -238,7 +268,7 @@ impl<'a> GraphBuilder<'a> {
             back.par_sort_unstable();
             let targets: Vec<&[Back]> = back.chunk_by(|a, b| (a.level, a.target) == (b.level, b.target)).collect();
             let this = &*self;
-            let pruned: Vec<Vec<Neighbour>> =
+            let pruned: Vec<Vec<Candidate>> =
                 targets.par_iter().map(|group| arch.dispatch(Merge { builder: this, group })).collect();
             for (group, links) in targets.iter().zip(&pruned) {
                 self.levels[group[0].level].set(group[0].target, links);
@@ -256,6 +286,11 @@ impl<'a> GraphBuilder<'a> {
         self.levels.iter().filter(|l| l.nodes > 0).map(|l| l.links(self.inserted)).collect()
     }
 
+    fn byte_space(&self, node: u32) -> ByteSpace<'_> {
+        let ByteCodes { codes, stride } = self.bytes;
+        ByteSpace { codes, stride, query: row(codes, stride, node), l2: self.l2 }
+    }
+
     fn space(&self, node: u32) -> FloatSpace<'_> {
         FloatSpace {
             values: self.rows.values(),
@@ -266,18 +301,64 @@ impl<'a> GraphBuilder<'a> {
     }
 }
 
-/// Which of `candidates` (ascending) become links: each that is nearer to the node than to every link before it.
+/// An order of a graph's nodes in which neighbours stand near each other, so that a walk stays within few pages: breadth
+/// first over the links of level 0, the nodes of every level still first. The new node `i` is the old `order[i]`.
+pub(crate) fn walk_order(levels: &[(usize, Vec<u32>)], m: usize) -> Vec<u32> {
+    let Some((nodes, ids)) = levels.first() else { return Vec::new() };
+    let ground = Links { ids, cap: 2 * m, nodes: *nodes as u32 };
+    let mut order: Vec<u32> = Vec::with_capacity(*nodes);
+    let mut met = vec![false; *nodes];
+    for start in 0..*nodes as u32 {
+        // What cannot be reached from node 0 comes after what can.
+        if std::mem::replace(&mut met[start as usize], true) {
+            continue;
+        }
+        let mut at = order.len();
+        order.push(start);
+        while let Some(node) = order.get(at).copied() {
+            for id in ground.places(node).iter().take_while(|id| **id < ground.nodes) {
+                if !std::mem::replace(&mut met[*id as usize], true) {
+                    order.push(*id);
+                }
+            }
+            at += 1;
+        }
+    }
+    let levels_above = |node: u32| levels.iter().take_while(|(nodes, _)| (node as usize) < *nodes).count();
+    order.sort_by_key(|node| std::cmp::Reverse(levels_above(*node)));
+    order
+}
+
+/// The links of a graph whose node `order[i]` has become node `i`.
+pub(crate) fn renumbered(levels: &[(usize, Vec<u32>)], m: usize, order: &[u32]) -> Vec<(usize, Vec<u32>)> {
+    let mut moved = vec![NO_NODE; order.len()];
+    order.iter().enumerate().for_each(|(new, old)| moved[*old as usize] = new as u32);
+    let of = |(level, (nodes, ids)): (usize, &(usize, Vec<u32>))| {
+        let cap = if level == 0 { 2 * m } else { m };
+        let old = order[..*nodes].iter().flat_map(|node| &ids[*node as usize * cap..(*node as usize + 1) * cap]);
+        (*nodes, old.map(|id| moved.get(*id as usize).copied().unwrap_or(NO_NODE)).collect())
+    };
+    levels.iter().enumerate().map(of).collect()
+}
+
+/// Which of `candidates` (ascending) become links: each that is nearer to the node than to every link before it. Of two
+/// that are settled this is known.
 #[inline(always)]
-fn choose<S: Simd>(simd: S, space: &FloatSpace<'_>, candidates: &[Neighbour], cap: usize) -> Vec<Neighbour> {
-    let mut chosen: Vec<Neighbour> = Vec::with_capacity(cap);
+fn choose<S: Simd>(simd: S, space: &FloatSpace<'_>, candidates: &[Candidate], cap: usize) -> Vec<Candidate> {
+    let mut chosen: Vec<Candidate> = Vec::with_capacity(cap);
     for candidate in candidates {
         if chosen.len() == cap {
             break;
         }
-        if chosen.iter().all(|link| space.between(simd, candidate.node, link.node) >= candidate.distance) {
+        let (node, distance) = (candidate.at.node(), candidate.at.distance());
+        let apart = |link: &Candidate| {
+            candidate.settled && link.settled || space.between(simd, node, link.at.node()) >= distance
+        };
+        if chosen.iter().all(apart) {
             chosen.push(*candidate);
         }
     }
+    chosen.iter_mut().for_each(|link| link.settled = true);
     chosen
 }
 
@@ -288,7 +369,7 @@ struct ChooseLinks<'a> {
 }
 
 impl WithSimd for ChooseLinks<'_> {
-    type Output = Vec<Vec<Neighbour>>;
+    type Output = Vec<Vec<Candidate>>;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
@@ -296,20 +377,27 @@ impl WithSimd for ChooseLinks<'_> {
         if builder.inserted == 0 {
             return Vec::new();
         }
-        let space = builder.space(node);
+        let (exact, space) = (builder.space(node), builder.byte_space(node));
         let own = builder.levels.iter().take_while(|level| (node as usize) < level.nodes).count();
-        let mut start = vec![Neighbour { distance: space.distance(simd, 0), node: 0 }];
+        let view = View { width: builder.settings.ef_construction, kept: builder.settings.ef_construction };
+        scratch.begin(simd, &space, builder.inserted as u32, view.kept);
         let mut chosen = vec![Vec::new(); own];
+        let mut found: Vec<Neighbour> = Vec::with_capacity(view.kept);
+        let mut candidates: Vec<Candidate> = Vec::with_capacity(view.kept);
         for (level, at) in builder.levels.iter().enumerate().rev() {
             let links = at.links(builder.inserted);
             if level >= own {
-                start[0] = greedy(simd, &space, links, start[0], &mut scratch.computed);
+                descend(simd, &space, links, view.kept, scratch);
                 continue;
             }
-            beam(simd, &space, links, &start, builder.settings.ef_construction, scratch);
-            chosen[level] = choose(simd, &space, &scratch.pool, builder.settings.m);
-            start.clear();
-            start.extend_from_slice(&scratch.pool);
+            beam(simd, &space, links, view, scratch);
+            found.clear();
+            found.extend_from_slice(&scratch.pool);
+            exact.rescore(simd, &mut found);
+            found.sort_unstable();
+            candidates.clear();
+            candidates.extend(found.iter().map(|at| Candidate { at: *at, settled: false }));
+            chosen[level] = choose(simd, &exact, &candidates, builder.settings.m);
         }
         chosen
     }
@@ -321,13 +409,14 @@ struct Merge<'a> {
 }
 
 impl WithSimd for Merge<'_> {
-    type Output = Vec<Neighbour>;
+    type Output = Vec<Candidate>;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
         let Some(first) = self.group.first() else { return Vec::new() };
         let level = &self.builder.levels[first.level];
-        let mut links: Vec<Neighbour> = level.of(first.target).chain(self.group.iter().map(|b| b.link)).collect();
+        let back = self.group.iter().map(|b| Candidate { at: b.link, settled: false });
+        let mut links: Vec<Candidate> = level.of(first.target).chain(back).collect();
         if links.len() <= level.cap {
             return links;
         }

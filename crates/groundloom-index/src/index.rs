@@ -15,7 +15,7 @@ use crate::{
     lines::Rows,
     manifest::{Manifest, SegmentEntry},
     metric::Metric,
-    segment::{Column, Plan, RowFilter},
+    segment::{Column, Plan, RowSet},
     table::{self, Table},
     vector_file::hex,
 };
@@ -36,7 +36,7 @@ pub(crate) struct Segment {
     pub(crate) table: Table,
     pub(crate) columns: Vec<Column>,
     /// Rows that are not deleted; absent when all are there.
-    pub(crate) live: Option<Bitmap>,
+    pub(crate) live: Option<RowSet>,
 }
 
 /// Where a row of an index stands, in one generation.
@@ -73,7 +73,8 @@ pub struct Search<'a> {
     pub column: usize,
     /// Answers wanted, up to [`MOST_ANSWERS`].
     pub k: usize,
-    /// Nodes in view of a walk; as the index was tuned when absent.
+    /// How many of the closest nodes a walk looks around of before it ends, fewer than `k` or more; as the index was tuned
+    /// when absent.
     pub ef: Option<usize>,
     /// Look at every row.
     pub exact: bool,
@@ -82,13 +83,13 @@ pub struct Search<'a> {
 }
 
 /// The rows that may be found, of every segment.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Filter(Vec<(Bitmap, usize)>);
+#[derive(Debug, Clone)]
+pub struct Filter(Vec<RowSet>);
 
 impl Filter {
     /// How many rows may be found.
     pub fn count(&self) -> usize {
-        self.0.iter().map(|s| s.1).sum()
+        self.0.iter().map(RowSet::count).sum()
     }
 }
 
@@ -201,7 +202,7 @@ impl Index {
     /// What the predicate says, or a row table that cannot be read.
     pub fn filter(&self, predicate: &dyn Predicate) -> Result<Filter, IndexError> {
         let columns = predicate.columns();
-        let of = |segment: &Segment| -> Result<(Bitmap, usize), IndexError> {
+        let of = |segment: &Segment| -> Result<RowSet, IndexError> {
             let rows = segment.table.rows();
             let mut set = Bitmap::none(rows);
             let mut at = 0;
@@ -217,10 +218,9 @@ impl Index {
                 }
             }
             if let Some(live) = &segment.live {
-                set.intersect(live);
+                set.intersect(live.rows());
             }
-            let count = set.count();
-            Ok((set, count))
+            Ok(RowSet::new(set, segment.columns.len()))
         };
         Ok(Filter(self.segments.par_iter().map(of).collect::<Result<_, _>>()?))
     }
@@ -235,10 +235,9 @@ impl Index {
         }
         let sets = sets.into_iter().zip(&self.segments).map(|(mut set, segment)| {
             if let Some(live) = &segment.live {
-                set.intersect(live);
+                set.intersect(live.rows());
             }
-            let count = set.count();
-            (set, count)
+            RowSet::new(set, segment.columns.len())
         });
         Filter(sets.collect())
     }
@@ -274,20 +273,19 @@ impl Index {
             let Some(column) = segment.columns.get(search.column) else { continue };
             let tuning = entry.columns.get(search.column).and_then(|c| c.tuning);
             let tuned = tuning.map_or(search.k, |t| t.ef);
-            let ef = search.ef.unwrap_or(tuned.max(2 * search.k - search.k.min(10))).max(search.k);
+            // It was tuned for ten answers; more of them need a wider view.
+            let ef = search.ef.unwrap_or(tuned.max(tuned.min(10) + 2 * search.k.saturating_sub(10)));
             let cost = tuning.map_or(usize::MAX, |t| t.computed.saturating_mul(ef) / t.ef.max(1));
             // Who names an `ef` wants a walk.
             let cost = if search.ef.is_some() && search.filter.is_none() { 0 } else { cost };
-            let filter = match (search.filter, &segment.live) {
-                (Some(filter), _) => filter.0.get(place).map(|(rows, count)| RowFilter { rows, count: *count }),
-                (None, Some(live)) => {
-                    Some(RowFilter { rows: live, count: entry.rows - entry.deleted.as_ref().map_or(0, |d| d.rows) })
-                }
-                (None, None) => None,
+            let set = match search.filter {
+                Some(filter) => filter.0.get(place),
+                None => segment.live.as_ref(),
             };
+            let filter = set.and_then(|set| set.of_column(search.column));
             let (hits, plan) = column.search(padded.row(0), search.k, ef, cost, filter, search.exact)?;
             plans.push(plan);
-            found.extend(hits.iter().map(|h| (h.distance, Position { segment: place, row: h.node })));
+            found.extend(hits.iter().map(|h| (h.distance(), Position { segment: place, row: h.node() })));
         }
         found.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         found.truncate(search.k);
@@ -344,7 +342,7 @@ impl Index {
             let mut at = 0;
             for batch in segment.table.scan(&column)? {
                 for key in &table::keys(&batch?, &self.manifest.key)? {
-                    let live = segment.live.as_ref().is_none_or(|l| l.contains(at as usize));
+                    let live = segment.live.as_ref().is_none_or(|l| l.rows().contains(at as usize));
                     if let Some(key) = key.filter(|k| live && keys.contains(*k)) {
                         found.push((key.to_owned(), Position { segment: place, row: at }));
                     }
@@ -371,7 +369,7 @@ impl Index {
     pub fn positions(&self) -> Vec<Position> {
         let of = |(segment, s): (usize, &Segment)| {
             let rows = s.table.rows();
-            let live = s.live.clone().unwrap_or_else(|| Bitmap::all(rows));
+            let live = s.live.as_ref().map_or_else(|| Bitmap::all(rows), |live| live.rows().clone());
             live.iter().map(|row| Position { segment, row: row as u32 }).collect::<Vec<_>>()
         };
         self.segments.iter().enumerate().flat_map(of).collect()
@@ -410,7 +408,7 @@ fn open_segment(folder: &Path, manifest: &Manifest, entry: &SegmentEntry) -> Res
         }
         columns.push(open);
     }
-    let live = entry.deleted.as_ref().map(|deleted| -> Result<Bitmap, IndexError> {
+    let live = entry.deleted.as_ref().map(|deleted| -> Result<RowSet, IndexError> {
         let path = folder.join(&deleted.file.name);
         let bytes = std::fs::read(&path).map_err(|e| IndexError::io(&path, e))?;
         let words = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
@@ -420,7 +418,7 @@ fn open_segment(folder: &Path, manifest: &Manifest, entry: &SegmentEntry) -> Res
             gone.ok_or_else(|| IndexError::damaged(&path, "expected a bitmap of the checksum in the manifest"))?;
         let mut live = Bitmap::all(entry.rows);
         live.subtract(&gone);
-        Ok(live)
+        Ok(RowSet::new(live, entry.columns.len()))
     });
     Ok(Segment { table, columns, live: live.transpose()? })
 }

@@ -79,7 +79,7 @@ fn accumulate<S: Simd, const A: usize>(
 /// Sum of products of bytes; exact.
 #[inline(always)]
 pub(crate) fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
-    a.iter().zip(b).map(|(a, b)| i32::from(i16::from(*a) * i16::from(*b))).sum()
+    a.iter().zip(b).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum()
 }
 
 /// Sum of squared differences of bytes; exact.
@@ -88,7 +88,7 @@ pub(crate) fn squared_distance_i8(a: &[i8], b: &[i8]) -> i32 {
     a.iter()
         .zip(b)
         .map(|(a, b)| {
-            let d = i32::from(i16::from(*a) - i16::from(*b));
+            let d = i32::from(*a) - i32::from(*b);
             d * d
         })
         .sum()

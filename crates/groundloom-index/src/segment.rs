@@ -1,6 +1,6 @@
 //! One column of a segment: written once, then mapped and searched.
 
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -8,14 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     IndexError,
-    beam::{Links, NO_NODE, NodeFilter, ScratchPool},
+    beam::{Links, NO_NODE, ScratchPool, View},
     bitmap::Bitmap,
     codes::{Coding, byte_scale, byte_stride, encode_bits, encode_bytes, means, word_stride},
     collected::{Collected, MOST_DIMENSIONS},
-    graph::{Builder, GraphBuilder, GraphSettings, MOST_LINKS, SplitMix},
+    graph::{Builder, ByteCodes, GraphBuilder, GraphSettings, MOST_LINKS, SplitMix, renumbered, walk_order},
     hnsw::HnswRs,
     lines::padded,
     metric::Metric,
+    space::row,
     tuning::{self, Tuning},
     vector_file::{self, FileEntry, Header, VectorFile},
     walk::{Codes, Ranked, Searchable},
@@ -36,7 +37,7 @@ pub struct ColumnSettings {
 
 impl Default for ColumnSettings {
     fn default() -> Self {
-        Self { coding: Coding::F32, graph: GraphSettings::default(), graph_from: 2000, target_recall: 0.95 }
+        Self { coding: Coding::default(), graph: GraphSettings::default(), graph_from: 2000, target_recall: 0.95 }
     }
 }
 
@@ -69,12 +70,7 @@ impl OwnedCodes {
         match coding {
             Coding::F32 => Self::F32,
             Coding::Int8 => {
-                let scale = byte_scale(rows, dims);
-                let mut codes = vec![0; rows.len() * byte_stride(dims)];
-                codes
-                    .par_chunks_mut(byte_stride(dims))
-                    .enumerate()
-                    .for_each(|(node, code)| encode_bytes(&rows.row(node)[..dims], scale, code));
+                let (codes, scale) = byte_codes(collected);
                 Self::Int8 { codes, scale }
             }
             Coding::Binary => {
@@ -89,6 +85,19 @@ impl OwnedCodes {
         }
     }
 
+    /// The same of nodes in another order: the new node `i` is the old `order[i]`.
+    fn reordered(self, order: &[u32]) -> Self {
+        fn rows<T: Copy>(codes: &[T], order: &[u32]) -> Vec<T> {
+            let stride = codes.len() / order.len().max(1);
+            order.iter().flat_map(|node| row(codes, stride, *node)).copied().collect()
+        }
+        match self {
+            Self::F32 => Self::F32,
+            Self::Int8 { codes, scale } => Self::Int8 { codes: rows(&codes, order), scale },
+            Self::Binary { codes, means } => Self::Binary { codes: rows(&codes, order), means },
+        }
+    }
+
     fn view(&self, dims: usize) -> Codes<'_> {
         match self {
             Self::F32 => Codes::F32,
@@ -96,6 +105,18 @@ impl OwnedCodes {
             Self::Binary { codes, means } => Codes::Binary { codes, stride: word_stride(dims), means },
         }
     }
+}
+
+/// The byte codes of all vectors, and what 127 stands for.
+fn byte_codes(collected: &Collected) -> (Vec<i8>, f32) {
+    let (dims, rows) = (collected.dims, &collected.rows);
+    let scale = byte_scale(rows, dims);
+    let mut codes = vec![0; rows.len() * byte_stride(dims)];
+    codes
+        .par_chunks_mut(byte_stride(dims))
+        .enumerate()
+        .for_each(|(node, code)| encode_bytes(&rows.row(node)[..dims], scale, code));
+    (codes, scale)
 }
 
 /// A column that is ready to be written.
@@ -107,10 +128,31 @@ struct Built {
     tuned: Option<Tuning>,
 }
 
+impl Built {
+    /// The same with neighbours near each other in the file.
+    fn in_walk_order(self, m: usize) -> Self {
+        if self.levels.is_empty() {
+            return self;
+        }
+        let order = walk_order(&self.levels, m);
+        let levels = renumbered(&self.levels, m, &order);
+        Self { collected: self.collected.reordered(&order), codes: self.codes.reordered(&order), levels, ..self }
+    }
+}
+
 fn by_batches(collected: Collected, settings: &ColumnSettings) -> Built {
     let nodes = collected.nodes();
     let codes = OwnedCodes::of(&collected, settings.coding);
-    let mut builder = GraphBuilder::new(&collected.rows, collected.metric == Metric::L2, settings.graph);
+    let made;
+    let bytes = match &codes {
+        OwnedCodes::Int8 { codes, .. } => codes,
+        _ => {
+            made = byte_codes(&collected).0;
+            &made
+        }
+    };
+    let bytes = ByteCodes { codes: bytes, stride: byte_stride(collected.dims) };
+    let mut builder = GraphBuilder::new(&collected.rows, bytes, collected.metric == Metric::L2, settings.graph);
     // The last vectors to go in are questions first: the graph has not seen them.
     let seen = nodes - tuning::questions(nodes);
     builder.insert_until(seen);
@@ -174,7 +216,8 @@ pub(crate) fn write(
         (false, _) => Built { collected, codes: OwnedCodes::F32, levels: Vec::new(), tuned: None },
         (true, Builder::Batches) => by_batches(collected, settings),
         (true, Builder::HnswRs) => by_hnsw_rs(collected, settings),
-    };
+    }
+    .in_walk_order(settings.graph.m);
     let (starts, rows) = collected.rows_of_nodes();
     let header = Header {
         dims: collected.dims,
@@ -215,11 +258,39 @@ pub(crate) struct Column {
     scratches: ScratchPool,
 }
 
-/// A filter over the rows of a segment.
+/// Rows of a segment that may be found.
+#[derive(Debug, Clone)]
+pub(crate) struct RowSet {
+    rows: Bitmap,
+    count: usize,
+    /// For each column the nodes that have one of the rows, once somebody asked.
+    nodes: Vec<OnceLock<Bitmap>>,
+}
+
+impl RowSet {
+    pub(crate) fn new(rows: Bitmap, columns: usize) -> Self {
+        Self { count: rows.count(), rows, nodes: vec![OnceLock::new(); columns] }
+    }
+
+    pub(crate) fn rows(&self) -> &Bitmap {
+        &self.rows
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn of_column(&self, column: usize) -> Option<RowFilter<'_>> {
+        self.nodes.get(column).map(|nodes| RowFilter { rows: &self.rows, count: self.count, nodes })
+    }
+}
+
+/// A filter over the rows of a segment, for one column.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowFilter<'a> {
-    pub(crate) rows: &'a Bitmap,
-    pub(crate) count: usize,
+    rows: &'a Bitmap,
+    count: usize,
+    nodes: &'a OnceLock<Bitmap>,
 }
 
 /// Which way a search went.
@@ -326,37 +397,46 @@ impl Column {
             return Ok((Vec::new(), Plan::Scan));
         }
         let matching = filter.map_or(searchable.nodes, |f| f.count);
-        // A walk over a filtered graph has to look at 1/selectivity times as many nodes. It reads them in random order,
-        // which makes each about twice as dear as in a scan.
-        let walk_cost = 2.0 * cost as f64 * (self.file.header.rows as f64 / matching as f64).max(1.0);
-        if exact || searchable.levels.is_empty() || matching <= k || walk_cost >= matching as f64 {
+        // A walk reads vectors in random order, which makes each about twice as dear as in a scan, and with a filter it reads
+        // the links of those that may not be found as well.
+        let walk_cost = cost.saturating_mul(if filter.is_some() { 4 } else { 2 });
+        if exact || searchable.levels.is_empty() || matching <= k || walk_cost >= matching {
             return Ok((self.scan(&searchable, of_nodes, query, k, filter)?, Plan::Scan));
         }
         let expand = |nodes: Vec<Ranked>| {
             let mut found: Vec<Ranked> = Vec::with_capacity(nodes.len());
             for at in nodes {
-                let rows = of_nodes.of(at.node).iter().filter(|r| filter.is_none_or(|f| f.rows.contains(**r as usize)));
-                found.extend(rows.map(|row| Ranked { distance: at.distance, node: *row }));
+                let rows =
+                    of_nodes.of(at.node()).iter().filter(|r| filter.is_none_or(|f| f.rows.contains(**r as usize)));
+                found.extend(rows.map(|row| Ranked::new(at.distance(), *row)));
             }
             found.sort_unstable();
             found.truncate(k);
             found
         };
-        let walked = self.scratches.with(|scratch| match filter {
-            None => searchable.walk(query, ef, None, scratch),
-            Some(f) => {
-                let allowed = |node: u32| of_nodes.of(node).iter().any(|r| f.rows.contains(*r as usize));
-                let filter = NodeFilter { allowed: &allowed, limit: matching.max(2 * cost) };
-                // Links lead past what may not be found, so the view has to be wider for the same recall.
-                searchable.walk(query, 2 * ef, Some(filter), scratch)
-            }
-        });
-        if let Some(found) = walked.map(expand)
-            && (found.len() >= k || filter.is_none() && found.len() == self.rows()?.rows.len())
-        {
-            return Ok((found, if filter.is_some() { Plan::FilteredGraph } else { Plan::Graph }));
+        let (plan, allowed, width) = match filter {
+            None => (Plan::Graph, None, ef),
+            // Some of the ways that the walk was tuned with are closed.
+            Some(filter) => (Plan::FilteredGraph, Some(self.nodes_of(filter)?.words()), 2 * ef),
+        };
+        let view = View { width, kept: width.max(k) };
+        let found = expand(self.scratches.with(|scratch| searchable.walk(query, view, allowed, scratch)));
+        if found.len() >= k || filter.is_none() && found.len() == of_nodes.rows.len() {
+            return Ok((found, plan));
         }
         Ok((self.scan(&searchable, of_nodes, query, k, filter)?, Plan::Scan))
+    }
+
+    /// The nodes that have one of the filter's rows.
+    fn nodes_of<'a>(&self, filter: RowFilter<'a>) -> Result<&'a Bitmap, IndexError> {
+        let h = &self.file.header;
+        let of_row: &[u32] = self.file.section("node_of_row", h.rows)?;
+        Ok(filter.nodes.get_or_init(|| {
+            let mut nodes = Bitmap::none(h.nodes);
+            // `NO_NODE` lies past the end and is ignored.
+            filter.rows.iter().filter_map(|row| of_row.get(row)).for_each(|node| nodes.insert(*node as usize));
+            nodes
+        }))
     }
 
     fn scan(

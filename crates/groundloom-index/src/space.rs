@@ -2,7 +2,7 @@
 
 use pulp::Simd;
 
-use crate::kernels;
+use crate::{beam::Neighbour, kernels};
 
 /// Distances from a fixed query. Smaller is closer; a node past the end is infinitely far.
 pub(crate) trait Space {
@@ -12,7 +12,7 @@ pub(crate) trait Space {
 
 /// The values of `node` among rows of `stride` values each.
 #[inline(always)]
-fn row<T>(values: &[T], stride: usize, node: u32) -> &[T] {
+pub(crate) fn row<T>(values: &[T], stride: usize, node: u32) -> &[T] {
     let start = node as usize * stride;
     values.get(start..start + stride).unwrap_or_default()
 }
@@ -31,6 +31,18 @@ impl FloatSpace<'_> {
     #[inline(always)]
     pub(crate) fn between<S: Simd>(&self, simd: S, a: u32, b: u32) -> f32 {
         self.pair(simd, row(self.values, self.stride, a), row(self.values, self.stride, b))
+    }
+
+    /// Replaces distances of codes by those of the vectors; the order is lost.
+    #[inline(always)]
+    pub(crate) fn rescore<S: Simd>(&self, simd: S, found: &mut [Neighbour]) {
+        for i in 0..found.len() {
+            if let Some(next) = found.get(i + 1) {
+                self.prefetch(next.node());
+            }
+            let node = found[i].node();
+            found[i] = Neighbour::new(self.distance(simd, node), node);
+        }
     }
 
     #[inline(always)]

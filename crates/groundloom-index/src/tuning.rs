@@ -3,19 +3,25 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{beam::ScratchPool, walk::Searchable};
+use crate::{
+    beam::{ScratchPool, View},
+    walk::Searchable,
+};
 
 /// Answers that a recall is measured on.
 const K: usize = 10;
 /// Most vectors that serve as questions.
 const QUESTIONS: usize = 256;
 /// What is tried, ascending.
-const STEPS: [usize; 20] = [10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024];
+const STEPS: [usize; 31] = [
+    4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512,
+    768, 1024,
+];
 
 /// What the tuning found.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Tuning {
-    /// Nodes in view of a search for 10 answers.
+    /// How many of the closest nodes a search for 10 answers looks around of before it ends.
     pub ef: usize,
     /// Recall@10 that was measured with it.
     pub recall: f64,
@@ -39,7 +45,7 @@ pub(crate) fn tune<'a>(seen: &Searchable<'_>, questions: impl Iterator<Item = &'
         .par_iter()
         .map(|q| {
             let all = seen.scan(q, K, 1, |_| (0..seen.nodes as u32).map(|node| (node, node)));
-            all.iter().map(|n| n.node).collect()
+            all.iter().map(|n| n.node()).collect()
         })
         .collect();
     let wanted: usize = truth.iter().map(Vec::len).sum();
@@ -52,8 +58,8 @@ pub(crate) fn tune<'a>(seen: &Searchable<'_>, questions: impl Iterator<Item = &'
             .map(|(question, truth)| {
                 scratches.with(|scratch| {
                     scratch.computed = 0;
-                    let found = seen.walk(question, ef, None, scratch).unwrap_or_default();
-                    (found.iter().take(K).filter(|n| truth.contains(&n.node)).count(), scratch.computed)
+                    let found = seen.walk(question, View { width: ef, kept: ef.max(K) }, None, scratch);
+                    (found.iter().take(K).filter(|n| truth.contains(&n.node())).count(), scratch.computed)
                 })
             })
             .collect();

@@ -6,7 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::{
-    beam::{Links, Neighbour, NodeFilter, Scratch, beam, filtered_beam, greedy},
+    beam::{Links, Neighbour, Scratch, View, beam, descend, filtered_beam},
     codes::{encode_bits, encode_bytes},
     space::{BitSpace, ByteSpace, FloatSpace, Space},
 };
@@ -36,41 +36,40 @@ impl Searchable<'_> {
         FloatSpace { values: self.vectors, stride: self.stride, query, l2: self.l2 }
     }
 
-    /// The nearest nodes that a walk with `ef` in view finds, ascending, with distances of the vectors themselves; `None`
-    /// when the filter's limit was reached. `query` is padded to the stride.
+    /// The nearest nodes that a walk finds, ascending, with distances of the vectors themselves. `query` is padded to the
+    /// stride; `allowed` has a bit a node.
     pub(crate) fn walk(
         &self,
         query: &[f32],
-        ef: usize,
-        filter: Option<NodeFilter<'_>>,
+        view: View,
+        allowed: Option<&[u64]>,
         scratch: &mut Scratch,
-    ) -> Option<Vec<Neighbour>> {
+    ) -> Vec<Neighbour> {
         let arch = Arch::new();
         let levels = &self.levels;
-        let complete = match self.codes {
-            Codes::F32 => arch.dispatch(Walk { space: self.floats(query), levels, ef, filter, scratch: &mut *scratch }),
+        match self.codes {
+            Codes::F32 => {
+                arch.dispatch(Walk { space: self.floats(query), levels, view, allowed, scratch: &mut *scratch })
+            }
             Codes::Int8 { codes, stride, scale } => {
                 let mut code = vec![0; stride];
                 encode_bytes(query, scale, &mut code);
                 let space = ByteSpace { codes, stride, query: &code, l2: self.l2 };
-                arch.dispatch(Walk { space, levels, ef, filter, scratch: &mut *scratch })
+                arch.dispatch(Walk { space, levels, view, allowed, scratch: &mut *scratch })
             }
             Codes::Binary { codes, stride, means } => {
                 let mut code = vec![0; stride];
                 encode_bits(query, means, &mut code);
                 let space = BitSpace { codes, stride, query: &code };
-                arch.dispatch(Walk { space, levels, ef, filter, scratch: &mut *scratch })
+                arch.dispatch(Walk { space, levels, view, allowed, scratch: &mut *scratch })
             }
-        };
-        if !complete {
-            return None;
         }
         let mut found = scratch.pool.clone();
         if !matches!(self.codes, Codes::F32) {
             arch.dispatch(Rescore { space: self.floats(query), found: &mut found });
             found.sort_unstable();
         }
-        Some(found)
+        found
     }
 
     /// The `k` nearest of all pairs of a node and something ranked with it (a row), ascending by distance, then by what is
@@ -101,28 +100,25 @@ pub(crate) type Ranked = Neighbour;
 struct Walk<'a, P> {
     space: P,
     levels: &'a [Links<'a>],
-    ef: usize,
-    filter: Option<NodeFilter<'a>>,
+    view: View,
+    allowed: Option<&'a [u64]>,
     scratch: &'a mut Scratch,
 }
 
 impl<P: Space> WithSimd for Walk<'_, P> {
-    type Output = bool;
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> bool {
-        let Self { space, levels, ef, filter, scratch } = self;
-        let Some((ground, upper)) = levels.split_first() else { return false };
-        let mut start = Neighbour { distance: space.distance(simd, 0), node: 0 };
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { space, levels, view, allowed, scratch } = self;
+        let Some((ground, upper)) = levels.split_first() else { return };
+        scratch.begin(simd, &space, ground.nodes, view.kept);
         for links in upper.iter().rev() {
-            start = greedy(simd, &space, *links, start, &mut scratch.computed);
+            descend(simd, &space, *links, view.kept, scratch);
         }
-        match filter {
-            None => {
-                beam(simd, &space, *ground, &[start], ef, scratch);
-                true
-            }
-            Some(filter) => filtered_beam(simd, &space, *ground, start, ef, filter, scratch),
+        match allowed {
+            None => beam(simd, &space, *ground, view, scratch),
+            Some(allowed) => filtered_beam(simd, &space, *ground, view, allowed, scratch),
         }
     }
 }
@@ -137,12 +133,7 @@ impl WithSimd for Rescore<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for i in 0..self.found.len() {
-            if let Some(next) = self.found.get(i + 1) {
-                self.space.prefetch(next.node);
-            }
-            self.found[i].distance = self.space.distance(simd, self.found[i].node);
-        }
+        self.space.rescore(simd, self.found);
     }
 }
 
@@ -163,7 +154,7 @@ impl<I: Iterator<Item = (u32, u32)>> WithSimd for Scan<'_, I> {
             if last.0 != node {
                 last = (node, self.space.distance(simd, node));
             }
-            let found = Ranked { distance: last.1, node: row };
+            let found = Ranked::new(last.1, row);
             if best.len() < self.k {
                 best.push(found);
             } else if best.peek().is_some_and(|worst| found < *worst) {

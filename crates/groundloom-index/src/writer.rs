@@ -245,7 +245,7 @@ impl Writer {
             let Some(entry) = next.segments.get_mut(place).filter(|_| !here.is_empty()) else { continue };
             let mut gone = Bitmap::all(entry.rows);
             match &segment.live {
-                Some(live) => gone.subtract(live),
+                Some(live) => gone.subtract(live.rows()),
                 None => gone = Bitmap::none(entry.rows),
             }
             here.iter().for_each(|row| gone.insert(*row as usize));
@@ -410,7 +410,7 @@ impl Index {
             let mut at = 0;
             for batch in segment.table.scan(std::slice::from_ref(&self.manifest().key))? {
                 for key in &table::keys(&batch?, &self.manifest().key)? {
-                    if segment.live.as_ref().is_none_or(|l| l.contains(at)) {
+                    if segment.live.as_ref().is_none_or(|l| l.rows().contains(at)) {
                         found.extend(key.map(str::to_owned));
                     }
                     at += 1;
@@ -434,7 +434,7 @@ impl Index {
                 let start = at;
                 at += batch.num_rows();
                 let Some(live) = &segment.live else { return Ok(batch) };
-                let keep = (start..at).map(|row| Some(live.contains(row))).collect();
+                let keep = (start..at).map(|row| Some(live.rows().contains(row))).collect();
                 filter_record_batch(&batch, &keep).map_err(|e| IndexError::damaged(segment.table.path(), e.to_string()))
             });
             failed.into_iter().chain(live)

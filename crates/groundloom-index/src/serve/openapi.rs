@@ -71,7 +71,7 @@ pub(crate) fn document(limits: &Limits, token: bool) -> Value {
                         "column": { "type": "string", "description": "the vector column; default: the first whose model takes the question" },
                         "k": { "type": "integer", "minimum": 1, "maximum": limits.k, "default": 10 },
                         "where": { "type": "string", "description": "an SQL condition on the rows", "examples": ["width > 300"] },
-                        "ef": { "type": "integer", "minimum": 1, "description": "nodes in view of the walk; default: as tuned" },
+                        "ef": { "type": "integer", "minimum": 1, "description": "how many of the closest nodes the walk looks around of before it ends; default: as tuned" },
                         "exact": { "type": "boolean", "default": false },
                         "columns": { "type": "array", "items": { "type": "string" } } } },
                 "Answer": { "type": "object", "properties": {

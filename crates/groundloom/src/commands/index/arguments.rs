@@ -73,8 +73,9 @@ pub struct Build {
 /// How graphs are built and walked.
 #[derive(Debug, Args)]
 pub struct Graph {
-    /// What graphs are walked with: f32, int8 or binary.
-    #[arg(long, default_value = "f32")]
+    /// What graphs are walked with: int8 (a byte a dimension), f32 (the vectors themselves, slower in a smaller file) or
+    /// binary (a bit). What codes find is scored again with the vectors.
+    #[arg(long, default_value = Coding::default().name())]
     pub coding: Coding,
     /// The recall@10 that searches are tuned to.
     #[arg(long, default_value_t = groundloom_index::ColumnSettings::default().target_recall)]
@@ -111,6 +112,9 @@ pub struct Import {
     /// The name of the vector column.
     #[arg(long, default_value = "embedding")]
     pub column: String,
+    /// The model that made the vectors, if it is known: texts and pictures can be asked for then.
+    #[arg(long)]
+    pub model: Option<String>,
     /// What close means: cosine, ip or l2; default: what a FAISS file says, else cosine.
     #[arg(long)]
     pub metric: Option<Metric>,
@@ -165,7 +169,7 @@ pub struct Query {
     /// Only rows for which this SQL condition holds, such as "width > 300".
     #[arg(long = "where", value_name = "CONDITION")]
     pub condition: Option<String>,
-    /// Nodes in view of the walk; default: as the index was tuned.
+    /// How many of the closest nodes the walk looks around of before it ends; default: as the index was tuned.
     #[arg(long)]
     pub ef: Option<usize>,
     /// Compare with every row.

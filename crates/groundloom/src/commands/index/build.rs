@@ -63,21 +63,8 @@ pub fn build(command: &arguments::Build) -> Result<(), Failure> {
     }
     for (name, model) in named_vectors(command, &schema)? {
         let dims = dims_of(&files, &schema, &name)?;
-        let identity = model.map(|name| -> Result<ModelIdentity, Failure> {
-            // A model that is not here may still be named: the index can be asked by vector and row.
-            match encoders.get(&name) {
-                Ok(model) if model.info().dims != dims => Err(Failure::Usage(format!(
-                    "{name} makes vectors of {} dimensions, the column has {dims}",
-                    model.info().dims
-                ))),
-                Ok(model) => Ok(ModelIdentity { weights: model.info().weights_sha256.clone(), name }),
-                Err(problem) => {
-                    say!("warning: {problem}; the index keeps the name, without a hash of weights");
-                    Ok(ModelIdentity { name, weights: String::new() })
-                }
-            }
-        });
-        columns.push(ColumnSpec { name, dims, metric: command.metric, model: identity.transpose()?, settings });
+        let model = model.map(|model| identity_of(&encoders, &model, dims)).transpose()?;
+        columns.push(ColumnSpec { name, dims, metric: command.metric, model, settings });
     }
     if columns.is_empty() {
         return Err(Failure::Usage(format!(
@@ -95,14 +82,33 @@ pub fn build(command: &arguments::Build) -> Result<(), Failure> {
     print(json!({ "index": command.output.display().to_string(), "rows": changed.added }))
 }
 
+/// The model called `name`, which made vectors of `dims` dimensions.
+fn identity_of(encoders: &Encoders, name: &str, dims: usize) -> Result<ModelIdentity, Failure> {
+    let name = name.to_owned();
+    // A model that is not here may still be named: the index can be asked by vector and row.
+    match encoders.get(&name) {
+        Ok(model) if model.info().dims != dims => Err(Failure::Usage(format!(
+            "{name} makes vectors of {} dimensions, the column has {dims}",
+            model.info().dims
+        ))),
+        Ok(model) => Ok(ModelIdentity { weights: model.info().weights_sha256.clone(), name }),
+        Err(problem) => {
+            say!("warning: {problem}; the index keeps the name, without a hash of weights");
+            Ok(ModelIdentity { name, weights: String::new() })
+        }
+    }
+}
+
 /// An index over a vector file of another tool.
 pub fn import(command: &arguments::Import) -> Result<(), Failure> {
     let vectors = groundloom_index::exchange::read_vectors(&command.vectors).map_err(failure)?;
+    let dims = vectors.matrix.dims;
+    let model = command.model.as_ref().map(|model| identity_of(&Encoders::default(), model, dims)).transpose()?;
     let spec = ColumnSpec {
         name: command.column.clone(),
-        dims: vectors.matrix.dims,
+        dims,
         metric: command.metric.or(vectors.metric).unwrap_or(Metric::Cosine),
-        model: None,
+        model,
         settings: settings_of(&command.graph),
     };
     let rows = vectors.rows(command.rows.as_deref(), &command.key, &command.column).map_err(failure)?;
@@ -135,7 +141,7 @@ fn warn_of_recall(writer: &Writer) {
         for (column, segment) in writer.manifest().columns.iter().zip(&entry.columns) {
             if let Some(tuning) = segment.tuning.filter(|t| t.recall < t.target) {
                 say!(
-                    "warning: {:?} reaches recall {:.3} of {:.3} with {} nodes in view; raise --m or --ef-construction",
+                    "warning: {:?} reaches recall {:.3} of {:.3} around the {} closest nodes; raise --m or --ef-construction",
                     column.name,
                     tuning.recall,
                     tuning.target,
