@@ -341,8 +341,7 @@ mod tests {
     use parquet::{
         arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
         file::{
-            metadata::{ColumnIndexMetaData, PageIndexPolicy},
-            properties::WriterProperties,
+            metadata::PageIndexPolicy, page_index::column_index::ColumnIndexMetaData, properties::WriterProperties,
         },
     };
     use proptest::prelude::*;
@@ -422,10 +421,9 @@ mod tests {
         let ids: Vec<String> = (0..100_000u64).map(|n| format!("00c0ffee00c0ffee{:016x}", n * 3)).collect();
         let bytes = written(&ids, 8_192, None, usize::MAX);
         let (_, metadata) = opened(&bytes);
-        let ColumnIndexMetaData::BYTE_ARRAY(index) = &metadata.metadata().column_index().unwrap()[0][0] else {
-            panic!()
-        };
-        assert_eq!(index.boundary_order, BoundaryOrder::ASCENDING);
+        let bounds = &metadata.metadata().column_index().unwrap()[0][0];
+        assert_eq!(bounds.get_boundary_order(), Some(BoundaryOrder::ASCENDING));
+        let ColumnIndexMetaData::BYTE_ARRAY(index) = bounds else { panic!() };
         assert_eq!(index.min_value(1), Some(ids[PAGE_ROWS].as_bytes()));
         assert_eq!(index.max_value(1), Some(ids[2 * PAGE_ROWS - 1].as_bytes()));
         assert_eq!(
