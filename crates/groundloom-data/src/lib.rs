@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod animation;
 pub mod boxes;
 pub mod chunks;
 pub mod column_views;
@@ -16,6 +17,7 @@ pub mod media;
 pub mod media_column;
 pub mod resize;
 pub mod row_id;
+pub mod sound;
 pub mod span;
 
 pub use boxes::{BoxesBuilder, BoxesView, GroundedBox};
@@ -28,4 +30,5 @@ pub use media::{DecodeLimits, ImageFormat, ImageInfo, MediaError};
 pub use media_column::{MediaBuilder, MediaView};
 pub use resize::{Filter, resize};
 pub use row_id::{Place, RowId, RowIdError, file_hash};
+pub use sound::{Sound, SoundError, SoundFormat, SoundLimits};
 pub use span::{CharIndex, CharSpan};

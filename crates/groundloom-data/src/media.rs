@@ -272,7 +272,7 @@ fn format_of(bytes: &[u8]) -> Result<ImageFormat, MediaError> {
 }
 
 /// Names what the first bytes look like, as far as that helps a person.
-fn unknown(bytes: &[u8]) -> MediaError {
+pub(crate) fn unknown(bytes: &[u8]) -> MediaError {
     if let Ok(other) = image::guess_format(bytes) {
         return MediaError::Unsupported { what: format!("{other:?} (image format)") };
     }
@@ -285,12 +285,20 @@ fn unknown(bytes: &[u8]) -> MediaError {
     if bytes.starts_with(b"\0\0\0\x0cJXL ") || bytes.starts_with(b"\xff\x0a") {
         return MediaError::Unsupported { what: "JPEG XL".to_owned() };
     }
+    MediaError::NotAnImage { found: appearance(bytes) }
+}
+
+/// What bytes of no known format look like, as far as that helps a person.
+pub(crate) fn appearance(bytes: &[u8]) -> String {
+    if let Some(format) = ImageFormat::sniff(bytes) {
+        return format!("a {} image", format.name());
+    }
     let start = bytes.get(..bytes.len().min(512)).unwrap_or_default();
     let trimmed = start.trim_ascii_start();
-    let found = if start.iter().all(|&b| b == 0) {
+    if start.iter().all(|&b| b == 0) {
         "zero bytes".to_owned()
     } else if trimmed.starts_with(b"<!DOCTYPE") || trimmed.starts_with(b"<html") || trimmed.starts_with(b"<!doctype") {
-        "an HTML page (an error page saved as an image?)".to_owned()
+        "an HTML page (an error page saved as a file?)".to_owned()
     } else if trimmed.starts_with(b"<svg") || trimmed.starts_with(b"<?xml") {
         "an XML or SVG file".to_owned()
     } else if start.iter().all(|&b| b >= 0x20 || matches!(b, b'\n' | b'\r' | b'\t')) {
@@ -298,8 +306,7 @@ fn unknown(bytes: &[u8]) -> MediaError {
     } else {
         let hex: Vec<String> = start.iter().take(8).map(|b| format!("{b:02x}")).collect();
         format!("a file starting with the bytes {}", hex.join(" "))
-    };
-    MediaError::NotAnImage { found }
+    }
 }
 
 /// Decoders are strangers' code on hostile input: a panic in one is damage of the image.
@@ -309,7 +316,7 @@ fn guarded<T>(format: ImageFormat, work: impl FnOnce() -> Result<T, MediaError>)
     })
 }
 
-fn media_error(format: ImageFormat, error: ImageError) -> MediaError {
+pub(crate) fn media_error(format: ImageFormat, error: ImageError) -> MediaError {
     let message = error.to_string();
     let format = format.name();
     if ends_early(&error) {

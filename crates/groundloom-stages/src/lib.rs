@@ -11,6 +11,7 @@ mod embed;
 mod embeddable;
 mod expand_expressions;
 pub mod expression_edges;
+mod films;
 mod filter_boxes;
 #[cfg(test)]
 mod fixtures;
@@ -29,9 +30,11 @@ mod perplexity;
 mod pictures;
 mod row_values;
 mod similarity;
+mod sounds;
 pub mod stage;
 mod stage_type;
 pub mod suppression;
+mod transcribe;
 mod window;
 
 pub use caption::Caption;
@@ -52,3 +55,4 @@ pub use perplexity::Perplexity;
 pub use similarity::Similarity;
 pub use stage::{ColumnError, Outcome, RowFailure, RowWise, Stage, StageError};
 pub use stage_type::{Decoded, StageType, stage_types};
+pub use transcribe::Transcribe;

@@ -9,14 +9,14 @@ use arrow::{
 };
 use async_trait::async_trait;
 use groundloom_data::columns;
-use groundloom_models::ModelPool;
+use groundloom_models::{Modality, ModelPool};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    embed::default_model,
-    embeddable::{self, Embeddable, Model},
+    embed::{default_max_seconds, default_model},
+    embeddable::{self, MediaLimits, Model},
     pictures::default_max_pixels,
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
     window::Window,
@@ -27,10 +27,10 @@ use crate::{
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Similarity {
-    /// Column with a text or an image.
+    /// Column with a text, an image, or a sound where the model takes sounds and no images, as CLAP does.
     #[schemars(length(min = 1))]
     pub left: String,
-    /// Column with a text or an image.
+    /// As `left`.
     #[schemars(length(min = 1))]
     pub right: String,
     /// The model, as in `embed`: one that takes what both columns hold.
@@ -45,7 +45,14 @@ pub struct Similarity {
     #[serde(default = "default_max_pixels")]
     #[schemars(range(min = 1))]
     pub max_pixels: u64,
+    /// The longest sound that is decoded, in seconds; a longer one goes to quarantine.
+    #[serde(default = "default_max_seconds")]
+    #[schemars(range(min = 0.001))]
+    pub max_seconds: f64,
 }
+
+/// What a column may hold: of a model that takes images, media are images.
+const ALLOWED: &[Modality] = &[Modality::Text, Modality::Image, Modality::Audio];
 
 fn default_output() -> String {
     "similarity".to_owned()
@@ -61,13 +68,14 @@ impl Config for Similarity {
 impl Stage for Similarity {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
         let model = embeddable::describe(&self.model)?;
-        embeddable::require(input, "left", &self.left, &model)?;
-        embeddable::require(input, "right", &self.right, &model)?;
+        embeddable::require(input, "left", &self.left, ALLOWED, &model)?;
+        embeddable::require(input, "right", &self.right, ALLOWED, &model)?;
         Ok(vec![columns::column(&self.output, DataType::Float32)])
     }
 
     fn open(&self, _input: SchemaRef, models: &Arc<ModelPool>) -> Result<Arc<dyn RowWise>, StageError> {
-        let model = Model { name: self.model.clone(), max_pixels: self.max_pixels, models: Arc::clone(models) };
+        let limits = MediaLimits { max_pixels: self.max_pixels, max_seconds: self.max_seconds };
+        let model = Model { name: self.model.clone(), limits, models: Arc::clone(models) };
         Ok(Arc::new(Scorer { config: self.clone(), model }))
     }
 
@@ -90,12 +98,12 @@ struct Scorer {
 #[async_trait]
 impl RowWise for Scorer {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
-        let (left, right) = (Embeddable::open(rows, &self.config.left)?, Embeddable::open(rows, &self.config.right)?);
+        let (left, right) = (&self.config.left, &self.config.right);
         let all: Vec<usize> = (0..rows.num_rows()).collect();
-        let left = self.model.embed(&left, &all).await?;
+        let left = self.model.embed(rows, left, ALLOWED, &all).await?;
         // A row that failed on the left is not embedded on the right.
         let good: Vec<usize> = all.iter().copied().filter(|&row| left[row].is_ok()).collect();
-        let mut right = self.model.embed(&right, &good).await?.into_iter();
+        let mut right = self.model.embed(rows, right, ALLOWED, &good).await?.into_iter();
         let mut window = Window::default();
         let mut output = Float32Builder::with_capacity(rows.num_rows());
         for (row, left) in left.into_iter().enumerate() {
@@ -146,6 +154,24 @@ mod tests {
         assert!(scores[0].as_f64().unwrap() > 0.6 && scores[1].as_f64().unwrap() < 0.3, "{scores:?}");
         let failures: Vec<_> = fixtures::failures(&outcome).iter().map(|f| (f.0, f.1)).collect();
         assert_eq!(failures, [(2, codes::MISSING_VALUE), (3, codes::MISSING_VALUE)]);
+    }
+
+    #[test]
+    fn sounds_are_compared_with_texts() {
+        let here = env!("CARGO_MANIFEST_DIR");
+        let wav = std::fs::read(format!("{here}/../groundloom-data/tests/sounds/pcm_16.wav")).unwrap();
+        let rows = fixtures::rows([
+            ("said", fixtures::texts([Some("a dog barks"), Some("rain")])),
+            ("audio", fixtures::media([Some((&wav, "a.wav")), Some((&wav[..99], "cut.wav"))])),
+        ]);
+        let model = format!("{here}/../groundloom-models/tests/data/fixtures/clap");
+        let stage = json!({"left": "said", "right": "audio", "model": model});
+        let stage: Similarity = serde_json::from_value(stage).unwrap();
+        let outcome = fixtures::run(&stage, &rows);
+        let score = fixtures::json(&outcome.columns[0])[0].as_f64().unwrap();
+        assert!(score != 0.0 && score.abs() < 1.0, "{score}");
+        let failures: Vec<_> = fixtures::failures(&outcome).iter().map(|f| (f.0, f.1)).collect();
+        assert_eq!(failures, [(1, codes::UNDECODABLE_AUDIO)]);
     }
 
     #[test]

@@ -114,6 +114,10 @@ pub mod codes {
     pub const UNDECODABLE_IMAGE: &str = "undecodable_image";
     /// The image's header announces more pixels than the limit.
     pub const IMAGE_TOO_LARGE: &str = "image_too_large";
+    /// The bytes are no sound of a supported format, or a damaged or cut one.
+    pub const UNDECODABLE_AUDIO: &str = "undecodable_audio";
+    /// The sound is longer than the limit.
+    pub const AUDIO_TOO_LONG: &str = "audio_too_long";
     /// The model failed on this row.
     pub const MODEL_FAILED: &str = "model_failed";
 }

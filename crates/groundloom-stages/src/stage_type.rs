@@ -6,7 +6,7 @@ use groundloom_spec::{Component, ComponentType, Config, Diagnostics, Role};
 
 use crate::{
     Caption, Classify, Dialogue, DropAbstractChunks, DropContained, Embed, ExpandExpressions, FilterBoxes, Generate,
-    Ground, ImageProperties, Instruct, Match, NounChunks, Parse, Perplexity, Similarity,
+    Ground, ImageProperties, Instruct, Match, NounChunks, Parse, Perplexity, Similarity, Transcribe,
     stage::{Stage, StageError},
 };
 
@@ -74,6 +74,7 @@ pub fn stage_types() -> Vec<StageType> {
         StageType::of::<Similarity>(),
         StageType::of::<Classify>(),
         StageType::of::<Caption>(),
+        StageType::of::<Transcribe>(),
         StageType::of::<Match>(),
         StageType::of::<Perplexity>(),
         StageType::of::<Generate>(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow::array::ArrayRef;
-use groundloom_data::MediaError;
+use groundloom_data::{MediaError, SoundError};
 
 use crate::stage::{Outcome, RowFailure, codes};
 
@@ -30,11 +30,20 @@ impl Fault {
 
     /// The row's image cannot be used; `path` is where it came from.
     pub(crate) fn image(error: &MediaError, path: Option<&str>) -> Self {
+        Self::file(error.code(), error, path)
+    }
+
+    /// The row's sound cannot be used; `path` is where it came from.
+    pub(crate) fn sound(error: &SoundError, path: Option<&str>) -> Self {
+        Self::file(error.code(), error, path)
+    }
+
+    fn file(code: &'static str, error: &dyn std::fmt::Display, path: Option<&str>) -> Self {
         let message = match path {
             Some(path) => format!("{path}: {error}"),
             None => error.to_string(),
         };
-        Self { code: error.code(), message }
+        Self { code, message }
     }
 }
 

@@ -300,6 +300,9 @@ pub struct Embed {
     /// A picture; may be given several times, and names several files.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub image: Vec<PathBuf>,
+    /// A sound (WAV, FLAC, MP3, Ogg); may be given several times, and names several files.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub audio: Vec<PathBuf>,
     /// An embedded model's name or a local model folder.
     #[arg(long, default_value = groundloom_models::DEFAULT_SENTENCE_ENCODER)]
     pub model: String,
