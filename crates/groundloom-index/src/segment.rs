@@ -305,6 +305,9 @@ pub enum Plan {
     FilteredGraph,
 }
 
+/// A filter that lets fewer rows pass than one of so many is answered by a scan.
+const SPARSE: usize = 16;
+
 /// Rows that a part of a scan looks at.
 const PART: usize = 1 << 14;
 
@@ -397,10 +400,12 @@ impl Column {
             return Ok((Vec::new(), Plan::Scan));
         }
         let matching = filter.map_or(searchable.nodes, |f| f.count);
-        // A walk reads vectors in random order, which makes each about twice as dear as in a scan, and with a filter it reads
-        // the links of those that may not be found as well.
-        let walk_cost = cost.saturating_mul(if filter.is_some() { 4 } else { 2 });
-        if exact || searchable.levels.is_empty() || matching <= k || walk_cost >= matching {
+        // A walk reads vectors in random order, which makes each about twice as dear as in a scan. With a filter it reads the
+        // links of those that may not be found as well: as much as a scan of sixteen rows for each distance.
+        let walk_cost = cost.saturating_mul(if filter.is_some() { 16 } else { 2 });
+        // Where fewer match, two links hardly lead from one to the next: at 1 % a walk found half of what there was.
+        let sparse = filter.is_some() && matching.saturating_mul(SPARSE) < self.file.header.rows;
+        if exact || sparse || searchable.levels.is_empty() || matching <= k || walk_cost >= matching {
             return Ok((self.scan(&searchable, of_nodes, query, k, filter)?, Plan::Scan));
         }
         let expand = |nodes: Vec<Ranked>| {
