@@ -40,7 +40,7 @@ impl RowBlocks {
             // As many as there is room for, by their number.
             let some = rows.slice(start, (BLOCK_ROWS - self.rows).min(rows.num_rows() - start));
             start += some.num_rows();
-            let bytes: u64 = some.columns().iter().map(|column| value_bytes(column)).sum();
+            let bytes: u64 = some.columns().iter().map(value_bytes).sum();
             if self.bytes + bytes >= BLOCK_BYTES {
                 self.push_large(&some, &mut blocks)?;
                 continue;

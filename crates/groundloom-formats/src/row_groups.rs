@@ -50,7 +50,7 @@ struct RowGroup {
 enum Column {
     /// Its leaves.
     Arrow(Vec<ArrowColumnWriter>),
-    Alike(DeltaTexts),
+    Alike(Box<DeltaTexts>),
 }
 
 impl RowGroups {
@@ -151,7 +151,8 @@ fn columns(
         let field = descriptor.get_column_root_idx(leaf);
         match (&mut columns[field], alike.iter().find(|a| a.field == field)) {
             (column, Some(how)) => {
-                *column = Column::Alike(DeltaTexts::new(descriptor.column(leaf), how.bounded, zstd_level));
+                let texts = DeltaTexts::new(descriptor.column(leaf), how.bounded, zstd_level);
+                *column = Column::Alike(Box::new(texts));
             }
             (Column::Arrow(writers), None) => writers.push(writer),
             (Column::Alike(_), None) => {}
