@@ -308,6 +308,10 @@ fn decode(bytes: &[u8], format: SoundFormat, rate: Option<u32>, limits: &SoundLi
             continue;
         }
         let decoded = decoder.decode(&packet).map_err(fault)?;
+        // The first packet of Vorbis only prepares the next; of no frames several channels cannot be copied.
+        if decoded.frames() == 0 {
+            continue;
+        }
         let (rate_now, channels) = (decoded.spec().rate, decoded.spec().channels.count());
         let mix = match &mut mix {
             Some(mix) => mix,
