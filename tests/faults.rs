@@ -196,7 +196,11 @@ fn what_a_run_killed_behind_its_publication_left_is_gone_after_the_next() {
     fs::write(run.join("run.json"), record.replace("\"finished\"", "\"running\"")).unwrap();
     let unborn = work.join("runs/20200101T000000.000Z-1");
     fs::create_dir(&unborn).unwrap();
+    // The second sink's old generation, behind the exchange.
+    let replaced = bench.path("out/.counts.groundloom/next");
+    fs::create_dir(&replaced).unwrap();
     for left in [
+        replaced.join("README.md"),
         run.join("run.json.tmp"),
         unborn.join("run.json.tmp"),
         segment.join("segment.1.tmp"),

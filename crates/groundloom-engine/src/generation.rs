@@ -197,6 +197,8 @@ impl Target {
             fs::rename(&old, &self.path).map_err(|e| EngineError::io(&self.path, e))?;
         }
         remove_folder(&old)?;
+        // What a killed run was building, or the generation that it had just replaced.
+        remove_folder(&self.work.join("next"))?;
         Ok(Lock { _file: file })
     }
 
