@@ -17,8 +17,8 @@ use crate::{
     films::Films,
     inputs::{self, Texts},
     sounds::Recording,
-    stage::{ColumnError, StageError, codes},
-    window::Fault,
+    stage::{ColumnError, StageError},
+    window::{Fault, answered},
 };
 
 /// What a column holds.
@@ -260,30 +260,11 @@ impl Model {
         let mut answers = model.submit(items).await.into_iter();
         let mut vectors = Vec::with_capacity(rows.len());
         for checked in checked {
-            let answer = match checked {
-                Ok(()) => answers.next(),
-                Err(fault) => {
-                    vectors.push(Err(fault));
-                    continue;
-                }
-            };
-            vectors.push(match answer {
-                Some(Ok(vector)) => vector,
-                Some(Err(error @ ModelError::ShutDown { .. })) => return Err(error.into()),
-                Some(Err(error)) => Err(Fault { code: code_of(&error), message: error.to_string() }),
-                None => return Err(ModelError::ShutDown { model: self.name.clone() }.into()),
+            vectors.push(match checked {
+                Ok(()) => answered(answers.next(), &self.name)?,
+                Err(fault) => Err(fault),
             });
         }
         Ok(vectors)
-    }
-}
-
-/// Whether the model failed, or the value is not one that it takes.
-pub(crate) fn code_of(error: &ModelError) -> &'static str {
-    match error {
-        ModelError::ShortWaveform { .. } | ModelError::BadSample { .. } | ModelError::WrongCount { .. } => {
-            codes::INVALID_VALUE
-        }
-        _ => codes::MODEL_FAILED,
     }
 }

@@ -10,8 +10,8 @@ use groundloom_data::{
 use groundloom_models::ModelError;
 
 use crate::{
-    stage::{StageError, codes},
-    window::Fault,
+    stage::StageError,
+    window::{self, Fault},
 };
 
 /// The column of images, where a pipeline file names none.
@@ -73,11 +73,6 @@ pub(crate) fn answered<T>(
     path: Option<&str>,
     model: &str,
 ) -> Result<Result<T, Fault>, StageError> {
-    Ok(match answer {
-        Some(Ok(Ok(answer))) => Ok(answer),
-        Some(Ok(Err(error))) => Err(Fault::image(&error, path)),
-        Some(Err(error @ ModelError::ShutDown { .. })) => return Err(error.into()),
-        Some(Err(error)) => Err(Fault { code: codes::MODEL_FAILED, message: error.to_string() }),
-        None => return Err(ModelError::ShutDown { model: model.to_owned() }.into()),
-    })
+    let seen = |seen: Seen<T>| seen.map_err(|error| Fault::image(&error, path));
+    window::answered(answer.map(|answer| answer.map(seen)), model)
 }

@@ -22,7 +22,7 @@ use crate::{
     opened::Opened,
     sounds::{Recording, default_audio},
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
-    window::{Fault, Window},
+    window::{Fault, Window, answered},
 };
 
 /// Adds what is said in each row's sound, written down by a model of speech that runs in this process.
@@ -209,7 +209,13 @@ impl RowWise for Opened<Transcribe> {
         let (mut window, mut written) = (Window::default(), Written::new());
         for row in 0..rows.num_rows() {
             let transcript = match sounds.bytes(row) {
-                Some(_) => answered(answers.next(), name)?,
+                Some(_) => match answers.next() {
+                    // Every row would fail by these.
+                    Some(Err(error @ (ModelError::Unable { .. } | ModelError::UnknownLanguage { .. }))) => {
+                        return Err(error.into());
+                    }
+                    answer => answered(answer, name)?,
+                },
                 None => Err(Fault::missing(audio, "give each row a sound")),
             };
             let transcript = window.settle(row, transcript);
@@ -218,21 +224,6 @@ impl RowWise for Opened<Transcribe> {
         }
         Ok(window.finish(written.finish(&self.config)))
     }
-}
-
-/// What came of one row: the transcript, or the row's fault. What every row would fail by ends the run.
-fn answered(
-    answer: Option<Result<Result<Transcript, Fault>, ModelError>>,
-    model: &str,
-) -> Result<Result<Transcript, Fault>, StageError> {
-    Ok(match answer {
-        Some(Ok(answer)) => answer,
-        Some(Err(
-            error @ (ModelError::ShutDown { .. } | ModelError::Unable { .. } | ModelError::UnknownLanguage { .. }),
-        )) => return Err(error.into()),
-        Some(Err(error)) => Err(Fault { code: embeddable::code_of(&error), message: error.to_string() }),
-        None => return Err(ModelError::ShutDown { model: model.to_owned() }.into()),
-    })
 }
 
 /// The columns so far.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use arrow::array::ArrayRef;
 use groundloom_data::{MediaError, SoundError};
+use groundloom_models::ModelError;
 
-use crate::stage::{Outcome, RowFailure, codes};
+use crate::stage::{Outcome, RowFailure, StageError, codes};
 
 /// What goes wrong with a row, before it is known which row of the window it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,31 @@ impl Fault {
             None => error.to_string(),
         };
         Self { code, message }
+    }
+}
+
+/// What came of one row that a model of the pool was asked about: the answer, or the row's fault.
+///
+/// # Errors
+/// [`StageError::Model`] where the model's threads are gone, which concerns every row.
+pub(crate) fn answered<T>(
+    answer: Option<Result<Result<T, Fault>, ModelError>>,
+    model: &str,
+) -> Result<Result<T, Fault>, StageError> {
+    match answer {
+        Some(Ok(answer)) => Ok(answer),
+        Some(Err(error @ ModelError::ShutDown { .. })) => Err(error.into()),
+        Some(Err(error)) => {
+            // Whether the model failed, or the value is not one that it takes.
+            let code = match error {
+                ModelError::ShortWaveform { .. } | ModelError::BadSample { .. } | ModelError::WrongCount { .. } => {
+                    codes::INVALID_VALUE
+                }
+                _ => codes::MODEL_FAILED,
+            };
+            Ok(Err(Fault { code, message: error.to_string() }))
+        }
+        None => Err(ModelError::ShutDown { model: model.to_owned() }.into()),
     }
 }
 
