@@ -222,7 +222,7 @@ pub fn tables(context: &SessionContext, query: &str) -> Result<Vec<String>, Refu
     Ok(names.into_iter().collect())
 }
 
-/// The query of the stage `name` over `tables` (name and plan each).
+/// The query of `stage` over `tables` (name and plan each).
 ///
 /// A query over one table that has no aggregate, sort, window, limit, distinct, unnest or subquery is row-wise:
 /// the row id and the error of every row are carried through it, and what it drops is told under the stage's name.

@@ -108,7 +108,7 @@ pub enum Command {
     /// Build, search and change vector indices.
     #[command(subcommand)]
     Index(IndexCommand),
-    /// Turn texts and pictures into vectors and print them as JSON lines.
+    /// Turn texts, pictures and sounds into vectors and print them as JSON lines.
     Embed(Embed),
     /// List the models, or compare one with its reference.
     #[command(subcommand)]
