@@ -1,8 +1,11 @@
-"""Runs pipelines from and to an S3-compatible server, with faults on the way, and reads the bucket with boto3 and pyarrow.
+"""Runs pipelines from and to object stores, with faults on the way, and reads the bucket with boto3 and pyarrow.
 
-Usage: object_stores.py GROUNDLOOM_BINARY
+Usage: object_stores.py GROUNDLOOM_BINARY [s3|gs]
 
 The server is moto's; a proxy in front of it answers a part of the requests with 503, cuts some answers in the middle and drops some connections.
+For `gs://` the proxy also speaks the XML interface of Google's storage, which is that of S3 but for a few headers: tokens instead of signatures,
+`x-goog-if-generation-match`, `x-goog-copy-source`, `x-goog-generation`. No emulator of that interface is known to us. So this shows that Groundloom's
+requests by Google's client are right as far as its documentation says, not that Google answers as the proxy does.
 Needs moto[s3,server] and boto3. Prints each failed check and, last, `N passed, N failed`.
 """
 import http.client
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import boto3
@@ -29,6 +33,8 @@ from tally import Tally
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
+# A service account that takes the empty token, as emulators of Google's storage are used.
+ACCOUNT = {"private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": True}
 HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host"}
 
 
@@ -48,7 +54,28 @@ class Faults:
             return self.draw.choice(["busy", "cut", "drop"])
 
 
-def proxy(port, faults):
+def from_google(headers):
+    """The headers of a request to Google's XML interface, as S3 has them."""
+    here = {}
+    for name, value in headers.items():
+        match name.lower():
+            case "authorization":
+                if not value.startswith("Bearer"):
+                    raise ValueError(f"Google's storage asks for a token, not for {value}")
+            case "x-goog-copy-source":
+                here["x-amz-copy-source"] = value
+            case "x-goog-if-generation-match":
+                if value != "0":
+                    raise ValueError(f"only objects that are not there yet are asked for, not generation {value}")
+                here["If-None-Match"] = "*"
+            case other if other.startswith("x-goog-") or other.startswith("x-amz-"):
+                raise ValueError(f"an unknown header: {name}")
+            case _:
+                here[name] = value
+    return here
+
+
+def proxy(port, faults, scheme):
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -71,6 +98,8 @@ def proxy(port, faults):
                 return
             upstream = http.client.HTTPConnection("127.0.0.1", port)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
+            if scheme == "gs":
+                headers = from_google(headers)
             upstream.request(self.command, self.path, body=body, headers={**headers, "Host": f"127.0.0.1:{port}"})
             answer = upstream.getresponse()
             data = answer.read()
@@ -78,6 +107,8 @@ def proxy(port, faults):
             for name, value in answer.getheaders():
                 if name.lower() not in HOP | {"content-length"}:
                     self.send_header(name, value)
+            if scheme == "gs":
+                self.send_header("x-goog-generation", str(time.time_ns() // 1000))
             length = answer.getheader("content-length") if self.command == "HEAD" else str(len(data))
             self.send_header("content-length", length or "0")
             self.end_headers()
@@ -96,20 +127,23 @@ def proxy(port, faults):
 
 
 class World:
-    def __init__(self, binary, folder):
-        self.binary, self.folder, self.tally, self.faults = binary, Path(folder), Tally(), Faults()
+    def __init__(self, binary, folder, scheme, tally):
+        self.binary, self.folder, self.scheme, self.tally, self.faults = binary, Path(folder), scheme, tally, Faults()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         self.direct = server.get_host_and_port()[1]
-        self.endpoint = f"http://127.0.0.1:{proxy(self.direct, self.faults)}"
+        self.endpoint = f"http://127.0.0.1:{proxy(self.direct, self.faults, scheme)}"
         self.s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.direct}", region_name="us-east-1",
                                aws_access_key_id="test", aws_secret_access_key="test")
+        # Servers of one process share what they hold.
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.direct}/moto-api/reset", method="POST")).close()
         for bucket in ("pictures", "datasets"):
             self.s3.create_bucket(Bucket=bucket)
 
     def start(self, *arguments):
-        environment = {**os.environ, **KEY, "AWS_ENDPOINT": self.endpoint}
+        google = {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps({**ACCOUNT, "gcs_base_url": self.endpoint}), "GOOGLE_ALLOW_HTTP": "true"}
+        environment = {**os.environ, **({**KEY, "AWS_ENDPOINT": self.endpoint} if self.scheme == "s3" else google)}
         return subprocess.Popen([self.binary, *arguments], cwd=self.folder, env=environment,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -118,6 +152,9 @@ class World:
         _, said = process.communicate()
         self.tally.check(process.returncode == expect, f"{arguments}: exit {process.returncode}, expected {expect}\n{said}")
         return said
+
+    def at(self, place):
+        return f"{self.scheme}://{place}"
 
     def upload(self, local, prefix):
         for path in sorted(Path(local).rglob("*")):
@@ -145,7 +182,7 @@ def pictures(world):
     pipeline = str(ROOT / "pipelines" / "grit.yaml")
     world.run("run", pipeline, "--set", f"input={ROOT}/examples/photos", "--set", "output=local")
     world.upload(ROOT / "examples" / "photos", "photos")
-    arguments = ["run", pipeline, "--set", "input=s3://pictures/photos", "--set", "output=s3://datasets/grit"]
+    arguments = ["run", pipeline, "--set", "input=" + world.at("pictures/photos"), "--set", "output=" + world.at("datasets/grit")]
     world.faults.share = 0.1
     world.run(*arguments)
     world.faults.share = 0.0
@@ -162,7 +199,7 @@ def pictures(world):
     rows = pq.ParquetDataset([f"datasets/grit/{p}" for p in data], filesystem=bucket).read()
     world.tally.check(rows.num_rows == manifest["rows"] > 0, "pyarrow reads the rows from the bucket")
     said = world.run(*arguments)
-    world.tally.check("s3://datasets/grit is up to date" in said, f"a second run does nothing: {said}")
+    world.tally.check(world.at("datasets/grit") + " is up to date" in said, f"a second run does nothing: {said}")
     world.run(*arguments, "--set", "min_score=0.6")
     again = world.objects("grit")
     world.tally.check(not set(data) & set(again), "the old generation's files are gone")
@@ -176,7 +213,7 @@ def tables(world):
     (world.folder / "make.yaml").write_text(
         "sources: { rows: { type: jsonl, path: rows.jsonl } }\nsinks: { out: { type: parquet, path: \"${to}\" } }\nparams: { to: table }\nsettings: { shard_mib: 1 }\n")
     world.run("run", "make.yaml")
-    world.run("run", "make.yaml", "--set", "to=s3://datasets/table")
+    world.run("run", "make.yaml", "--set", "to=" + world.at("datasets/table"))
     world.tally.check(remote_bytes(world, "table") == data_bytes(world.folder / "table"), "Parquet in a bucket is the local one")
     world.upload(world.folder / "table" / "data", "table")
     (world.folder / "read.yaml").write_text(
@@ -186,7 +223,7 @@ def tables(world):
         "sinks:\n  good: { type: parquet, input: some, path: \"${to}\" }\n  counts: { type: jsonl, path: \"${to}-counts\" }\n")
     world.run("run", "read.yaml")
     world.faults.share = 0.1
-    world.run("run", "read.yaml", "--set", "from=s3://pictures/table", "--set", "to=s3://datasets/kept")
+    world.run("run", "read.yaml", "--set", "from=" + world.at("pictures/table"), "--set", "to=" + world.at("datasets/kept"))
     world.faults.share = 0.0
     # Row ids hold the file's path below the pattern's root, which is the same in both.
     world.tally.check(remote_bytes(world, "kept") == data_bytes(world.folder / "kept"), "the same rows from a bucket as from a disk")
@@ -197,14 +234,14 @@ def tables(world):
 
 def kills(world):
     """Killed while it uploads, again and again: whoever reads the manifest or the card finds one generation whole at every moment."""
-    world.run("run", "make.yaml", "--set", "to=s3://datasets/killed")
+    world.run("run", "make.yaml", "--set", "to=" + world.at("datasets/killed"))
     first = json.loads(world.content("killed/_manifest/manifest.json"))
     before = remote_bytes(world, "killed")
     (world.folder / "rows.jsonl").open("a").write('{"id": 200000, "text": "one more", "score": 0.1}\n')
     world.faults.delay = 0.02
     torn = killed = 0
     for attempt in range(12):
-        process = world.start("run", "make.yaml", "--set", "to=s3://datasets/killed")
+        process = world.start("run", "make.yaml", "--set", "to=" + world.at("datasets/killed"))
         time.sleep(0.15 + 0.1 * attempt)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -217,7 +254,7 @@ def kills(world):
         torn += not (named and any(path.startswith(named.group()) for path in there))
     world.faults.delay = 0.0
     world.tally.check(killed >= 3 and torn == 0, f"{killed} kills, {torn} torn generations")
-    world.run("run", "make.yaml", "--set", "to=s3://datasets/killed")
+    world.run("run", "make.yaml", "--set", "to=" + world.at("datasets/killed"))
     world.run("run", "make.yaml", "--set", "to=undisturbed")
     world.tally.check(remote_bytes(world, "killed") == data_bytes(world.folder / "undisturbed") != before, "after all kills the bytes of an undisturbed run")
     last = json.loads(world.content("killed/_manifest/manifest.json"))
@@ -228,31 +265,33 @@ def kills(world):
     card = world.content("killed/README.md")
     world.s3.put_object(Bucket="datasets", Key="killed/README.md", Body=card[::-1])
     world.s3.put_object(Bucket="datasets", Key=f"killed/data/{'0' * 16}/train-00000-of-00001.parquet", Body=b"old")
-    world.run("run", "make.yaml", "--set", "to=s3://datasets/killed")
+    world.run("run", "make.yaml", "--set", "to=" + world.at("datasets/killed"))
     world.tally.check(set(world.objects("killed")) == names, "a run that died behind the manifest is cleared up after")
     world.tally.check(world.content("killed/README.md") == card, "and its card is the new generation's")
 
 
 def refusals(world):
     world.s3.put_object(Bucket="datasets", Key="thesis/chapter1.tex", Body=b"x")
-    said = world.run("run", "make.yaml", "--set", "to=s3://datasets/thesis", expect=2)
+    said = world.run("run", "make.yaml", "--set", "to=" + world.at("datasets/thesis"), expect=2)
     world.tally.check("holds no Groundloom data set" in said, f"a foreign place is refused: {said}")
     said = world.run("check", "make.yaml", "--set", "to=https://example.org/out", expect=2)
     world.tally.check("cannot be written to" in said, f"a web server is no target: {said}")
-    said = world.run("run", "read.yaml", "--set", "from=s3://pictures/nowhere/*.parquet", "--set", "to=x", expect=2)
+    said = world.run("run", "read.yaml", "--set", "from=" + world.at("pictures/nowhere/*.parquet"), "--set", "to=x", expect=2)
     world.tally.check("nothing matches" in said, f"a pattern without files: {said}")
-    said = world.run("run", "make.yaml", "--set", "to=s3://missing-bucket/x", expect=1)
+    said = world.run("run", "make.yaml", "--set", "to=" + world.at("missing-bucket/x"), expect=1)
     world.tally.check("missing-bucket" in said, f"a bucket that is not there is named: {said}")
 
 
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    with tempfile.TemporaryDirectory() as folder:
-        world = World(os.path.abspath(sys.argv[1]), folder)
-        for part in (pictures, tables, kills, refusals):
-            world.tally.attempt(part.__name__, lambda: part(world) or True)
-        return world.tally.close()
+    tally = Tally()
+    for scheme in sys.argv[2:] or ("s3", "gs"):
+        with tempfile.TemporaryDirectory() as folder:
+            world = World(os.path.abspath(sys.argv[1]), folder, scheme, tally)
+            for part in (pictures, tables, kills, refusals):
+                tally.attempt(f"{part.__name__} in {scheme}", lambda: part(world) or True)
+    return tally.close()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ pub(crate) fn read_picture(stores: &Stores, file: &ShardFile) -> Result<Result<V
     Ok(read.map_err(|message| Fault::new(codes::UNREADABLE_FILE, format!("{}: {message}", file.path))))
 }
 
-/// A file's bytes, or why this user may not read them. That it vanished or that the disk failed is an error of the run.
+/// A file's bytes, or why this user may not read them or that it is a link to nothing. That it vanished or that the disk failed is an error of the run.
 pub(crate) fn read_file(stores: &Stores, location: &str, size: u64) -> Result<Result<Vec<u8>, String>, FormatError> {
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
     let read = stores
@@ -53,6 +53,11 @@ pub(crate) fn read_file(stores: &Stores, location: &str, size: u64) -> Result<Re
         {
             Ok(Err(message))
         }
-        Err(error) => Err(error),
+        Err(error) => match std::fs::read_link(location) {
+            Ok(target) if !std::path::Path::new(location).exists() => {
+                Ok(Err(format!("the link leads to `{}`, which is not there", target.display())))
+            }
+            _ => Err(error),
+        },
     }
 }

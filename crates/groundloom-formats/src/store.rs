@@ -660,8 +660,13 @@ fn walk(
             continue;
         }
         let path = if relative.is_empty() { name } else { format!("{relative}/{name}") };
-        // A dangling link is no file.
-        let Ok(metadata) = fs::metadata(item.path()) else { continue };
+        let Ok(metadata) = fs::metadata(item.path()) else {
+            // A link that leads nowhere is found, so that whoever reads it says so. What is gone by now is no file.
+            if let Ok(link) = fs::symlink_metadata(item.path()) {
+                found.push(Entry { size: 0, ..local_entry(&item.path(), path, &link)? });
+            }
+            continue;
+        };
         if metadata.is_file() {
             found.push(local_entry(&item.path(), path, &metadata)?);
         } else if metadata.is_dir() && recursive {

@@ -251,6 +251,18 @@ mod image_folders {
     }
 
     #[test]
+    #[cfg(unix)]
+    fn a_link_to_nothing_is_a_row_in_quarantine() {
+        let folder = folder(&[("a.jpg", PNG), ("c.jpg", PNG)]);
+        std::os::unix::fs::symlink("gone/b.jpg", folder.path().join("b.jpg")).unwrap();
+        std::os::unix::fs::symlink("a.jpg", folder.path().join("d.jpg")).unwrap();
+        let open: ImageFolder = source(folder.path(), "", json!({}));
+        let rows = read(&open);
+        assert_eq!(codes(&rows), ["", "unreadable_file", "", ""]);
+        assert!(format!("{rows:?}").contains("b.jpg: the link leads to `gone/b.jpg`, which is not there"), "{rows:?}");
+    }
+
+    #[test]
     fn a_picture_that_vanishes_ends_the_run() {
         let folder = folder(&[("a.jpg", PNG)]);
         let source: ImageFolder = source(folder.path(), "", json!({}));

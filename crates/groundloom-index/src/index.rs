@@ -272,17 +272,20 @@ impl Index {
         for (place, (entry, segment)) in self.manifest.segments.iter().zip(&self.segments).enumerate() {
             let Some(column) = segment.columns.get(search.column) else { continue };
             let tuning = entry.columns.get(search.column).and_then(|c| c.tuning);
-            let tuned = tuning.map_or(search.k, |t| t.ef);
-            // It was tuned for ten answers; more of them need a wider view.
-            let ef = search.ef.unwrap_or(tuned.max(tuned.min(10) + 2 * search.k.saturating_sub(10)));
-            let cost = tuning.map_or(usize::MAX, |t| t.computed.saturating_mul(ef) / t.ef.max(1));
-            // Who names an `ef` wants a walk.
-            let cost = if search.ef.is_some() && search.filter.is_none() { 0 } else { cost };
             let set = match search.filter {
                 Some(filter) => filter.0.get(place),
                 None => segment.live.as_ref(),
             };
             let filter = set.and_then(|set| set.of_column(search.column));
+            let tuned = tuning.map_or(search.k, |t| match filter {
+                None => t.ef,
+                Some(filter) => t.filtered_ef(filter.count, entry.rows),
+            });
+            // It was tuned for ten answers; more of them need a wider view.
+            let ef = search.ef.unwrap_or(tuned.max(tuned.min(10) + 2 * search.k.saturating_sub(10)));
+            let cost = tuning.map_or(usize::MAX, |t| t.computed.saturating_mul(ef) / t.ef.max(1));
+            // Who names an `ef` wants a walk.
+            let cost = if search.ef.is_some() && search.filter.is_none() { 0 } else { cost };
             let (hits, plan) = column.search(padded.row(0), search.k, ef, cost, filter, search.exact)?;
             plans.push(plan);
             found.extend(hits.iter().map(|h| (h.distance(), Position { segment: place, row: h.node() })));

@@ -289,7 +289,7 @@ impl RowSet {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowFilter<'a> {
     rows: &'a Bitmap,
-    count: usize,
+    pub(crate) count: usize,
     nodes: &'a OnceLock<Bitmap>,
 }
 
@@ -419,12 +419,11 @@ impl Column {
             found.truncate(k);
             found
         };
-        let (plan, allowed, width) = match filter {
-            None => (Plan::Graph, None, ef),
-            // Some of the ways that the walk was tuned with are closed.
-            Some(filter) => (Plan::FilteredGraph, Some(self.nodes_of(filter)?.words()), 2 * ef),
+        let (plan, allowed) = match filter {
+            None => (Plan::Graph, None),
+            Some(filter) => (Plan::FilteredGraph, Some(self.nodes_of(filter)?.words())),
         };
-        let view = View { width, kept: width.max(k) };
+        let view = View { width: ef, kept: ef.max(k) };
         let found = expand(self.scratches.with(|scratch| searchable.walk(query, view, allowed, scratch)));
         if found.len() >= k || filter.is_none() && found.len() == of_nodes.rows.len() {
             return Ok((found, plan));

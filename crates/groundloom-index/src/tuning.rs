@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     beam::{ScratchPool, View},
+    bitmap::Bitmap,
     walk::Searchable,
 };
 
@@ -17,6 +18,9 @@ const STEPS: [usize; 31] = [
     4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512,
     768, 1024,
 ];
+
+/// Filters that a walk is tuned with let one node of so many pass.
+const FILTERS: [usize; 4] = [2, 4, 8, 16];
 
 /// What the tuning found.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -31,6 +35,22 @@ pub struct Tuning {
     pub computed: usize,
     /// Questions it was measured on.
     pub questions: usize,
+    /// The same as `ef` where a filter lets one node of 2, 4, 8 and 16 pass, drawn without regard to the vectors; absent in indices
+    /// from before it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filtered: Option<[usize; FILTERS.len()]>,
+}
+
+impl Tuning {
+    /// The `ef` for a filter that lets `matching` of `rows` pass: the larger of those for the measured shares around it.
+    pub(crate) fn filtered_ef(&self, matching: usize, rows: usize) -> usize {
+        // Some of the ways that the walk was tuned with are closed: as much again, where it was not measured how many.
+        let Some(filtered) = self.filtered else { return 2 * self.ef };
+        let passes = |every: usize| matching.saturating_mul(every) >= rows;
+        let below = FILTERS.iter().position(|every| passes(*every)).unwrap_or(FILTERS.len() - 1);
+        let above = below.checked_sub(1).map_or(self.ef, |above| filtered[above]);
+        above.max(filtered[below])
+    }
 }
 
 /// How many of `nodes` vectors serve as questions before they go into the graph.
@@ -38,19 +58,30 @@ pub(crate) fn questions(nodes: usize) -> usize {
     QUESTIONS.min(nodes / 10)
 }
 
-/// The smallest `ef` that reaches `target`, with a standard error to spare; the largest one tried when none does.
+/// The smallest `ef` that reaches `target`, with a standard error to spare; the largest one tried when none does. And the
+/// same for filters: nodes are numbered in random order here, so that every so many of them is a fair draw.
 pub(crate) fn tune<'a>(seen: &Searchable<'_>, questions: impl Iterator<Item = &'a [f32]>, target: f64) -> Tuning {
     let questions: Vec<&[f32]> = questions.collect();
+    let filtered = FILTERS.map(|every| {
+        let allowed = Bitmap::from_fn(seen.nodes, |node| node % every == 0);
+        narrowest(seen, &questions, target, Some(&allowed)).ef
+    });
+    Tuning { filtered: Some(filtered), ..narrowest(seen, &questions, target, None) }
+}
+
+fn narrowest(seen: &Searchable<'_>, questions: &[&[f32]], target: f64, allowed: Option<&Bitmap>) -> Tuning {
+    let is_allowed = |node: &u32| allowed.is_none_or(|a| a.contains(*node as usize));
     let truth: Vec<Vec<u32>> = questions
         .par_iter()
         .map(|q| {
-            let all = seen.scan(q, K, 1, |_| (0..seen.nodes as u32).map(|node| (node, node)));
+            let all = seen.scan(q, K, 1, |_| (0..seen.nodes as u32).filter(is_allowed).map(|node| (node, node)));
             all.iter().map(|n| n.node()).collect()
         })
         .collect();
     let wanted: usize = truth.iter().map(Vec::len).sum();
+    let words = allowed.map(Bitmap::words);
     let scratches = ScratchPool::default();
-    let mut best = Tuning { ef: K, recall: 0.0, target, computed: 0, questions: questions.len() };
+    let mut best = Tuning { ef: K, recall: 0.0, target, computed: 0, questions: questions.len(), filtered: None };
     for ef in STEPS {
         let counts: Vec<(usize, usize)> = questions
             .par_iter()
@@ -58,7 +89,7 @@ pub(crate) fn tune<'a>(seen: &Searchable<'_>, questions: impl Iterator<Item = &'
             .map(|(question, truth)| {
                 scratches.with(|scratch| {
                     scratch.computed = 0;
-                    let found = seen.walk(question, View { width: ef, kept: ef.max(K) }, None, scratch);
+                    let found = seen.walk(question, View { width: ef, kept: ef.max(K) }, words, scratch);
                     (found.iter().take(K).filter(|n| truth.contains(&n.node())).count(), scratch.computed)
                 })
             })
