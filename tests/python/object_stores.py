@@ -54,28 +54,48 @@ class Faults:
             return self.draw.choice(["busy", "cut", "drop"])
 
 
-def from_google(headers):
-    """The headers of a request to Google's XML interface, as S3 has them."""
-    here = {}
-    for name, value in headers.items():
-        match name.lower():
-            case "authorization":
-                if not value.startswith("Bearer"):
-                    raise ValueError(f"Google's storage asks for a token, not for {value}")
-            case "x-goog-copy-source":
-                here["x-amz-copy-source"] = value
-            case "x-goog-if-generation-match":
-                if value != "0":
-                    raise ValueError(f"only objects that are not there yet are asked for, not generation {value}")
-                here["If-None-Match"] = "*"
-            case other if other.startswith("x-goog-") or other.startswith("x-amz-"):
-                raise ValueError(f"an unknown header: {name}")
-            case _:
-                here[name] = value
-    return here
+class Google:
+    """Google's XML interface in front of S3's: generations for ETags, a token for a signature."""
+
+    def __init__(self):
+        self.generations, self.last, self.lock = {}, time.time_ns() // 1000, threading.Lock()
+
+    def request(self, path, headers):
+        """The headers as S3 has them."""
+        # The server looks at who asks, not at the signature.
+        here = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none"}
+        for name, value in headers.items():
+            match name.lower():
+                case "authorization":
+                    if not value.startswith("Bearer"):
+                        raise ValueError(f"Google's storage asks for a token, not for {value}")
+                case "x-goog-copy-source":
+                    here["x-amz-copy-source"] = value
+                case "x-goog-if-generation-match" if value == "0":
+                    here["If-None-Match"] = "*"
+                case "x-goog-if-generation-match":
+                    etag, generation = self.generations.get(path, ("", 0))
+                    here["If-Match"] = etag if int(value) == generation else '"another"'
+                case other if other.startswith(("x-goog-", "x-amz-")):
+                    raise ValueError(f"an unknown header: {name}")
+                case _:
+                    here[name] = value
+        return here
+
+    def generation(self, method, path, etag):
+        """Of the object that an answer with `etag` is about; every write makes a new one."""
+        with self.lock:
+            known, generation = self.generations.get(path, ("", 0))
+            if method == "PUT" or known != etag:
+                self.last += 1
+                generation = self.last
+                self.generations[path] = (etag, generation)
+            return str(generation)
 
 
 def proxy(port, faults, scheme):
+    google = Google() if scheme == "gs" else None
+
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -98,8 +118,8 @@ def proxy(port, faults, scheme):
                 return
             upstream = http.client.HTTPConnection("127.0.0.1", port)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
-            if scheme == "gs":
-                headers = from_google(headers)
+            if google:
+                headers = google.request(self.path, headers)
             upstream.request(self.command, self.path, body=body, headers={**headers, "Host": f"127.0.0.1:{port}"})
             answer = upstream.getresponse()
             data = answer.read()
@@ -107,8 +127,8 @@ def proxy(port, faults, scheme):
             for name, value in answer.getheaders():
                 if name.lower() not in HOP | {"content-length"}:
                     self.send_header(name, value)
-            if scheme == "gs":
-                self.send_header("x-goog-generation", str(time.time_ns() // 1000))
+            if google and answer.getheader("etag"):
+                self.send_header("x-goog-generation", google.generation(self.command, self.path, answer.getheader("etag")))
             length = answer.getheader("content-length") if self.command == "HEAD" else str(len(data))
             self.send_header("content-length", length or "0")
             self.end_headers()
