@@ -70,6 +70,18 @@ pub(crate) struct View {
     pub(crate) kept: usize,
 }
 
+/// The nodes that a filtered walk may find.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Allowed<'a> {
+    /// A bit a node.
+    pub(crate) nodes: &'a [u64],
+    /// Which part of all nodes they are.
+    pub(crate) share: f32,
+    /// The width of a walk that sets out where less than half of that part may be found: widths are measured with filters that know
+    /// nothing of the vectors, and what such a filter allows lies elsewhere.
+    pub(crate) width_elsewhere: usize,
+}
+
 /// What a search needs and leaves behind for the next one.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
@@ -277,10 +289,11 @@ pub(crate) fn filtered_beam<S: Simd>(
     simd: S,
     space: &impl Space,
     links: Links<'_>,
-    view: View,
-    allowed: &[u64],
+    mut view: View,
+    allowed: Allowed<'_>,
     scratch: &mut Scratch,
 ) {
+    let Allowed { nodes: allowed, share, width_elsewhere } = allowed;
     let is_allowed =
         |n: &Neighbour| allowed.get(n.node() as usize / 64).is_some_and(|word| word >> (n.node() % 64) & 1 == 1);
     std::mem::swap(&mut scratch.pool, &mut scratch.seeds);
@@ -289,6 +302,10 @@ pub(crate) fn filtered_beam<S: Simd>(
     pool.extend(seeds.iter().filter(|n| is_allowed(n)));
     expanded.clear();
     expanded.resize(pool.len(), false);
+    if 2.0 * (pool.len() as f32) < share * seeds.len() as f32 {
+        view.width = view.width.max(width_elsewhere);
+        view.kept = view.kept.max(view.width);
+    }
     // The nearest node that was met on the way down leads on even when it may not be found; the others when nothing else does.
     seeds.retain({
         let mut first = true;

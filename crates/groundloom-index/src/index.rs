@@ -15,7 +15,7 @@ use crate::{
     lines::Rows,
     manifest::{Manifest, SegmentEntry},
     metric::Metric,
-    segment::{Column, Plan, RowSet},
+    segment::{Column, Effort, Plan, RowSet},
     table::{self, Table},
     vector_file::hex,
 };
@@ -286,7 +286,8 @@ impl Index {
             let cost = tuning.map_or(usize::MAX, |t| t.computed.saturating_mul(ef) / t.ef.max(1));
             // Who names an `ef` wants a walk.
             let cost = if search.ef.is_some() && search.filter.is_none() { 0 } else { cost };
-            let (hits, plan) = column.search(padded.row(0), search.k, ef, cost, filter, search.exact)?;
+            let effort = Effort { ef, ef_elsewhere: 2 * ef, cost };
+            let (hits, plan) = column.search(padded.row(0), search.k, effort, filter, search.exact)?;
             plans.push(plan);
             found.extend(hits.iter().map(|h| (h.distance(), Position { segment: place, row: h.node() })));
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     IndexError,
-    beam::{Links, NO_NODE, ScratchPool, View},
+    beam::{Allowed, Links, NO_NODE, ScratchPool, View},
     bitmap::Bitmap,
     codes::{Coding, byte_scale, byte_stride, encode_bits, encode_bytes, means, word_stride},
     collected::{Collected, MOST_DIMENSIONS},
@@ -293,6 +293,17 @@ pub(crate) struct RowFilter<'a> {
     nodes: &'a OnceLock<Bitmap>,
 }
 
+/// How much a search looks at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Effort {
+    /// The width of a walk.
+    pub(crate) ef: usize,
+    /// The same where what a filter allows lies elsewhere than the query.
+    pub(crate) ef_elsewhere: usize,
+    /// How many distances a walk with `ef` computes, as measured when the segment was tuned.
+    pub(crate) cost: usize,
+}
+
 /// Which way a search went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -384,13 +395,11 @@ impl Column {
     }
 
     /// The `k` nearest rows, ascending by distance, then by row. `query` is checked and padded to the stride.
-    /// `cost` is how many distances a walk with `ef` computes, as measured when the segment was tuned.
     pub(crate) fn search(
         &self,
         query: &[f32],
         k: usize,
-        ef: usize,
-        cost: usize,
+        Effort { ef, ef_elsewhere, cost }: Effort,
         filter: Option<RowFilter<'_>>,
         exact: bool,
     ) -> Result<(Vec<Ranked>, Plan), IndexError> {
@@ -421,7 +430,11 @@ impl Column {
         };
         let (plan, allowed) = match filter {
             None => (Plan::Graph, None),
-            Some(filter) => (Plan::FilteredGraph, Some(self.nodes_of(filter)?.words())),
+            Some(filter) => {
+                let share = matching as f32 / self.file.header.rows.max(1) as f32;
+                let nodes = self.nodes_of(filter)?.words();
+                (Plan::FilteredGraph, Some(Allowed { nodes, share, width_elsewhere: ef_elsewhere }))
+            }
         };
         let view = View { width: ef, kept: ef.max(k) };
         let found = expand(self.scratches.with(|scratch| searchable.walk(query, view, allowed, scratch)));

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    beam::{ScratchPool, View},
+    beam::{Allowed, ScratchPool, View},
     bitmap::Bitmap,
     walk::Searchable,
 };
@@ -42,14 +42,15 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// The `ef` for a filter that lets `matching` of `rows` pass: the larger of those for the measured shares around it.
+    /// The `ef` for a filter that lets `matching` of `rows` pass: the larger of those for the measured shares around it, and not less than without a filter,
+    /// as which a search is that sets out where everything is allowed.
     pub(crate) fn filtered_ef(&self, matching: usize, rows: usize) -> usize {
         // Some of the ways that the walk was tuned with are closed: as much again, where it was not measured how many.
         let Some(filtered) = self.filtered else { return 2 * self.ef };
         let passes = |every: usize| matching.saturating_mul(every) >= rows;
         let below = FILTERS.iter().position(|every| passes(*every)).unwrap_or(FILTERS.len() - 1);
         let above = below.checked_sub(1).map_or(self.ef, |above| filtered[above]);
-        above.max(filtered[below])
+        self.ef.max(above).max(filtered[below])
     }
 }
 
@@ -79,7 +80,6 @@ fn narrowest(seen: &Searchable<'_>, questions: &[&[f32]], target: f64, allowed: 
         })
         .collect();
     let wanted: usize = truth.iter().map(Vec::len).sum();
-    let words = allowed.map(Bitmap::words);
     let scratches = ScratchPool::default();
     let mut best = Tuning { ef: K, recall: 0.0, target, computed: 0, questions: questions.len(), filtered: None };
     for ef in STEPS {
@@ -89,7 +89,8 @@ fn narrowest(seen: &Searchable<'_>, questions: &[&[f32]], target: f64, allowed: 
             .map(|(question, truth)| {
                 scratches.with(|scratch| {
                     scratch.computed = 0;
-                    let found = seen.walk(question, View { width: ef, kept: ef.max(K) }, words, scratch);
+                    let allowed = allowed.map(|a| Allowed { nodes: a.words(), share: 0.0, width_elsewhere: ef });
+                    let found = seen.walk(question, View { width: ef, kept: ef.max(K) }, allowed, scratch);
                     (found.iter().take(K).filter(|n| truth.contains(&n.node())).count(), scratch.computed)
                 })
             })

@@ -6,7 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::{
-    beam::{Links, Neighbour, Scratch, View, beam, descend, filtered_beam},
+    beam::{Allowed, Links, Neighbour, Scratch, View, beam, descend, filtered_beam},
     codes::{encode_bits, encode_bytes},
     space::{BitSpace, ByteSpace, FloatSpace, Space},
 };
@@ -37,12 +37,12 @@ impl Searchable<'_> {
     }
 
     /// The nearest nodes that a walk finds, ascending, with distances of the vectors themselves. `query` is padded to the
-    /// stride; `allowed` has a bit a node.
+    /// stride.
     pub(crate) fn walk(
         &self,
         query: &[f32],
         view: View,
-        allowed: Option<&[u64]>,
+        allowed: Option<Allowed<'_>>,
         scratch: &mut Scratch,
     ) -> Vec<Neighbour> {
         let arch = Arch::new();
@@ -101,7 +101,7 @@ struct Walk<'a, P> {
     space: P,
     levels: &'a [Links<'a>],
     view: View,
-    allowed: Option<&'a [u64]>,
+    allowed: Option<Allowed<'a>>,
     scratch: &'a mut Scratch,
 }
 
