@@ -42,15 +42,19 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// The `ef` for a filter that lets `matching` of `rows` pass: the larger of those for the measured shares around it, and not less than without a filter,
+    /// The `ef` for a filter that lets `matching` of `rows` pass: between those for the measured shares around it, and not less than without a filter,
     /// as which a search is that sets out where everything is allowed.
     pub(crate) fn filtered_ef(&self, matching: usize, rows: usize) -> usize {
         // Some of the ways that the walk was tuned with are closed: as much again, where it was not measured how many.
         let Some(filtered) = self.filtered else { return 2 * self.ef };
-        let passes = |every: usize| matching.saturating_mul(every) >= rows;
-        let below = FILTERS.iter().position(|every| passes(*every)).unwrap_or(FILTERS.len() - 1);
-        let above = below.checked_sub(1).map_or(self.ef, |above| filtered[above]);
-        self.ef.max(above).max(filtered[below])
+        let one_of = rows as f64 / matching.max(1) as f64;
+        let measured = || std::iter::once((1, self.ef)).chain(FILTERS.into_iter().zip(filtered));
+        let between = measured().zip(measured().skip(1)).find(|(_, (every, _))| one_of <= *every as f64);
+        let ef = between.map_or(filtered[FILTERS.len() - 1], |((more, wide), (_, wider))| {
+            let (wide, wider) = (wide as f64, wider as f64);
+            (wide * (wider / wide).powf((one_of / more as f64).log2())).ceil() as usize
+        });
+        self.ef.max(ef)
     }
 }
 
