@@ -40,7 +40,7 @@ impl fmt::Debug for AnswerSchema {
 impl AnswerSchema {
     /// Compiles a schema of the draft that its `$schema` names, 2020-12 if it names none.
     ///
-    /// `format` and the `content…` words are notes and check nothing, as that draft has it by default. Regular expressions are ECMA's as far as an automaton can match them.
+    /// `format` and the `content…` words are notes and check nothing, as that draft has it by default; 1.0 is an integer, in draft 4 too. Regular expressions are ECMA's as far as an automaton can match them.
     ///
     /// # Errors
     /// [`LlmError::Schema`] with the place of what is wrong: a word with a wrong value, a word that the draft does not know (one that begins with `x-` is a note), a regular
@@ -130,6 +130,10 @@ impl Words<'_> {
         let Value::Object(words) = schema else { return Ok(()) };
         // No specification asks that it be checked (validation, section 7.2), and other readers do not.
         words.remove("format");
+        // What stands beside a reference is void there (draft 7, section 8.3), and the library (0.6.1) overlooks this one word.
+        if self.draft < Draft::V2019_09 && words.contains_key("$ref") {
+            words.remove("const");
+        }
         for (word, value) in words.iter_mut() {
             let here = format!("{place}/{}", escaped(word));
             if !self.knows(word) {
