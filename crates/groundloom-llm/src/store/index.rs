@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_folder_that_has_just_changed_is_listed_again() {
-        let at = |millis| UNIX_EPOCH + Duration::from_millis(1_800_000_000_000 + millis);
+        let at = |millis: u64| UNIX_EPOCH + Duration::from_millis(1_800_000_000_000 + millis);
         for (changed, now, expected) in
             [(1, 50, false), (1, 150, true), (0, 150, false), (0, 2_001, true), (2_001, 0, false)]
         {
