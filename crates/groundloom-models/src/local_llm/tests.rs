@@ -56,6 +56,7 @@ fn asked(messages: Vec<ChatMessage>) -> ChatRequest {
         writing: Writing { max_new_tokens: STEPS, ..Writing::default() },
         seed: 0,
         stop: Vec::new(),
+        form: None,
         template_values: Map::new(),
     }
 }
