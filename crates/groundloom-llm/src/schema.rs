@@ -53,9 +53,8 @@ impl AnswerSchema {
         let mut compiler = Compiler::new();
         compiler.use_loader(Box::new(Nothing));
         let mut schemas = Schemas::new();
-        let compiled =
-            compiler.add_resource(PLACE, checked.clone()).and_then(|()| compiler.compile(PLACE, &mut schemas));
-        let index = compiled.map_err(|error| words.refusal(&error, &checked))?;
+        compiler.add_resource(PLACE, checked.clone()).map_err(|error| words.refusal(&error, &checked))?;
+        let index = compiler.compile(PLACE, &mut schemas).map_err(|error| words.refusal(&error, &checked))?;
         Ok(Self { root: Arc::new(root), compiled: Arc::new(schemas), index })
     }
 

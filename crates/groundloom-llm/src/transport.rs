@@ -183,7 +183,9 @@ impl Backend for Transport {
 /// The failure that some relays (OpenRouter) send as a success: what its code means, or a failure of the server where it has none.
 fn failure_inside(body: &Value) -> Option<StatusCode> {
     let answered = ["choices", "output"].iter().any(|key| body[key].as_array().is_some_and(|items| !items.is_empty()));
-    if answered || body["error"].is_null() {
+    // What was counted may be charged, and OpenAI's own failed responses too.
+    let counted = body["usage"].is_object() || body["object"] == "response";
+    if answered || counted || body["error"].is_null() {
         return None;
     }
     let code = body["error"]["code"].as_u64().and_then(|code| u16::try_from(code).ok());

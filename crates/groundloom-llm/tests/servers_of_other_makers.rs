@@ -91,6 +91,9 @@ fn answers(text: &str, time: u64) -> Option<Vec<u8>> {
             json!({"error": {"code": if time == 1 { 502 } else { 429 }, "message": "Provider returned error", "metadata": {"raw": "x"}}, "user_id": "u"}),
         ),
         "refusal inside" => said(json!({"error": {"code": 400, "message": "not with this model"}, "choices": []})),
+        "counted failure inside" if time == 1 => said(
+            json!({"error": {"code": 502, "message": "too late"}, "usage": {"prompt_tokens": 3, "completion_tokens": 7}}),
+        ),
         "no words inside" if time == 1 => said(json!({"error": "overloaded"})),
         // llama.cpp while it loads; TGI; vLLM before and after its errors moved into `error`.
         "loading" if time == 1 => {
@@ -159,6 +162,7 @@ async fn answers_are_read_as_each_maker_sends_them() {
         ("broken off", "fine", "stop", 0, 2, 1, 1),
         ("failure inside", "fine", "stop", 0, 3, 2, 0),
         ("no words inside", "fine", "stop", 0, 2, 1, 0),
+        ("counted failure inside", "fine", "stop", 0, 2, 1, 1),
         ("loading", "fine", "stop", 0, 2, 1, 0),
         ("generation", "fine", "stop", 0, 2, 1, 0),
         ("gzip", "fine", "stop", 0, 1, 0, 0),
