@@ -87,7 +87,7 @@ fn what_is_left_is_what_the_shortest_end_takes() {
         for _ in 0..300 {
             let (mut state, mut text) = (initial(&form), Vec::new());
             let wander = draw(40);
-            while !(text.len() >= wander && state.left(&form) == 0) && !state.is_over(&form) {
+            while !(state.is_over(&form) || text.len() >= wander && state.left(&form) == 0) {
                 let next: Vec<(u8, State)> =
                     (0..=255).filter_map(|byte| Some((byte, state.behind(&form, byte)?))).collect();
                 let left = state.left(&form);
