@@ -230,3 +230,43 @@ fn previews_and_plans_say_what_will_be_asked() {
     let none = folder.run(&["prompt", "preview", "pipelines/grit.yaml"]);
     assert_eq!(none.code, Some(2), "{}", none.err);
 }
+
+#[test]
+fn one_budget_caps_the_three_kinds_together() {
+    let server = Server::start(Behaviour { answers: reply, ..Behaviour::default() });
+    let folder = folder();
+    let (url, cap) = (format!("url={}", server.url), 0.0012);
+    let set = ["--set", &url, "--set", "max_cost=0.0012", "--set", "concurrency=3"];
+    let ended = folder.run(&[&["run", "pipelines/llava-instruct.yaml"][..], &set].concat());
+    assert_eq!(ended.code, Some(1), "{}", ended.err);
+    assert!(ended.err.contains("`max_cost: 0.0012`"), "{}", ended.err);
+    let (calls, cost) = server.counts(|c| {
+        let micros = c.charged_prompt_tokens as f64 * 0.15 + c.charged_completion_tokens as f64 * 0.6;
+        (c.charged_calls, micros / 1e6)
+    });
+    assert!(calls > 2 && cost <= cap && cost > cap / 10.0, "{calls} calls for {cost}");
+    assert!(ended.err.contains("budget \"llava-instruct\": 0.0"), "{}", ended.err);
+
+    // Each stage for itself would have stayed below the cap, and all together not.
+    let plan = folder.run(&[&["plan", "pipelines/llava-instruct.yaml", "--json"][..], &set].concat());
+    assert_eq!(plan.code, Some(0), "{}", plan.err);
+    let plan: Value = serde_json::from_str(&plan.out).unwrap();
+    let [budget] = plan["budgets"].as_array().unwrap().as_slice() else { panic!("{}", plan["budgets"]) };
+    assert_eq!(budget["stages"], json!(["talk_reply", "detail_reply", "reason_reply"]));
+    let spent: f64 = budget["spent"]["cost"].as_str().unwrap().parse().unwrap();
+    assert!((spent - cost).abs() < 1e-6 && budget["spent"]["calls"] == calls, "{budget} {cost}");
+    let told = folder.run(&[&["plan", "pipelines/llava-instruct.yaml"][..], &set].concat()).out;
+    assert!(
+        told.contains(
+            "of max_cost 0.0012 spent, by all runs so far; for talk_reply, detail_reply, reason_reply together"
+        ),
+        "{told}"
+    );
+
+    // More money: the answers that are there are not asked for again, and all rows come through.
+    let set = ["--set", &url, "--set", "max_cost=1", "--set", "concurrency=3"];
+    let ended = folder.run(&[&["run", "pipelines/llava-instruct.yaml"][..], &set].concat());
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    assert!(ended.err.contains(&format!("{calls} answers from the store")), "{}", ended.err);
+    assert!(server.counts(|c| c.asked.values().all(|times| *times == 1)));
+}

@@ -13,6 +13,7 @@ import http.server
 import json
 import pathlib
 import random
+import re
 import threading
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -159,10 +160,108 @@ def record_schema_verdicts():
                 out.write(json.dumps({"schema": root, "values": values, "valid": verdicts}) + "\n")
 
 
+def record_schema_verdicts_of_all_drafts():
+    """All words of all drafts, references in circles that end. Draft 4 sees no 1.0: that is no integer there, and one in ours."""
+    import jsonschema
+
+    rng = random.Random(2026)
+    leaves = [None, True, False, 0, 1, 1.0, -3, 2.5, 0.3, 1e3, 10, "", "a", "ab", "abc?", "é", "a\nb", "2024-02-30", [], {}, [1, 1.0], [True, 1], [1, 2, "a"], ["a"], {"a": 1}, {"a": "x", "b": 2}, {"b": {"a": []}}]
+    drafts = {
+        "http://json-schema.org/draft-04/schema#": (4, jsonschema.Draft4Validator), "http://json-schema.org/draft-06/schema#": (6, jsonschema.Draft6Validator),
+        "http://json-schema.org/draft-07/schema#": (7, jsonschema.Draft7Validator), "https://json-schema.org/draft/2019-09/schema": (2019, jsonschema.Draft201909Validator),
+        "https://json-schema.org/draft/2020-12/schema": (2020, jsonschema.Draft202012Validator),
+    }
+
+    def value(depth):
+        if depth == 0 or rng.random() < 0.4:
+            return rng.choice(leaves)
+        if rng.random() < 0.5:
+            return [value(depth - 1) for _ in range(rng.randrange(5))]
+        return {k: value(depth - 1) for k in rng.sample("abcd", rng.randrange(5))}
+
+    def schema(draft, depth):
+        def inner():
+            return rng.choice([True, False]) if draft >= 6 and rng.random() < 0.1 else schema(draft, depth - 1)
+
+        def some(low=1):
+            return [inner() for _ in range(rng.randrange(low, 4))]
+
+        def named():
+            return {k: inner() for k in rng.sample("abcd", rng.randrange(1, 4))}
+
+        def keys(low=0):
+            return rng.sample("abcd", rng.randrange(low, 3))
+
+        def enum():
+            # The drafts before 2019-09 want no value twice, and only some libraries see to it.
+            values = rng.sample(leaves, rng.randrange(1, 6))
+            return [v for i, v in enumerate(values) if v != 1 or isinstance(v, bool) or all(w is not v and w != 1 for w in values[:i])]
+
+        words = {}
+        types = ["null", "boolean", "string", "array", "object", "number", "integer"]
+        options = [
+            ("type", lambda: rng.choice([*types, rng.sample(types, 2), rng.sample(types, 3)])), ("enum", lambda: enum()),
+            ("minimum", lambda: rng.choice([-3, 0, 0.3, 2.5])), ("maximum", lambda: rng.choice([-3, 0, 2.5, 1e3])), ("multipleOf", lambda: rng.choice([1, 2, 0.5, 0.1, 3])),
+            ("minLength", lambda: rng.randrange(3)), ("maxLength", lambda: rng.randrange(4)), ("pattern", lambda: rng.choice(["^a", "b", r"\?$", "^.{2}$", r"^\d{4}-\d\d", r"a\s*b", "[^a-z]", "^(a|b)+$", r"\w\?"])),
+            ("format", lambda: rng.choice(["email", "date", "regex", "uri", "ipv4"])), ("minItems", lambda: rng.randrange(3)), ("maxItems", lambda: rng.randrange(4)), ("uniqueItems", lambda: rng.random() < 0.8),
+            ("required", lambda: keys(1)), ("minProperties", lambda: rng.randrange(3)), ("maxProperties", lambda: rng.randrange(4)),
+        ]
+        if draft == 4:
+            options += [("exclusiveMinimum", lambda: words.setdefault("minimum", 0) is None or rng.random() < 0.7), ("exclusiveMaximum", lambda: words.setdefault("maximum", 1) is None or rng.random() < 0.7)]
+        else:
+            options += [("const", lambda: rng.choice(leaves)), ("exclusiveMinimum", lambda: rng.choice([-3, 0, 0.3])), ("exclusiveMaximum", lambda: rng.choice([0, 2.5, 10]))]
+        if draft >= 7:
+            options += [("contentEncoding", lambda: "base64"), ("contentMediaType", lambda: "application/json")]
+        if draft >= 2019:
+            options += [("dependentRequired", lambda: {k: keys() for k in rng.sample("abcd", 2)})]
+        if depth:
+            options += [
+                ("properties", named), ("patternProperties", lambda: {k: inner() for k in rng.sample(["^a", "b|c", "."], rng.randrange(1, 3))}),
+                ("additionalProperties", lambda: rng.choice([False, True, schema(draft, depth - 1)])), ("items", inner), ("anyOf", some), ("oneOf", some), ("allOf", some), ("not", inner),
+                ("$ref", lambda: rng.choice(["#/definitions/d", "#/definitions/e"])), ("$ref", lambda: "#/definitions/list"),
+            ]
+            if draft <= 7:
+                options += [("dependencies", lambda: {k: rng.choice([keys(1), inner()]) for k in rng.sample("abcd", 2)})]
+            if draft <= 2019:
+                options += [("items", some), ("additionalItems", lambda: rng.choice([False, schema(draft, depth - 1)]))] * 2
+            else:
+                options += [("prefixItems", some)] * 2
+            if draft >= 6:
+                options += [("contains", inner), ("propertyNames", lambda: rng.choice([{"pattern": "^[ab]"}, {"maxLength": 0}, inner()]))]
+            if draft >= 7:
+                options += [("if", inner), ("then", inner), ("else", inner)]
+            if draft >= 2019:
+                options += [("dependentSchemas", lambda: {k: inner() for k in rng.sample("abcd", 2)}), ("minContains", lambda: rng.randrange(3)), ("maxContains", lambda: rng.randrange(3)),
+                            ("unevaluatedProperties", lambda: rng.choice([False, inner()])), ("unevaluatedItems", lambda: rng.choice([False, inner()])), ("$ref", lambda: "#here")]
+        for name, make in rng.sample(options, rng.randrange(1, 6)):
+            words[name] = make()
+        return words
+
+    kept = {True: 0, False: 0}
+    with open(OUT / "schema_verdicts_of_all_drafts.jsonl", "w") as out:
+        while min(kept.values()) < 4000:
+            name, (draft, validator) = rng.choice(list(drafts.items()))
+            here = {"$anchor": "here"} if draft >= 2019 else {}
+            root = {**schema(draft, 2), "$schema": name, "definitions": {"d": {**schema(draft, 1), **here}, "e": schema(draft, 0), "list": {"anyOf": [{"type": ["null", "integer"]}, {"type": "array", "items": {"$ref": "#/definitions/list"}}]}}}
+            try:
+                validator.check_schema(root)
+                values = [value(3) for _ in range(6)]
+                if draft == 4:
+                    values = json.loads(re.sub(r"\b(\d+)\.0\b", r"\1", json.dumps(values)))
+                verdicts = [validator(root).is_valid(v) for v in values]
+            except (RecursionError, TypeError, jsonschema.SchemaError):  # circles without end; `additionalItems` beside a boolean `items`
+                continue
+            if any(verdicts) and (not all(verdicts) or kept[True] < 4000):
+                for v in verdicts:
+                    kept[v] += 1
+                out.write(json.dumps({"schema": root, "values": values, "valid": verdicts}, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     record_requests()
     record_token_counts()
     record_schema_verdicts()
+    record_schema_verdicts_of_all_drafts()
     for path in sorted(OUT.glob("*.jsonl")):
         print(path.name, sum(1 for _ in open(path)), "lines", path.stat().st_size, "bytes")

@@ -15,6 +15,8 @@ pub struct Answer {
     pub usage: Option<Usage>,
     /// The model that answered, in the server's words.
     pub model: String,
+    /// Characters of reasoning that came beside the text, where the server shows it.
+    pub reasoning: usize,
 }
 
 /// Why an answer ended.

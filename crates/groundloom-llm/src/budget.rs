@@ -1,11 +1,13 @@
 //! Limits on what may be spent, kept before a call and not after it.
 
 use std::{
+    fmt,
     fs::File,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::{
@@ -14,7 +16,7 @@ use crate::{
 };
 
 /// The limits a user sets. What is not set is not limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Limits {
     /// The most money.
     pub max_cost: Option<Money>,
@@ -32,7 +34,7 @@ impl Limits {
 }
 
 /// An amount of calls, tokens and money.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Spent {
     /// Calls.
     pub calls: u64,
@@ -77,6 +79,45 @@ impl Spent {
     }
 }
 
+/// A budget with limits, for summaries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BudgetState {
+    /// Its name.
+    pub name: String,
+    /// Its limits, of those who share it the tightest.
+    pub limits: Limits,
+    /// What has been spent under the name, by earlier processes too.
+    pub spent: Spent,
+}
+
+/// For the end of a run: `budget "llava": 0.027 of max_cost 1 spent, by all runs so far`.
+impl fmt::Display for BudgetState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            self.limits.max_cost.map(|max| format!("{} of max_cost {max}", self.spent.cost)),
+            self.limits.max_tokens.map(|max| format!("{} of max_tokens {max}", self.spent.tokens)),
+            self.limits.max_calls.map(|max| format!("{} of max_calls {max}", self.spent.calls)),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        write!(f, "budget {:?}: {} spent, by all runs so far", self.name, parts.join(", "))
+    }
+}
+
+impl Limits {
+    /// The tighter of each.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        fn least<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+            a.into_iter().chain(b).min()
+        }
+        Self {
+            max_cost: least(self.max_cost, other.max_cost),
+            max_tokens: least(self.max_tokens, other.max_tokens),
+            max_calls: least(self.max_calls, other.max_calls),
+        }
+    }
+}
+
 /// What is spent under one name. Spending of earlier processes under it is in the store and counts.
 ///
 /// All clients of a process that name it share it, each with its own limits: what one spends counts against the limits of all.
@@ -99,6 +140,12 @@ impl Budget {
     pub fn new(spent: Spent) -> Arc<Self> {
         let accounts = Mutex::new(Accounts { spent, reserved: Spent::default() });
         Arc::new(Self { accounts, changed: Notify::new(), lock: Mutex::default() })
+    }
+
+    /// What is spent, and set aside for calls in flight.
+    pub fn spent(&self) -> Spent {
+        let accounts = self.accounts();
+        accounts.spent.plus(accounts.reserved)
     }
 
     /// Keeps other processes from spending it too, through a locked file in `folder`.

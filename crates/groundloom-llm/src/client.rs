@@ -421,7 +421,13 @@ impl Client {
             }
         };
         let outcome = match outcome {
-            Outcome::Answered { body, pause } => match wire::read_answer(request.api, &body) {
+            Outcome::Answered { body, pause } => match wire::read_answer(request.api, &body)
+                .and_then(|answer| wire::broken_off(&answer, &body).map_or(Ok(answer), Err))
+            {
+                Ok(answer) if wire::is_nothing(&answer) => Outcome::Failed {
+                    what: "an answer without a word, for which the server counts no token".into(),
+                    pause,
+                },
                 Ok(answer) => {
                     let usage = answer.usage;
                     // A server that does not count is taken at its most where money is at stake.

@@ -1,14 +1,14 @@
 //! The clients of a process: one per server and budget, however many stages and tasks ask for it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{
     backend::Backend,
-    budget::Budget,
+    budget::{Budget, BudgetState},
     client::{Client, ClientConfig},
     error::LlmError,
     gate::{Gate, Pace},
@@ -117,6 +117,21 @@ impl Clients {
         for client in clients {
             client.settled().await;
         }
+    }
+
+    /// The budgets with limits, by name.
+    pub fn budgets(&self) -> Vec<BudgetState> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states: BTreeMap<(&str, &Path), BudgetState> = BTreeMap::new();
+        for (store, config, client) in held.clients.iter().filter(|(_, config, _)| config.limits.any()) {
+            let state = states.entry((&config.budget, store)).or_insert_with(|| BudgetState {
+                name: config.budget.clone(),
+                limits: config.limits,
+                spent: client.budget().spent(),
+            });
+            state.limits = state.limits.and(config.limits);
+        }
+        states.into_values().collect()
     }
 
     /// What all clients of the process did together.

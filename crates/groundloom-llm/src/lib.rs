@@ -28,7 +28,7 @@ mod wire;
 pub use answer::{Answer, Finish, Usage};
 pub use backend::{Backend, Outcome, chat_completion};
 pub use batch::BatchOptions;
-pub use budget::{Limits, Spent};
+pub use budget::{BudgetState, Limits, Spent};
 pub use client::{Client, ClientConfig, Estimate, Reply, Retry};
 pub use clients::Clients;
 pub use error::LlmError;

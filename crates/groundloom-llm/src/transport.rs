@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    io::Read,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,6 +12,8 @@ use reqwest::{
     StatusCode, Url,
     header::{HeaderMap, HeaderName, HeaderValue},
 };
+
+use serde_json::Value;
 
 use crate::{
     backend::{Backend, Outcome},
@@ -133,13 +136,20 @@ impl Transport {
             Err(what) if status.is_success() => return Outcome::Lost { what },
             Err(_) => Bytes::new(),
         };
-        if status.is_success() {
-            return match serde_json::from_slice(&body) {
-                Ok(body) => Outcome::Answered { body, pause: exhausted_until(&headers) },
-                Err(e) => Outcome::Lost { what: format!("{status} with a body that is no JSON: {e}") },
-            };
+        if !status.is_success() {
+            return judge(url.as_str(), status, &headers, &body);
         }
-        judge(url.as_str(), status, &headers, &body)
+        match serde_json::from_slice::<Value>(&body) {
+            Ok(answer) => match failure_inside(&answer) {
+                Some(said) => judge(url.as_str(), said, &headers, &body),
+                None => Outcome::Answered { body: answer, pause: exhausted_until(&headers) },
+            },
+            // Every answer would come like this and be paid.
+            Err(_) if body.trim_ascii_start().starts_with(b"data:") => Outcome::Refused(LlmError::Setup(
+                format!("{url} streams its answers though they are asked for whole; turn streaming off there, or leave `stream` out of `extra`").into(),
+            )),
+            Err(e) => Outcome::Lost { what: format!("{status} with a body that is no JSON: {e}") },
+        }
     }
 }
 
@@ -170,6 +180,21 @@ impl Backend for Transport {
     }
 }
 
+/// The failure that some relays (OpenRouter) send as a success: what its code means, or a failure of the server where it has none.
+fn failure_inside(body: &Value) -> Option<StatusCode> {
+    let answered = ["choices", "output"].iter().any(|key| body[key].as_array().is_some_and(|items| !items.is_empty()));
+    // What was counted may be charged, and OpenAI's own failed responses too.
+    let counted = body["usage"].is_object() || body["object"] == "response";
+    if answered || counted || body["error"].is_null() {
+        return None;
+    }
+    let code = body["error"]["code"].as_u64().and_then(|code| u16::try_from(code).ok());
+    let status = code
+        .and_then(|code| StatusCode::from_u16(code).ok())
+        .filter(|status| status.is_client_error() || status.is_server_error());
+    Some(status.unwrap_or(StatusCode::BAD_GATEWAY))
+}
+
 /// What a status other than success means.
 fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
     let (message, code) = read_failure(body);
@@ -180,7 +205,8 @@ fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Out
     match number {
         429 if code.as_deref() == Some("insufficient_quota") => Outcome::Refused(LlmError::Quota { message }),
         429 => Outcome::Throttled { what, pause: pause.or_else(|| exhausted_until(headers)) },
-        408 | 409 | 500.. => Outcome::Failed { what, pause },
+        // 424 is TGI's word for a generation that broke off.
+        408 | 409 | 424 | 425 | 500.. => Outcome::Failed { what, pause },
         401 | 403 => Outcome::Refused(LlmError::Key { url, status: number, message }),
         404 => Outcome::Refused(LlmError::NotFound { url, status: number, message }),
         300..=399 => {
@@ -200,7 +226,23 @@ async fn read_body(mut response: reqwest::Response) -> Result<Bytes, String> {
             return Err(format!("a body of more than {MOST_BODY} bytes"));
         }
     }
-    Ok(body.freeze())
+    let encoding = response.headers().get("content-encoding").and_then(|v| v.to_str().ok()).unwrap_or_default();
+    match encoding.trim().to_ascii_lowercase().as_str() {
+        // We do not ask for it, and some relays do it all the same.
+        "gzip" | "x-gzip" => {
+            let mut plain = Vec::new();
+            let most = MOST_BODY as u64 + 1;
+            flate2::read::MultiGzDecoder::new(&body[..])
+                .take(most)
+                .read_to_end(&mut plain)
+                .map_err(|e| format!("a body that is no gzip though it says so: {e}"))?;
+            match plain.len() as u64 == most {
+                true => Err(format!("a body of more than {MOST_BODY} bytes")),
+                false => Ok(plain.into()),
+            }
+        }
+        _ => Ok(body.freeze()),
+    }
 }
 
 /// An error with what lies behind it, which is where the useful words are, and without the address, which may hold secrets.
@@ -352,6 +394,7 @@ mod tests {
             (404, "run"),
             (408, "failed"),
             (409, "failed"),
+            (424, "failed"),
             (413, "row"),
             (422, "row"),
             (429, "throttled"),

@@ -203,7 +203,7 @@ fn response_item(message: &Message, url: &dyn Fn(&Image) -> String) -> Value {
 /// # Errors
 /// A sentence when there is no answer in it.
 pub fn read_answer(api: Api, body: &Value) -> Result<Answer, String> {
-    match api {
+    let answer = match api {
         Api::ChatCompletions => match CreateChatCompletionResponse::deserialize(body) {
             Ok(answer) => read_chat(answer),
             Err(_) => read_chat_by_fields(body),
@@ -212,7 +212,31 @@ pub fn read_answer(api: Api, body: &Value) -> Result<Answer, String> {
             Ok(answer) => read_response(answer),
             Err(_) => read_response_by_fields(body),
         },
+    }?;
+    Ok(Answer { reasoning: reasoning(body), ..answer })
+}
+
+/// Says so where the server broke off (vLLM, relays): what is there is a part of an answer.
+pub(crate) fn broken_off(answer: &Answer, body: &Value) -> Option<String> {
+    match &answer.finish {
+        Finish::Other(name) if name == "abort" || name == "error" => {
+            let words = body["choices"][0]["error"]["message"].as_str().unwrap_or("without a reason");
+            Some(format!("the server broke off (`{name}`): {}", clipped(words)))
+        }
+        _ => None,
     }
+}
+
+/// Whether nothing was said and nothing counted: a server that lost its model in between (Ollama), not an answer.
+pub(crate) fn is_nothing(answer: &Answer) -> bool {
+    answer.text.is_empty() && answer.refusal.is_none() && answer.usage.is_some_and(|usage| usage.completion_tokens == 0)
+}
+
+/// How many characters of reasoning came beside an answer (`reasoning_content` of llama.cpp and vLLM, `reasoning` of newer ones and of Ollama).
+fn reasoning(body: &Value) -> usize {
+    let message = &body["choices"][0]["message"];
+    let texts = ["reasoning_content", "reasoning"].map(|key| message[key].as_str().unwrap_or_default().chars().count());
+    texts.into_iter().max().unwrap_or(0)
 }
 
 const NO_CHOICE: &str = "expected `choices` with one answer, found none";
@@ -238,6 +262,7 @@ fn read_chat(answer: CreateChatCompletionResponse) -> Result<Answer, String> {
         refusal: message.refusal,
         usage,
         model: answer.model,
+        reasoning: 0,
     })
 }
 
@@ -247,6 +272,10 @@ fn read_chat_by_fields(body: &Value) -> Result<Answer, String> {
     let text = match message.get("content") {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Null) | None => String::new(),
+        // Parts, of which some are no text (Mistral's thinking).
+        Some(Value::Array(parts)) if parts.iter().all(Value::is_object) => {
+            parts.iter().filter(|part| part["type"] == "text").filter_map(|part| part["text"].as_str()).collect()
+        }
         Some(other) => return Err(format!("expected a text in `message.content`, found {other}")),
     };
     let finish = match choice["finish_reason"].as_str() {
@@ -262,6 +291,7 @@ fn read_chat_by_fields(body: &Value) -> Result<Answer, String> {
         refusal: message.get("refusal").and_then(Value::as_str).map(str::to_owned),
         usage: usage(&body["usage"], "prompt_tokens", "completion_tokens", "prompt_tokens_details"),
         model: body["model"].as_str().unwrap_or_default().to_owned(),
+        reasoning: 0,
     })
 }
 
@@ -288,7 +318,7 @@ fn read_response(answer: Response) -> Result<Answer, String> {
     let usage = answer.usage.map(|ResponseUsage { input_tokens, output_tokens, input_tokens_details, .. }| {
         counted(input_tokens, output_tokens, input_tokens_details.cached_tokens)
     });
-    Ok(Answer { text, finish, refusal, usage, model: answer.model })
+    Ok(Answer { text, finish, refusal, usage, model: answer.model, reasoning: 0 })
 }
 
 fn read_response_by_fields(body: &Value) -> Result<Answer, String> {
@@ -310,7 +340,14 @@ fn read_response_by_fields(body: &Value) -> Result<Answer, String> {
         (status, reason) => Finish::Other(reason.or(status).unwrap_or("null").to_owned()),
     };
     let usage = usage(&body["usage"], "input_tokens", "output_tokens", "input_tokens_details");
-    Ok(Answer { text, finish, refusal, usage, model: body["model"].as_str().unwrap_or_default().to_owned() })
+    Ok(Answer {
+        text,
+        finish,
+        refusal,
+        usage,
+        model: body["model"].as_str().unwrap_or_default().to_owned(),
+        reasoning: 0,
+    })
 }
 
 fn failed(message: &Value) -> String {
@@ -341,10 +378,26 @@ pub(crate) fn read_failure(body: &[u8]) -> (String, Option<String>) {
     let error = if value["error"].is_object() { &value["error"] } else { &value };
     let message = [&error["message"], &value["error"], &value["detail"], &value["message"]]
         .into_iter()
-        .find_map(|m| m.as_str().map(str::to_owned))
-        .unwrap_or_else(|| text.trim().chars().take(500).collect());
+        .find_map(Value::as_str)
+        .map_or_else(|| clipped(&page_title(&text).unwrap_or_else(|| text.trim().to_owned())), clipped);
     let code = error["code"].as_str().or(error["type"].as_str()).map(str::to_owned);
     (message, code)
+}
+
+fn clipped(text: &str) -> String {
+    text.chars().take(500).collect()
+}
+
+/// What a page in HTML is called: relays send such in place of the server's words.
+fn page_title(text: &str) -> Option<String> {
+    // In ASCII, so that places stay the same.
+    let lower = text.to_ascii_lowercase();
+    if !lower.trim_start().starts_with('<') {
+        return None;
+    }
+    let start = lower.find("<title>")? + "<title>".len();
+    let title = &text[start..start + lower[start..].find("</title>")?];
+    Some(format!("a page titled {:?}", title.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
 #[cfg(test)]
@@ -442,6 +495,11 @@ mod tests {
             ),
             (r#"{"detail": "Not Found"}"#, "Not Found", None),
             ("<html>Bad gateway</html>", "<html>Bad gateway</html>", None),
+            (
+                "<!DOCTYPE html>\r\n<html><head><TITLE>502 Bad\n Gateway</TITLE></head><body>é</body></html>",
+                "a page titled \"502 Bad Gateway\"",
+                None,
+            ),
             ("", "", None),
         ] {
             assert_eq!(read_failure(body.as_bytes()), (message.to_owned(), said_code), "{body}");

@@ -5,7 +5,8 @@
 Needs torch, transformers 5, tokenizers, jinja2 and safetensors. The tokenizer has the 256 bytes and a few special tokens.
 Weights are rounded to f16, and then computed with in f32. `expected.json` holds conversations with the prompts that
 `apply_chat_template` makes of them and the tokens that `generate` writes behind the first one; `expected.safetensors` the
-values behind its last tokens. Weights are drawn until no token is a close choice.
+values behind its last tokens. Weights are drawn until no token is a close choice. `yarn.json` holds what some of these models
+write when their positions are scaled by YaRN, with the values behind the prompt; with `--yarn` it alone is made.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import pathlib
 import shutil
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
@@ -209,14 +210,45 @@ def make(folder, family, seed):
     folder.joinpath("expected.json").write_text(json.dumps(expected) + "\n")
 
 
+def yarn(root):
+    cases = []
+    for name in ["llama-0", "qwen2-0", "qwen3-1"]:
+        kind, config = options(name[:-2], int(name[-1]))
+        prompt = json.loads((root / name / "expected.json").read_text())["conversations"][0]["ids"]
+        for factor in [4.0, 3.0, 5.0, 2.5, 6.0, 7.0, 8.0]:
+            config.rope_parameters = {
+                "rope_type": "yarn", "rope_theta": config.rope_parameters["rope_theta"], "factor": factor,
+                "original_max_position_embeddings": 64,
+            }
+            model = kind(config).eval()
+            weights = {k: v.float() for k, v in load_file(root / name / "model.safetensors").items()}
+            model.load_state_dict(weights, strict=False)
+            model.tie_weights()
+            ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+            ids, gap = greedy(model, prompt, ends)
+            if gap > 1e-2 and len(set(ids)) > 3:
+                break
+        else:
+            raise SystemExit(f"{name}: every factor had a close choice")
+        print(name, "yarn", factor, "gap", round(gap, 3), ids)
+        logits = model(torch.tensor([prompt])).logits[0, -1].tolist()
+        cases.append({"folder": name, "rope_parameters": config.rope_parameters, "greedy": ids, "logits": logits})
+    (root / "yarn.json").write_text(json.dumps(cases) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=pathlib.Path)
-    root = parser.parse_args().folder
+    parser.add_argument("--yarn", action="store_true")
+    arguments = parser.parse_args()
+    root = arguments.folder
+    if arguments.yarn:
+        return yarn(root)
     for family in ["llama", "qwen2", "qwen3"]:
         for seed in range(3):
             shutil.rmtree(root / f"{family}-{seed}", ignore_errors=True)
             make(root / f"{family}-{seed}", family, seed)
+    yarn(root)
 
 
 if __name__ == "__main__":

@@ -241,6 +241,8 @@ impl Decoder {
 pub(crate) struct Rotary {
     /// By how much a point is turned from one place to the next.
     speeds: Vec<f32>,
+    /// What the turned points are multiplied by.
+    length: f32,
 }
 
 impl Rotary {
@@ -248,13 +250,46 @@ impl Rotary {
     pub(crate) fn new(base: f64, width: usize) -> Self {
         // In single precision, as the reference multiplies them.
         let speed = |i: usize| 1.0 / (base as f32).powf((2 * i) as f32 / width as f32);
-        Self { speeds: (0..width / 2).map(speed).collect() }
+        Self { speeds: (0..width / 2).map(speed).collect(), length: 1.0 }
     }
 
     /// Every point turns `factor` times slower (Chen et al., "Extending Context Window of Large Language Models via
     /// Positional Interpolation", 2023).
     pub(crate) fn slower(mut self, factor: f64) -> Self {
         self.speeds.iter_mut().for_each(|speed| *speed /= factor as f32);
+        self
+    }
+
+    /// Point `i` turns `factors[i]` times slower, as GGUF files hold it for Llama 3.1 (`rope_freqs.weight`).
+    pub(crate) fn slower_each(mut self, factors: &[f32]) -> Self {
+        self.speeds.iter_mut().zip(factors).for_each(|(speed, factor)| *speed /= factor);
+        self
+    }
+
+    /// YaRN (Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", 2023): points that turn more than `fast` times in the `original` length that the
+    /// model was trained with turn as before, those that turn less than `slow` times `factor` times slower, others in between by their place among the points; all become `length`
+    /// times as long, which by default is `0.1 ln(factor) + 1`. `base` is what the speeds were made with. As transformers and llama.cpp compute it: bounds are whole points.
+    pub(crate) fn yarn(
+        mut self,
+        base: f64,
+        factor: f64,
+        [fast, slow]: [f64; 2],
+        original: f64,
+        length: Option<f64>,
+    ) -> Self {
+        let width = 2 * self.speeds.len();
+        let point =
+            |turns: f64| width as f64 * (original / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln());
+        let (low, mut high) = (point(fast).floor().max(0.0), point(slow).ceil().min(width as f64 - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        for (i, speed) in self.speeds.iter_mut().enumerate() {
+            let slowed = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+            let before = f64::from(*speed);
+            *speed = (before / factor * slowed + before * (1.0 - slowed)) as f32;
+        }
+        self.length = length.unwrap_or_else(|| if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 }) as f32;
         self
     }
 
@@ -271,7 +306,7 @@ impl Rotary {
     }
 
     /// Turns the vectors of all heads, `[batch, length, heads · width]`, the first being at the place `before`.
-    fn turn(&self, x: &Tensor, heads: usize, before: usize) -> Candle<Tensor> {
+    pub(crate) fn turn(&self, x: &Tensor, heads: usize, before: usize) -> Candle<Tensor> {
         let (_, length, whole) = x.dims3()?;
         let width = whole / heads;
         let mut values = x.flatten_all()?.to_vec1::<f32>()?;
@@ -281,6 +316,7 @@ impl Rotary {
                 let (first, second) = head.split_at_mut(width / 2);
                 for ((a, b), speed) in first.iter_mut().zip(second).zip(&self.speeds) {
                     let (sine, cosine) = (place * speed).sin_cos();
+                    let (sine, cosine) = (sine * self.length, cosine * self.length);
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
                 }
             }
@@ -347,5 +383,46 @@ impl CrossAttention {
             output: Linear::load(&output.at("dense"), width, width, true)?,
             norm: Norm::Layer(LayerNorm::load(&output.at("LayerNorm"), width, eps)?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The speeds are those of transformers 5 (`ROPE_INIT_FUNCTIONS["yarn"]`).
+    #[test]
+    fn yarn_turns_points_as_transformers_does() {
+        for (width, base, factor, original, betas, length, speeds, expected) in [
+            (8, 1e4, 4.0, 64.0, [32.0, 1.0], None, &[1.0, 0.0625, 0.002_5, 0.000_25][..], 1.138_629_4),
+            (
+                16,
+                1e6,
+                2.5,
+                128.0,
+                [16.0, 2.0],
+                None,
+                &[
+                    1.0,
+                    0.124_479_56,
+                    0.012_649_111,
+                    0.002_249_365_2,
+                    0.000_4,
+                    7.113_117e-5,
+                    1.264_911e-5,
+                    2.249_365_3e-6,
+                ],
+                1.091_629,
+            ),
+            (8, 1e4, 4.0, 4096.0, [32.0, 1.0], Some(1.25), &[1.0, 0.1, 0.006_25, 0.000_25], 1.25),
+            (128, 1e6, 4.0, 32_768.0, [32.0, 1.0], None, &[1.0, 0.805_842_2, 0.649_381_64, 0.523_299_16], 1.138_629_4),
+        ] {
+            let rotary = Rotary::new(base, width).yarn(base, factor, betas, original, length);
+            assert_eq!(rotary.speeds.len(), width / 2);
+            for (found, wanted) in rotary.speeds.iter().zip(speeds) {
+                assert!((found / wanted - 1.0).abs() < 1e-5, "{width}: {found} {wanted}");
+            }
+            assert!((rotary.length - expected).abs() < 1e-6);
+        }
     }
 }

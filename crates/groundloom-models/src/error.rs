@@ -107,6 +107,16 @@ pub enum ModelError {
         /// What the model takes.
         longest: usize,
     },
+    /// An answer in the form of a schema takes more tokens than it may have.
+    #[error(
+        "expected room for {needed} tokens, which the shortest answer in the form of the schema takes, found {room}; allow more output tokens"
+    )]
+    NoRoomForForm {
+        /// Tokens, of one byte each.
+        needed: usize,
+        /// Tokens that the answer may still have.
+        room: usize,
+    },
     /// A text without tokens has no probability.
     #[error("expected a text of at least one token, found an empty one")]
     EmptyText,

@@ -132,7 +132,17 @@ fn rotary(config: &Config, width: usize) -> Result<Rotary, ModelError> {
             let original = options.size_or("original_max_position_embeddings", 8192)?;
             rotary.slower_where_slow(options.number_or("factor", 8.0)?, bounds, original)
         }
-        other => return Err(options.bad("rope_type", "default, linear or llama3", other)),
+        "yarn" => {
+            // Whole points are the bounds, unless the file says otherwise.
+            options.only("truncate", true)?;
+            let base = options.number_or("rope_theta", plain)?;
+            let betas = [options.number_or("beta_fast", 32.0)?, options.number_or("beta_slow", 1.0)?];
+            let original = options.size_or("original_max_position_embeddings", 32_768)?;
+            let given = options.value("attention_factor").is_some_and(|value| !value.is_null());
+            let length = given.then(|| options.number_or("attention_factor", 1.0)).transpose()?;
+            rotary.yarn(base, options.number_or("factor", 1.0)?, betas, original as f64, length)
+        }
+        other => return Err(options.bad("rope_type", "default, linear, llama3 or yarn", other)),
     };
     options.value("type");
     options.finish()?;

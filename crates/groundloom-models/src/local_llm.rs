@@ -1,5 +1,7 @@
 //! A language model in this process that answers conversations, from a folder of its files.
 
+use std::sync::OnceLock;
+
 use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -12,6 +14,7 @@ use crate::{
     config::Config,
     family::Family,
     folder::{ModelFolder, hexadecimal},
+    json_form::{Following, FormVocabulary, JsonForm},
     language_model::{LanguageModel, continue_until, row},
     layers::compute,
     llama::Llama,
@@ -20,7 +23,7 @@ use crate::{
     text_tokenizer::read_tokenizer,
     weights::Weights,
     writers::ModelIdentity,
-    writing::{Ending, Writing, Written},
+    writing::{Ending, Guide, Writing, Written},
 };
 
 /// Files beside the weights that decide an answer.
@@ -39,6 +42,8 @@ pub struct ChatRequest {
     pub seed: u64,
     /// Texts that end the answer, and are no part of it.
     pub stop: Vec<String>,
+    /// What the answer has to be, if it is to be JSON. Then no token is written that could not be part of it, and it ends in time.
+    pub form: Option<JsonForm>,
     /// Further values for the chat template, such as `enable_thinking`.
     pub template_values: Map<String, Value>,
 }
@@ -155,6 +160,8 @@ pub struct LocalLlm {
     template: ChatTemplate,
     /// Tokens that end an answer.
     ends: Vec<u32>,
+    /// Of forms; read when the first one is asked for.
+    vocabulary: OnceLock<Result<FormVocabulary, ModelError>>,
 }
 
 enum Network {
@@ -213,7 +220,7 @@ impl LocalLlm {
         };
         ends.sort_unstable();
         ends.dedup();
-        Ok(Self { info, network, tokenizer, template, ends })
+        Ok(Self { info, network, tokenizer, template, ends, vocabulary: OnceLock::new() })
     }
 
     /// Who this model is.
@@ -241,7 +248,8 @@ impl LocalLlm {
     ///
     /// # Errors
     /// [`ModelError::GivenUp`]; [`ModelError::NoRoom`] where the prompt is longer than the model takes; as
-    /// [`LocalLlm::prompt`]; [`ModelError::BadWriting`].
+    /// [`LocalLlm::prompt`]; [`ModelError::BadWriting`]; with a form [`ModelError::NoRoomForForm`], and
+    /// [`ModelError::BadConfig`] where the tokenizer has no tokens for single bytes.
     pub fn answer(&self, request: &ChatRequest, waited_for: &dyn Fn() -> bool) -> Result<ChatAnswer, ModelError> {
         let waited_for = || if waited_for() { Ok(()) } else { Err(ModelError::GivenUp) };
         waited_for()?;
@@ -257,7 +265,12 @@ impl LocalLlm {
             }
             Ok(stopped.is_some())
         };
-        let ending = Ending::at_or_when(&self.ends, &mut when);
+        let mut following = match &request.form {
+            Some(form) => Some(Following::new(form, self.vocabulary()?, &self.ends)),
+            None => None,
+        };
+        let guide = following.as_mut().map(|following| following as &mut dyn Guide);
+        let ending = Ending::at_or_when(&self.ends, &mut when).guided(guide);
         let seed = seed_of(request.seed, &ids);
         let written = match &self.network {
             Network::Whole(network) => whole(network, &ids, &request.writing, seed, ending)?,
@@ -265,13 +278,19 @@ impl LocalLlm {
         };
         let ended = written.ids.last().is_some_and(|last| self.ends.contains(last));
         let words = &written.ids[..written.ids.len() - usize::from(ended)];
-        let cut = !ended && stopped.is_none();
+        let whole = following.is_some_and(|following| following.is_whole());
+        let cut = !ended && stopped.is_none() && !whole;
         Ok(ChatAnswer {
             text: stopped.map_or_else(|| self.decode(words), Ok)?,
             cut,
             prompt_tokens: ids.len(),
             answer_tokens: written.ids.len(),
         })
+    }
+
+    fn vocabulary(&self) -> Result<&FormVocabulary, ModelError> {
+        let read = || FormVocabulary::new(&self.tokenizer, &self.info.model.name);
+        self.vocabulary.get_or_init(read).as_ref().map_err(Clone::clone)
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {

@@ -1,4 +1,6 @@
-//! Llama, Qwen2 and Qwen3 in GGUF files, computed by candle's own networks on weights that stay as small as they are stored.
+//! Llama, Qwen2 and Qwen3 in GGUF files, computed by candle's own networks on weights that stay as small as they are stored; by one of ours where positions are scaled.
+
+mod turning;
 
 use std::{
     io::Cursor,
@@ -19,6 +21,8 @@ use crate::{
     weights::{bytes, digest},
     writing::{Ending, Writing, Written, write},
 };
+
+use turning::Turning;
 
 type Candle<T> = candle_core::Result<T>;
 
@@ -73,21 +77,15 @@ impl Gguf {
     pub(crate) fn network(self, folder: &ModelFolder, name: &str) -> Result<Quantized, ModelError> {
         let Self { file, content, architecture, .. } = self;
         let bad = |problem: String| ModelError::BadWeights { origin: file.clone(), problem };
-        let scaling = format!("{architecture}.rope.scaling.type");
-        let scaled =
-            content.metadata.get(&scaling).and_then(|kind| kind.to_string().ok()).filter(|kind| *kind != "none");
-        if scaled.is_some() || content.tensor_infos.contains_key("rope_freqs.weight") {
-            let found = scaled.map_or("the tensor rope_freqs.weight", String::as_str);
-            return Err(bad(format!(
-                "expected positions that are not scaled, found {found}; use the model's safetensors, whose scaling is \
-                 computed"
-            )));
-        }
+        let scaled = turning::scaling(&content, &architecture).map_err(&bad)?;
         let length = content.metadata.get(&format!("{architecture}.context_length"));
         let longest = length.and_then(|length| length.to_u32().ok()).unwrap_or(2048) as usize;
         let bytes = bytes(folder, name)?;
         let (mut reader, device) = (Cursor::new(&*bytes), Device::Cpu);
         let network = match architecture.as_str() {
+            "llama" | "qwen2" | "qwen3" if scaled.is_some() => {
+                Turning::read(&content, &bytes, &architecture).map(|network| Network::Turning(Box::new(network)))
+            }
             "llama" => quantized_llama::ModelWeights::from_gguf(content, &mut reader, &device).map(Network::Llama),
             "qwen2" => quantized_qwen2::ModelWeights::from_gguf(content, &mut reader, &device).map(Network::Qwen2),
             "qwen3" => quantized_qwen3::ModelWeights::from_gguf(content, &mut reader, &device).map(Network::Qwen3),
@@ -116,6 +114,7 @@ enum Network {
     Llama(quantized_llama::ModelWeights),
     Qwen2(quantized_qwen2::ModelWeights),
     Qwen3(quantized_qwen3::ModelWeights),
+    Turning(Box<Turning>),
 }
 
 impl Network {
@@ -124,6 +123,7 @@ impl Network {
             Self::Llama(network) => network.clear_kv_cache(),
             Self::Qwen2(network) => network.clear_kv_cache(),
             Self::Qwen3(network) => network.clear_kv_cache(),
+            Self::Turning(network) => network.forget(),
         }
     }
 
@@ -133,6 +133,7 @@ impl Network {
             Self::Llama(network) => network.forward(ids, before),
             Self::Qwen2(network) => network.forward(ids, before),
             Self::Qwen3(network) => network.forward(ids, before),
+            Self::Turning(network) => network.forward(ids, before),
         };
         values?.flatten_all()?.to_vec1()
     }
@@ -174,6 +175,22 @@ impl Quantized {
         let written = write(writing, seed, context, ending, room, &mut next, &mut |_| ());
         network.forget();
         written
+    }
+}
+
+#[cfg(test)]
+impl Quantized {
+    /// Values behind `ids`, read `piece` at a time.
+    pub(crate) fn values(&self, ids: &[u32], piece: usize) -> Vec<f32> {
+        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        network.forget();
+        let (mut before, mut values) = (0, Vec::new());
+        for piece in ids.chunks(piece) {
+            values = row(piece).and_then(|ids| network.forward(&ids, before)).unwrap_or_default();
+            before += piece.len();
+        }
+        network.forget();
+        values
     }
 }
 

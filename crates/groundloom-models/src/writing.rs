@@ -81,6 +81,20 @@ pub(crate) struct Ending<'a> {
     tokens: &'a [u32],
     /// Behind what it is true of; its errors end the writing as well.
     when: Option<Condition<'a>>,
+    /// Where it says so, and it says what may come before.
+    guide: Option<&'a mut dyn Guide>,
+}
+
+/// Says which tokens may come next.
+pub(crate) trait Guide {
+    /// Makes the values of tokens that may not come next negatively infinite; `room` tokens may still come, this one among them.
+    ///
+    /// # Errors
+    /// Where none may come.
+    fn allow(&mut self, values: &mut [f32], room: usize) -> Result<(), ModelError>;
+
+    /// Is told what came; whether nothing can follow.
+    fn chosen(&mut self, id: u32) -> bool;
 }
 
 /// Is asked about everything that is written so far.
@@ -89,12 +103,17 @@ pub(crate) type Condition<'a> = &'a mut dyn FnMut(&[u32]) -> Result<bool, ModelE
 impl<'a> Ending<'a> {
     /// Behind any of `tokens`.
     pub(crate) fn at(tokens: &'a [u32]) -> Self {
-        Self { tokens, when: None }
+        Self { tokens, when: None, guide: None }
     }
 
     /// Behind any of `tokens`, or where `when` says so.
     pub(crate) fn at_or_when(tokens: &'a [u32], when: Condition<'a>) -> Self {
-        Self { tokens, when: Some(when) }
+        Self { tokens, when: Some(when), guide: None }
+    }
+
+    /// The same, by a guide too.
+    pub(crate) fn guided(self, guide: Option<&'a mut dyn Guide>) -> Self {
+        Self { guide, ..self }
     }
 }
 
@@ -128,6 +147,9 @@ pub(crate) fn write(
                 }
             }
         }
+        if let Some(guide) = &mut ending.guide {
+            guide.allow(&mut values, writing.max_new_tokens.min(room) - written.ids.len())?;
+        }
         let chosen = match writing.sampling {
             Sampling::Greedy => likeliest(&values),
             Sampling::TopP { p, temperature } => draws.nucleus(&values, p, temperature),
@@ -135,6 +157,11 @@ pub(crate) fn write(
         written.log_probability += log_probability(&own, chosen);
         written.ids.push(chosen as u32);
         if ending.tokens.contains(&(chosen as u32)) {
+            break;
+        }
+        if let Some(guide) = &mut ending.guide
+            && guide.chosen(chosen as u32)
+        {
             break;
         }
         if let Some(when) = &mut ending.when

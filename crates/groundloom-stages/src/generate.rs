@@ -21,7 +21,7 @@ use groundloom_llm::{
     Hedge, Image, Key, KeyHeader, Limits, LlmError, Message, Money, Pace, Part, PriceTable, Prompt, Reply, Request,
     RequestHash, Retry, Sampling,
 };
-use groundloom_models::{ModelPool, describe_local_llm};
+use groundloom_models::{JsonForm, ModelPool, describe_local_llm};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,7 @@ use crate::{
 /// The prompt is a file of Jinja templates with few-shot examples; `groundloom prompt preview` shows the exact request for a row. Every answer lands in the store
 /// before it is used, so that no answer that arrived is ever paid for again: not by this run after a kill, and not by any other that asks the same.
 /// Rows that the server refuses, that get no answer after all attempts, or whose answer is cut or not in the form that was asked for, go to quarantine
-/// (`llm_refused`, `llm_no_answer`, `llm_cut`, `llm_form`). Likewise rows whose prompt is longer than a local model takes.
+/// or is empty (`llm_refused`, `llm_no_answer`, `llm_cut`, `llm_form`, `llm_empty`). Likewise rows whose prompt is longer than a local model takes.
 /// A wrong key, a missing model, an empty account, a limit that is reached or a server that stays away end the run.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -57,7 +57,8 @@ pub struct Generate {
     /// Ask a model in this process in place of a server: the path of a folder in Hugging Face layout (`config.json`, `model.safetensors` or its shards,
     /// `tokenizer.json`) with a Llama, Qwen2 or Qwen3; of a folder with one GGUF file of these and its `tokenizer.json`; or one of the hub that is in the cache
     /// (`hf://org/repo@revision`). Its chat template makes the prompt. The store keeps its answers under its weights, tokenizer and template, so no other
-    /// model's answer is ever taken for its own. It costs nothing, takes no images, and does not see `schema`: say in the prompt what form you want.
+    /// model's answer is ever taken for its own. It costs nothing and takes no images. With `schema` it writes nothing
+    /// that could not be part of a fitting answer, and ends in time for `max_output_tokens`; it is not shown the schema, so say in the prompt what you want.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub local: Option<String>,
@@ -102,7 +103,9 @@ pub struct Generate {
     /// `chat_template_kwargs`, values for the chat template: `'{"chat_template_kwargs": {"enable_thinking": false}}'`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extra: Option<String>,
-    /// A file with a JSON Schema that answers must fit. They are checked here, and asked for again when they do not.
+    /// A file with a JSON Schema that answers must fit, of draft 2020-12 or the one that its `$schema` names. They are checked here, and asked for again when they do not.
+    /// With `local` only words that can be followed while an answer is written: `type`, `enum`, `const`, `properties`, `required`, `items`, `anyOf`, `$ref` into the file itself, bounds of lengths and
+    /// counts, and of integers on both sides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<String>,
     /// How often an answer that does not fit the schema is asked for again.
@@ -112,7 +115,7 @@ pub struct Generate {
     /// Column to write: the answer, text. Beside it `OUTPUT_info` says where it came from.
     #[serde(default = "default_output")]
     pub output: String,
-    /// Keep answers that were cut (`finish` in the info column says so) instead of sending their rows to quarantine.
+    /// Keep answers that were cut (`finish` in the info column says so), refused in words or are empty, for a later stage to judge, instead of sending their rows to quarantine.
     #[serde(default)]
     pub keep_cut: bool,
     /// Folder of the answer store, on a local disk. Runs and pipelines may share it.
@@ -122,6 +125,7 @@ pub struct Generate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prices: Option<String>,
     /// The most money that may be spent, in the price table's currency. The run stops before the call that could pass it.
+    /// It holds for this stage; give several stages one `budget` where it is to hold for all of them together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub max_cost: Option<f64>,
@@ -275,18 +279,11 @@ impl Generate {
     /// Reads the files that the stage names.
     ///
     /// # Errors
-    /// [`LlmError::Prompt`], [`LlmError::Schema`] or [`LlmError::Setup`] naming the file.
+    /// [`LlmError::Prompt`] or [`LlmError::Setup`] naming the file.
     pub fn request_maker(&self) -> Result<RequestMaker, LlmError> {
         let setup = |message: String| LlmError::Setup(message.into());
         let prompt = Prompt::read(Path::new(&self.prompt))?;
-        let schema = match &self.schema {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| setup(format!("{path}: cannot be read: {e}")))?;
-                let value = serde_json::from_str(&text).map_err(|e| setup(format!("{path}: no JSON: {e}")))?;
-                Some(AnswerSchema::new(value)?)
-            }
-            None => None,
-        };
+        let schema = self.answer_schema()?;
         let extra: Map<String, Value> = match &self.extra {
             Some(text) => serde_json::from_str(text)
                 .map_err(|e| setup(format!("`extra`: expected a JSON object such as {{\"top_k\": 50}}: {e}")))?,
@@ -301,6 +298,19 @@ impl Generate {
             ));
         }
         Ok(RequestMaker { config: self.clone(), prompt, schema, extra })
+    }
+
+    /// The schema of the answers, if one is named, and nothing that a local model could not follow.
+    fn answer_schema(&self) -> Result<Option<AnswerSchema>, LlmError> {
+        let setup = |message: String| LlmError::Setup(message.into());
+        let Some(path) = &self.schema else { return Ok(None) };
+        let text = std::fs::read_to_string(path).map_err(|e| setup(format!("{path}: cannot be read: {e}")))?;
+        let value = serde_json::from_str(&text).map_err(|e| setup(format!("{path}: no JSON: {e}")))?;
+        let schema = AnswerSchema::new(value).map_err(|e| setup(format!("{path}: {e}")))?;
+        if self.local.is_some() {
+            JsonForm::new(schema.value()).map_err(|e| setup(format!("{path}: {e}")))?;
+        }
+        Ok(Some(schema))
     }
 
     /// A setting that only a server has, beside `local`: its key, and what to do.
@@ -331,7 +341,28 @@ impl Generate {
     /// # Errors
     /// [`StageError::Model`] where there is no such model.
     pub fn namespace(&self) -> Result<String, StageError> {
-        self.local.as_ref().map_or_else(|| Ok(String::new()), |folder| Ok(describe_local_llm(folder)?.fingerprint))
+        let Some(folder) = &self.local else { return Ok(String::new()) };
+        let fingerprint = describe_local_llm(folder)?.fingerprint;
+        // Answers of old were not written in the form.
+        Ok(if self.schema.is_some() { format!("{fingerprint} in form") } else { fingerprint })
+    }
+
+    /// The name under which is spent.
+    pub fn budget_name(&self) -> String {
+        self.budget.clone().unwrap_or_else(|| format!("{} {} {}", self.asked(), self.model, self.prompt))
+    }
+
+    /// The limits of this stage.
+    ///
+    /// # Errors
+    /// [`LlmError::Setup`] where `max_cost` is no amount of money.
+    pub fn limits(&self) -> Result<Limits, LlmError> {
+        let max_cost = self.max_cost.map(|cost| format!("{cost:.6}").parse::<Money>()).transpose();
+        Ok(Limits {
+            max_cost: max_cost.map_err(|e| LlmError::Setup(format!("`max_cost`: {e}").into()))?,
+            max_tokens: self.max_tokens,
+            max_calls: self.max_calls,
+        })
     }
 
     /// Who is asked, as errors and budgets name it.
@@ -348,7 +379,6 @@ impl Generate {
     }
 
     fn client_config(&self, key: Option<Key>) -> Result<ClientConfig, LlmError> {
-        let max_cost = self.max_cost.map(|cost| format!("{cost:.6}").parse::<Money>()).transpose();
         let hedge = self.hedge_after.as_ref().map(|after| after.parse::<Hedge>()).transpose();
         Ok(ClientConfig {
             endpoint: Endpoint {
@@ -370,12 +400,8 @@ impl Generate {
             },
             retry: Retry { attempts: self.attempts, ..Retry::default() },
             hedge: hedge.map_err(|e| LlmError::Setup(format!("`hedge_after`: {e}").into()))?,
-            limits: Limits {
-                max_cost: max_cost.map_err(|e| LlmError::Setup(format!("`max_cost`: {e}").into()))?,
-                max_tokens: self.max_tokens,
-                max_calls: self.max_calls,
-            },
-            budget: self.budget.clone().unwrap_or_else(|| format!("{} {} {}", self.asked(), self.model, self.prompt)),
+            limits: self.limits()?,
+            budget: self.budget_name(),
             offline: false,
         })
     }
@@ -471,6 +497,7 @@ mod codes {
     pub(super) const NO_ANSWER: &str = "llm_no_answer";
     pub(super) const FORM: &str = "llm_form";
     pub(super) const CUT: &str = "llm_cut";
+    pub(super) const EMPTY: &str = "llm_empty";
 }
 
 impl Stage for Generate {
@@ -484,6 +511,11 @@ impl Stage for Generate {
         let prompt = Prompt::read(Path::new(&self.prompt)).map_err(|e| ColumnError {
             key: "prompt",
             column: self.prompt.clone(),
+            message: e.to_string(),
+        })?;
+        self.answer_schema().map_err(|e| ColumnError {
+            key: "schema",
+            column: String::new(),
             message: e.to_string(),
         })?;
         for column in prompt.columns() {
@@ -580,6 +612,36 @@ impl Asking {
         self.client.answer_in_batches(&requests, options).await
     }
 
+    /// Why an answer that arrived is of no use.
+    fn unusable(&self, text: &str, reply: &Reply) -> Option<Fault> {
+        let (config, answer) = (&self.maker.config, &reply.answer);
+        let cut = match answer.finish {
+            Finish::Length => format!("cut at {} output tokens; allow more", config.max_output_tokens),
+            Finish::ContentFilter => "cut by the server's content filter".to_owned(),
+            _ => String::new(),
+        };
+        if config.keep_cut {
+            return None;
+        }
+        if !cut.is_empty() {
+            let message = format!("{cut}, or keep it with `keep_cut: true`; the answer: {}", start_of(text));
+            return Some(Fault { code: codes::CUT, message });
+        }
+        if let Some(refusal) = &answer.refusal {
+            return Some(Fault { code: codes::REFUSED, message: format!("the model refused: {}", start_of(refusal)) });
+        }
+        if !text.trim().is_empty() {
+            return None;
+        }
+        let why = match (answer.reasoning, answer.finish.name()) {
+            (0, finish) => format!("it ended with `{finish}`"),
+            (characters, _) => format!(
+                "all it wrote is {characters} characters of reasoning; allow more output tokens, or turn reasoning off in `extra`"
+            ),
+        };
+        Some(Fault { code: codes::EMPTY, message: format!("the answer is empty: {why}") })
+    }
+
     fn fault(&self, error: &LlmError) -> Fault {
         match error {
             LlmError::NoAnswer { .. } => Fault { code: codes::NO_ANSWER, message: error.to_string() },
@@ -661,13 +723,8 @@ impl RowWise for Asking {
             match (request, answer) {
                 (_, Some(Ok((text, reply, repairs)))) => {
                     window.count("repairs", repairs as usize);
-                    if reply.answer.finish == Finish::Length && !config.keep_cut {
-                        let message = format!(
-                            "cut at {} output tokens; allow more, or keep it with `keep_cut: true`; the answer: {}",
-                            config.max_output_tokens,
-                            start_of(&text)
-                        );
-                        window.fail(row, Fault { code: codes::CUT, message });
+                    if let Some(fault) = self.unusable(&text, &reply) {
+                        window.fail(row, fault);
                     }
                     window.count("answers", 1);
                     answers.append(Some((&text, &reply)), version);

@@ -11,7 +11,7 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use groundloom_llm::{Backend, Finish, LlmError, Outcome, Part, Request, Usage, chat_completion};
 use groundloom_models::{
-    ChatAnswer, ChatMessage, ChatRequest, LocalLlm, ModelError, ModelPool, Sampling, Work, Writing,
+    ChatAnswer, ChatMessage, ChatRequest, JsonForm, LocalLlm, ModelError, ModelPool, Sampling, Work, Writing,
 };
 use serde_json::Value;
 
@@ -35,6 +35,7 @@ impl LocalModel {
         match error {
             ModelError::GivenUp => Outcome::Failed { what: error.to_string(), pause: None },
             ModelError::NoRoom { .. }
+            | ModelError::NoRoomForForm { .. }
             | ModelError::Untellable { .. }
             | ModelError::Untokenized { .. }
             | ModelError::Panicked { .. } => Outcome::Refused(self.unanswerable(error.to_string())),
@@ -82,6 +83,10 @@ fn chat_request(request: &Request) -> Result<ChatRequest, String> {
         },
         seed: sampling.seed.unwrap_or(0).cast_unsigned(),
         stop: sampling.stop.clone(),
+        form: match &request.form {
+            Some(form) => Some(JsonForm::new(&form.schema).map_err(|e| e.to_string())?),
+            None => None,
+        },
         template_values: match request.extra.get(TEMPLATE_VALUES) {
             None => serde_json::Map::new(),
             Some(Value::Object(values)) => values.clone(),

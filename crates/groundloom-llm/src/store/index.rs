@@ -5,6 +5,7 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -41,6 +42,8 @@ struct Place {
 pub(super) struct Index {
     segments: Vec<Segment>,
     known: HashSet<PathBuf>,
+    /// When the folder had last changed, if it would show another time had it changed since it was listed.
+    listed: Option<SystemTime>,
     places: HashMap<RequestHash, Place>,
     spent: HashMap<u64, Spent>,
     /// Records whose bytes are damaged; their requests count as never answered.
@@ -82,14 +85,8 @@ impl Index {
 
     /// Takes up segments and records that appeared since the last time.
     pub fn refresh(&mut self, folder: &Path) -> Result<(), LlmError> {
-        let mut new = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(|e| LlmError::store(folder, e))? {
-            let path = entry.map_err(|e| LlmError::store(folder, e))?.path();
-            if path.extension().is_some_and(|e| e == "seg") && !self.known.contains(&path) {
-                new.push(path);
-            }
-        }
-        new.sort();
+        let changed = std::fs::metadata(folder).and_then(|m| m.modified()).map_err(|e| LlmError::store(folder, e))?;
+        let new = if self.listed == Some(changed) { Vec::new() } else { self.list(folder, changed)? };
         for path in new {
             let file = File::open(&path).map_err(|e| LlmError::store(&path, e))?;
             self.known.insert(path.clone());
@@ -101,6 +98,21 @@ impl Index {
             }
         }
         Ok(())
+    }
+
+    /// Segments in `folder` that are not known yet; it last changed at `changed`.
+    fn list(&mut self, folder: &Path, changed: SystemTime) -> Result<Vec<PathBuf>, LlmError> {
+        let now = SystemTime::now();
+        let mut new = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(|e| LlmError::store(folder, e))? {
+            let path = entry.map_err(|e| LlmError::store(folder, e))?.path();
+            if path.extension().is_some_and(|e| e == "seg") && !self.known.contains(&path) {
+                new.push(path);
+            }
+        }
+        new.sort();
+        self.listed = tells(changed, now).then_some(changed);
+        Ok(new)
     }
 
     /// Where the last whole record of `path` ends: what lies behind was cut off by a kill.
@@ -152,5 +164,42 @@ impl Index {
         segment.file.read_exact_at(&mut rest, at).map_err(|e| LlmError::store(&segment.path, e))?;
         let starts = rest.windows(MAGIC.len()).enumerate().skip(1).filter(|(_, w)| *w == MAGIC);
         Ok(starts.map(|(i, _)| i).find(|i| Header::decode(&rest[*i..]).is_some()).map(|i| at + i as u64))
+    }
+}
+
+/// Whether a folder that last changed at `changed` would show another time if it changed at `now` or later.
+fn tells(changed: SystemTime, now: SystemTime) -> bool {
+    // File systems that keep more than whole seconds take the time from a clock that ticks every 10 ms at most.
+    let whole = changed.duration_since(UNIX_EPOCH).is_ok_and(|since| since.subsec_nanos() == 0);
+    let tick = if whole { Duration::from_secs(2) } else { Duration::from_millis(100) };
+    now.duration_since(changed).is_ok_and(|age| age > tick)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_folder_that_has_just_changed_is_listed_again() {
+        let at = |millis: u64| UNIX_EPOCH + Duration::from_millis(1_800_000_000_000 + millis);
+        for (changed, now, expected) in
+            [(1, 50, false), (1, 150, true), (0, 150, false), (0, 2_001, true), (2_001, 0, false)]
+        {
+            assert_eq!(tells(at(changed), at(now)), expected, "{changed} {now}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut index = Index::default();
+        for n in 0..300 {
+            // Also those that come while the folder's time may stand still, and those that come after it has been believed.
+            if n % 100 == 50 {
+                std::thread::sleep(Duration::from_millis(130));
+                index.refresh(folder.path()).unwrap();
+                assert!(index.listed.is_some() || n == 0);
+            }
+            std::fs::write(folder.path().join(format!("{n}.seg")), []).unwrap();
+            index.refresh(folder.path()).unwrap();
+            assert_eq!(index.segments.len(), n + 1);
+        }
     }
 }

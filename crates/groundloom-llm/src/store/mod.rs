@@ -143,6 +143,11 @@ impl Store {
         self.index().damaged
     }
 
+    /// What has been paid for under a budget's name, answers and calls whose answer never arrived.
+    pub fn spent_under(&self, budget: &str) -> Spent {
+        self.spent(budget_number(budget))
+    }
+
     /// What a budget has paid for, answers and calls whose answer never arrived.
     pub(crate) fn spent(&self, budget: u64) -> Spent {
         self.index().spent(budget)

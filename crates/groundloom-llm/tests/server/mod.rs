@@ -83,6 +83,8 @@ pub struct Behaviour {
     pub headers: Vec<(String, String)>,
     /// Answers by the last user text; others get a text made from it.
     pub answers: fn(&str) -> Option<String>,
+    /// All bytes that are sent, by the last user text and how often it was asked, this time included; then the connection closes.
+    pub bytes: fn(&str, u64) -> Option<Vec<u8>>,
 }
 
 impl Default for Behaviour {
@@ -98,6 +100,7 @@ impl Default for Behaviour {
             lose_batch_ids: false,
             headers: Vec::new(),
             answers: |_| None,
+            bytes: |_, _| None,
         }
     }
 }
@@ -256,7 +259,7 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Se
     Some(Seen { method, target, headers, body })
 }
 
-fn response(status: u16, headers: &[(String, String)], body: &[u8]) -> Vec<u8> {
+pub fn response(status: u16, headers: &[(String, String)], body: &[u8]) -> Vec<u8> {
     let mut out =
         format!("HTTP/1.1 {status} Said\r\ncontent-type: application/json\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
@@ -328,6 +331,11 @@ async fn serve(stream: &mut TcpStream, request: Seen, shared: &Shared, at_once: 
     let last = texts.last().cloned().unwrap_or_default();
     if last.contains("REFUSE") {
         return stream.write_all(&say(400, "This request is against the rules")).await.is_ok();
+    }
+
+    if let Some(bytes) = (behaviour.bytes)(&last, time) {
+        let _ = stream.write_all(&bytes).await;
+        return false;
     }
 
     let draw = xxh3_64_with_seed(&[&request.body[..], &time.to_le_bytes()].concat(), behaviour.seed);

@@ -56,6 +56,7 @@ fn asked(messages: Vec<ChatMessage>) -> ChatRequest {
         writing: Writing { max_new_tokens: STEPS, ..Writing::default() },
         seed: 0,
         stop: Vec::new(),
+        form: None,
         template_values: Map::new(),
     }
 }
@@ -112,9 +113,9 @@ fn prompts_logits_and_greedy_tokens_are_those_of_transformers() {
     }
 }
 
-/// A fixture's weights as llama.cpp names and turns them, matrices stored as `kind`.
+/// A fixture's weights as llama.cpp names and turns them, matrices stored as `kind`; positions as the `config.json` in `to` scales them.
 fn write_gguf(folder: &str, kind: GgmlDType, to: &Path) {
-    let config: Value = serde_json::from_slice(&fs::read(format!("{}/config.json", path(folder))).unwrap()).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(to.join("config.json")).unwrap()).unwrap();
     let number = |key: &str| u32::try_from(config[key].as_u64().unwrap()).unwrap();
     let architecture = config["model_type"].as_str().unwrap();
     let tensors = candle_core::safetensors::load(format!("{}/model.safetensors", path(folder)), &Device::Cpu).unwrap();
@@ -151,6 +152,40 @@ fn write_gguf(folder: &str, kind: GgmlDType, to: &Path) {
         let kind = if tensor.rank() == 2 { kind } else { GgmlDType::F32 };
         written.push((name, QTensor::quantize(&tensor, kind).unwrap()));
     }
+    let rope = |key: &str| config["rope_parameters"][key].as_f64().unwrap_or(f64::NAN) as f32;
+    let mut scaling = Vec::new();
+    match config["rope_parameters"]["rope_type"].as_str().unwrap() {
+        "llama3" => {
+            // As llama.cpp's `convert_hf_to_gguf.py` makes them from the same options.
+            let factors: Vec<f32> = (0..head / 2)
+                .map(|i| {
+                    let wave = 2.0 * std::f32::consts::PI * rope("rope_theta").powf(2.0 * i as f32 / head as f32);
+                    let turns = rope("original_max_position_embeddings") / wave;
+                    let (low, high) = (rope("low_freq_factor"), rope("high_freq_factor"));
+                    match turns {
+                        turns if turns > high => 1.0,
+                        turns if turns < low => rope("factor"),
+                        turns => {
+                            let smooth = (turns - low) / (high - low);
+                            1.0 / ((1.0 - smooth) / rope("factor") + smooth)
+                        }
+                    }
+                })
+                .collect();
+            assert!(factors[0] == 1.0 && factors.iter().any(|factor| *factor > 1.0), "{factors:?}");
+            let factors = Tensor::new(factors, &Device::Cpu).unwrap();
+            written.push(("rope_freqs.weight".to_owned(), QTensor::quantize(&factors, GgmlDType::F32).unwrap()));
+        }
+        "default" => {}
+        kind => {
+            scaling.push(("rope.scaling.type", gguf_file::Value::String(kind.to_owned())));
+            scaling.push(("rope.scaling.factor", gguf_file::Value::F32(rope("factor"))));
+            if kind == "yarn" {
+                let original = rope("original_max_position_embeddings") as u32;
+                scaling.push(("rope.scaling.original_context_length", gguf_file::Value::U32(original)));
+            }
+        }
+    }
     let value = |name: &str, value: gguf_file::Value| (format!("{architecture}.{name}"), value);
     let u32 = gguf_file::Value::U32;
     let theta = config["rope_parameters"]["rope_theta"].as_f64().unwrap();
@@ -169,15 +204,96 @@ fn write_gguf(folder: &str, kind: GgmlDType, to: &Path) {
             gguf_file::Value::F32(config["rms_norm_eps"].as_f64().unwrap() as f32),
         ),
     ];
+    let scaling = scaling.into_iter().map(|(name, found)| value(name, found));
+    let metadata: Vec<_> = metadata.into_iter().chain(scaling).collect();
     let metadata: Vec<(&str, &gguf_file::Value)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let tensors: Vec<(&str, &QTensor)> = written.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let mut file = fs::File::create(to.join("model.gguf")).unwrap();
     gguf_file::write(&mut file, &metadata, &tensors).unwrap();
 }
 
+/// What transformers writes with positions that are scaled by YaRN.
+#[test]
+fn yarn_scales_positions_as_transformers_does() {
+    let cases: Vec<Value> = serde_json::from_slice(&fs::read(path("yarn.json")).unwrap()).unwrap();
+    assert_eq!(cases.len(), 3);
+    for case in cases {
+        let folder = case["folder"].as_str().unwrap();
+        let home = tempfile::tempdir().unwrap();
+        copy(folder, home.path());
+        let file = home.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        config["rope_parameters"] = case["rope_parameters"].clone();
+        fs::write(&file, config.to_string()).unwrap();
+        let wanted: Vec<u32> = serde_json::from_value(case["greedy"].clone()).unwrap();
+        let plain = expected(folder);
+        assert_ne!(wanted, plain.greedy);
+        let ids = &plain.conversations[0].ids;
+        let name = home.path().to_str().unwrap();
+        for gguf in [false, true] {
+            match gguf {
+                false => drop(
+                    fs::copy(format!("{}/model.safetensors", path(folder)), home.path().join("model.safetensors"))
+                        .unwrap(),
+                ),
+                true => {
+                    fs::remove_file(home.path().join("model.safetensors")).unwrap();
+                    write_gguf(folder, GgmlDType::F32, home.path());
+                }
+            }
+            let model = LocalLlm::load(name).unwrap();
+            assert_eq!(greedy(&model, ids), wanted, "{folder} {gguf}");
+        }
+    }
+}
+
+/// A network whose positions are scaled is ours; its values are those of the weights in safetensors.
+#[test]
+fn networks_of_gguf_files_with_scaled_positions_give_the_same_values() {
+    for folder in ["llama-1", "llama-2"] {
+        let home = tempfile::tempdir().unwrap();
+        copy(folder, home.path());
+        write_gguf(folder, GgmlDType::F32, home.path());
+        let model = LocalLlm::load(home.path().to_str().unwrap()).unwrap();
+        let Network::Quantized(network) = &model.network else { panic!("{folder}") };
+        let tensors =
+            candle_core::safetensors::load(format!("{}/expected.safetensors", path(folder)), &Device::Cpu).unwrap();
+        let wanted: Vec<f32> = tensors["logits"].get(1).unwrap().to_vec1().unwrap();
+        let ids = &expected(folder).conversations[0].ids;
+        // Whole, and in pieces.
+        for piece in [ids.len(), 64, 7, 1] {
+            let found = network.values(ids, piece);
+            let apart = wanted.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-4, "{folder} {piece}: {apart}");
+        }
+        assert_eq!(greedy(&model, ids), expected(folder).greedy, "{folder}");
+        for kind in [GgmlDType::Q8_0, GgmlDType::Q4_0] {
+            let wide = expected("llama-0").conversations[0].ids.clone();
+            let home = tempfile::tempdir().unwrap();
+            copy("llama-0", home.path());
+            let file = home.path().join("config.json");
+            let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+            config["rope_parameters"]["rope_type"] = json!("linear");
+            // A scaling that changes nothing: candle's network and ours read the same weights.
+            config["rope_parameters"]["factor"] = json!(1.0);
+            write_gguf("llama-0", kind, home.path());
+            let theirs = LocalLlm::load(home.path().to_str().unwrap()).unwrap();
+            fs::write(&file, config.to_string()).unwrap();
+            write_gguf("llama-0", kind, home.path());
+            let ours = LocalLlm::load(home.path().to_str().unwrap()).unwrap();
+            let [theirs, ours] = [&theirs, &ours].map(|model| {
+                let Network::Quantized(network) = &model.network else { panic!() };
+                network.values(&wide, 64)
+            });
+            let apart = theirs.iter().zip(&ours).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-4, "{kind:?}: {apart}");
+        }
+    }
+}
+
 #[test]
 fn gguf_files_answer_as_the_weights_that_they_hold() {
-    for folder in ["llama-0", "qwen2-0", "qwen2-2", "qwen3-0", "qwen3-1"] {
+    for folder in ["llama-0", "llama-1", "llama-2", "qwen2-0", "qwen2-2", "qwen3-0", "qwen3-1"] {
         let expected = expected(folder);
         let home = tempfile::tempdir().unwrap();
         copy(folder, home.path());
@@ -268,12 +384,15 @@ fn what_cannot_be_answered_is_refused_with_a_remedy() {
 
     let config = fs::read_to_string(home.path().join("config.json")).unwrap();
     let mut changed: Value = serde_json::from_str(&config).unwrap();
-    changed["rope_parameters"]["rope_type"] = json!("yarn");
+    changed["rope_parameters"]["rope_type"] = json!("longrope");
     fs::write(home.path().join("config.json"), changed.to_string()).unwrap();
     fs::write(home.path().join("chat_template.jinja"), "hi").unwrap();
-    assert!(refusal().contains("rope_type to be default, linear or llama3, found yarn"), "{}", refusal());
+    assert!(refusal().contains("rope_type to be default, linear, llama3 or yarn, found longrope"), "{}", refusal());
 
     fs::remove_file(home.path().join("model.safetensors")).unwrap();
+    write_gguf("llama-0", GgmlDType::F32, home.path());
+    assert!(refusal().contains("scaled by linear, yarn or rope_freqs.weight, found longrope"), "{}", refusal());
+    fs::remove_file(home.path().join("model.gguf")).unwrap();
     fs::write(home.path().join("a.gguf"), "none").unwrap();
     assert!(refusal().contains("expected a GGUF file"), "{}", refusal());
     fs::write(home.path().join("b.gguf"), "none").unwrap();

@@ -3,7 +3,7 @@
 use std::{fs, num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
-use groundloom_llm::{Clients, Spending};
+use groundloom_llm::{AnswerSchema, Clients, Spending};
 use groundloom_models::ModelPool;
 use serde_json::{Value, json};
 
@@ -106,23 +106,77 @@ fn answers_of_other_weights_are_not_taken() {
 }
 
 #[test]
-fn rows_fail_by_themselves_and_forms_after_bounded_repair() {
+fn rows_fail_by_themselves() {
     let home = Home::new("rows");
     let long = "long ".repeat(200);
     let two = rows([("word", texts([Some("cats"), Some(&long)]))]);
     let (outcome, _) = run(&home.stage("qwen2-0", json!({})), &two, false);
     let [(1, "llm_refused", message)] = failures(&outcome)[..] else { panic!("{:?}", outcome.failures) };
     assert!(message.contains("expected a prompt of at most 512 tokens, found"), "{message}");
+}
 
-    fs::write(home.0.join("form.json"), r#"{"type": "object", "properties": {}, "additionalProperties": false}"#)
-        .unwrap();
-    // This model ends its answers.
-    let form = json!({"schema": home.0.join("form.json"), "repairs": 2, "max_output_tokens": 300});
-    let one = rows([("word", texts([Some("cats")]))]);
-    let (outcome, spent) = run(&home.stage("qwen2-2", form), &one, false);
-    let [(0, "llm_form", message)] = failures(&outcome)[..] else { panic!("{:?}", outcome.failures) };
-    assert!(message.contains("the answer is no JSON") || message.contains("cut at 300"), "{message}");
-    assert!((1..=3).contains(&spent.calls), "{spent:?}");
+/// Tiny models with random weights write nothing like JSON by themselves.
+#[test]
+fn answers_fit_the_schema_whatever_the_model_would_write() {
+    let home = Home::new("form");
+    let schemas = [
+        (json!({"type": "object", "properties": {}, "additionalProperties": false}), 2),
+        (
+            json!({
+                "type": "object", "additionalProperties": false, "required": ["turns", "kind"],
+                "properties": {
+                    "turns": {"type": "array", "minItems": 1, "maxItems": 3, "items": {"$ref": "#/$defs/turn"}},
+                    "kind": {"enum": ["conversation", "detail", null]}, "stars": {"type": "integer", "minimum": 1, "maximum": 5}, "sure": {"type": "boolean"},
+                },
+                "$defs": {"turn": {"type": "object", "required": ["question", "answer"], "additionalProperties": false, "properties": {
+                    "question": {"type": "string", "minLength": 1, "maxLength": 40}, "answer": {"type": "string"}, "score": {"type": ["number", "null"]}}}},
+            }),
+            90,
+        ),
+        (
+            json!({"type": "array", "minItems": 2, "items": {"anyOf": [{"type": "string", "minLength": 2}, {"type": "number"}]}}),
+            20,
+        ),
+        (json!({"type": "integer"}), 3),
+    ];
+    let mut texts = std::collections::BTreeSet::new();
+    for (i, (schema, least)) in schemas.iter().enumerate() {
+        let file = home.0.join(format!("form{i}.json"));
+        fs::write(&file, schema.to_string()).unwrap();
+        let checked = AnswerSchema::new(schema.clone()).unwrap();
+        for model in ["llama-0", "llama-1", "qwen2-0", "qwen2-1", "qwen3-2"] {
+            // So few tokens that it has to end soon, and more.
+            for (tokens, temperature) in [(*least, 0.0), (*least, 1.5), (least + 60, 1.5), (200, 0.7)] {
+                let more = json!({"schema": file, "repairs": 0, "max_output_tokens": tokens, "temperature": temperature, "seed": 11, "keep_cut": false});
+                let (outcome, spent) = run(&home.stage(model, more), &words(), false);
+                assert_eq!(outcome.failures, [], "{schema} {model} {tokens} {temperature}");
+                assert_eq!(spent.calls, 3);
+                for answer in fixtures::json(&outcome.columns[0]) {
+                    let text = answer.as_str().unwrap();
+                    assert_eq!(checked.faults(&serde_json::from_str(text).unwrap()), Vec::<String>::new());
+                    texts.insert(text.to_owned());
+                }
+            }
+        }
+    }
+    assert!(texts.len() > 100, "random models write many things: {}", texts.len());
+
+    let tight = json!({"schema": home.0.join("form1.json"), "max_output_tokens": 20});
+    let (outcome, _) = run(&home.stage("qwen2-0", tight), &rows([("word", self::texts([Some("cats")]))]), false);
+    let [(0, "llm_refused", message)] = failures(&outcome)[..] else { panic!("{:?}", outcome.failures) };
+    assert!(message.contains("which the shortest answer in the form of the schema takes, found 20"), "{message}");
+    let file = home.0.join("pattern.json");
+    fs::write(&file, r#"{"type": "string", "pattern": "^a"}"#).unwrap();
+    let error = home.stage("qwen2-0", json!({"schema": file})).outputs(&words().schema()).unwrap_err();
+    assert!(
+        error.key == "schema"
+            && error.message.contains("pattern.json: the schema at #/pattern: a local model cannot follow"),
+        "{error}"
+    );
+    assert!(
+        home.stage("qwen2-0", json!({"schema": file, "local": null})).outputs(&words().schema()).is_ok(),
+        "a server may"
+    );
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! What asking language models will cost, from the first rows of the input.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use groundloom_engine::{
     EngineError,
     graph::{Node, Work},
     run::Plan,
 };
-use groundloom_llm::{Money, Request};
+use groundloom_llm::{BudgetState, Limits, Money, Request, Spent, Store};
 use groundloom_stages::Generate;
 use serde::Serialize;
 
@@ -34,6 +34,39 @@ pub struct Calls {
     /// Why no row could be looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown: Option<String>,
+}
+
+/// A budget with limits, and the stages that spend it.
+#[derive(Debug, Serialize)]
+pub struct Budget {
+    #[serde(flatten)]
+    state: BudgetState,
+    stages: Vec<String>,
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let together = if self.stages.len() > 1 { " together" } else { "" };
+        write!(f, "{}; for {}{together}", self.state, self.stages.join(", "))
+    }
+}
+
+/// The budgets with limits of the plan's stages.
+pub fn budgets(plan: &Plan) -> Vec<Budget> {
+    let mut budgets: BTreeMap<(&str, String), Budget> = BTreeMap::new();
+    for (node, generate) in generating(plan) {
+        let limits = generate.limits().unwrap_or_default();
+        let name = generate.budget_name();
+        let entry = budgets.entry((&generate.store, name.clone())).or_insert_with(|| {
+            // A store that is not there yet has paid for nothing.
+            let spent = Store::open_read_only(Path::new(&generate.store))
+                .map_or_else(|_| Spent::default(), |store| store.spent_under(&name));
+            Budget { state: BudgetState { name, limits, spent }, stages: Vec::new() }
+        });
+        entry.state.limits = entry.state.limits.and(limits);
+        entry.stages.push(node.name.to_string());
+    }
+    budgets.into_values().filter(|budget| budget.state.limits != Limits::default()).collect()
 }
 
 /// The stages that ask language models.

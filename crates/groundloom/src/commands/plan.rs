@@ -81,6 +81,9 @@ pub async fn run(command: PlanFile, machine: Machine) -> Result<(), Failure> {
     for call in &calls {
         writeln!(out, "  {call}")?;
     }
+    for budget in calls::budgets(&plan) {
+        writeln!(out, "  {budget}")?;
+    }
     writeln!(out, "\nOutput")?;
     for ((segment, node, sink), target) in plan.sinks().zip(&targets) {
         let state = match target.is_current(&plan.generation(segment)).map_err(|e| Failure::of(&file, e))? {
@@ -119,5 +122,5 @@ fn as_json(plan: &Plan, reuse: &[Reuse], calls: &[calls::Calls]) -> serde_json::
             })
         })
         .collect();
-    json!({ "name": plan.graph.name, "nodes": nodes, "segments": segments, "language_models": calls })
+    json!({ "name": plan.graph.name, "nodes": nodes, "segments": segments, "language_models": calls, "budgets": calls::budgets(plan) })
 }

@@ -7,7 +7,7 @@ use groundloom_engine::{
     run::{self, Plan, RunOptions, SinkSummary, Summary},
     telemetry::{Reading, Telemetry},
 };
-use groundloom_llm::{Clients, Spending};
+use groundloom_llm::{BudgetState, Clients, Spending};
 use groundloom_spec::SourceFile;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -49,11 +49,16 @@ pub(super) async fn work(file: &Arc<SourceFile>, plan: &Plan, machine: Machine, 
     let spending = options.clients.spending();
     if spending.any() && machine.log == LogFormat::Text {
         say!("\nLanguage models: {spending}");
+        for budget in options.clients.budgets() {
+            say!("  {budget}");
+        }
     }
     let summary = outcome.map_err(|e| Failure::of(file, e))?;
     match machine.log {
         LogFormat::Text => print(&summary, &telemetry.read()),
-        LogFormat::Json => say!("{}", as_json(&summary, &telemetry.read(), &spending)),
+        LogFormat::Json => {
+            say!("{}", as_json(&summary, &telemetry.read(), &spending, &options.clients.budgets()));
+        }
     }
     Ok(())
 }
@@ -184,7 +189,7 @@ fn print_sink(sink: &SinkSummary) {
     }
 }
 
-fn as_json(summary: &Summary, measured: &Reading, spending: &Spending) -> serde_json::Value {
+fn as_json(summary: &Summary, measured: &Reading, spending: &Spending, budgets: &[BudgetState]) -> serde_json::Value {
     let sinks: Vec<_> = summary
         .sinks
         .iter()
@@ -199,5 +204,6 @@ fn as_json(summary: &Summary, measured: &Reading, spending: &Spending) -> serde_
         "sinks": sinks,
         "measured": measured,
         "language_models": spending,
+        "budgets": budgets,
     })
 }
