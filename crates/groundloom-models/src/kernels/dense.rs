@@ -262,8 +262,10 @@ impl Product<'_> {
         cursor: &mut Cursor,
     ) {
         let depth = self.layer.inputs;
-        let input: [&[f32]; R] = std::array::from_fn(|r| &self.input[(row + r.min(valid - 1)) * depth..][..depth]);
-        let bias: [S::f32s; N] = std::array::from_fn(|v| panel.bias[vector + v]);
+        let mut input: [&[f32]; R] = [&[]; R];
+        each!(r < R, input[r] = &self.input[(row + r.min(valid - 1)) * depth..][..depth]);
+        let mut bias = [simd.splat_f32s(0.0); N];
+        each!(v < N, bias[v] = panel.bias[vector + v]);
         let mut sums = [bias; R];
         for (k, weights) in panel.values.chunks_exact(panel.bias.len()).take(depth).enumerate() {
             let weights = &weights[vector..vector + N];
@@ -430,6 +432,72 @@ mod tests {
                 if isa.class() == crate::KernelClass::Fused {
                     prop_assert!(fused.get_or_insert_with(|| linear.clone()) == &linear, "{isa:?} gives other bits");
                 }
+            }
+        }
+    }
+
+    /// Multiply-adds a second in the shapes of the encoders beside those of `gemm`, on one thread: `RAYON_NUM_THREADS=1
+    /// cargo test --release -p groundloom-models --lib speed -- --ignored --nocapture`. `gemm` chooses its instruction set
+    /// itself: beside AVX2, take its feature `x86-v4` away.
+    #[test]
+    #[ignore = "it measures, and says nothing on a busy machine"]
+    fn speed_beside_gemm() {
+        let seconds = |mut run: Box<dyn FnMut() + '_>| {
+            let (begun, mut best) = (std::time::Instant::now(), f64::MAX);
+            while begun.elapsed().as_secs_f64() < 0.05 {
+                let round = std::time::Instant::now();
+                run();
+                best = best.min(round.elapsed().as_secs_f64());
+            }
+            best
+        };
+        let shapes =
+            [(384, 1152), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768), (256, 2048), (2048, 256)];
+        for isa in Isa::all().into_iter().filter(|isa| isa.class() == crate::KernelClass::Fused) {
+            println!("{}", format!("{isa:?}").split('{').next().unwrap_or_default());
+            for (inputs, outputs) in shapes {
+                print!("| {inputs} × {outputs} ");
+                // As checkpoints hold it, row after row of inputs, which is column-major to `gemm`.
+                let (transposed, bias) = (values(1, inputs * outputs), values(2, outputs));
+                let layer = Dense::pack_transposed(&transposed, inputs, inputs, &bias);
+                for rows in [1, 18, 50, 400, 1600] {
+                    let input = values(3, rows * inputs);
+                    let mut out = vec![0.0; rows * outputs];
+                    let rate = |seconds: f64| 2.0 * (rows * inputs * outputs) as f64 / seconds / 1e9;
+                    let ours = rate(seconds(Box::new(|| {
+                        crate::kernels::product(&layer, isa, &input, &mut out, Epilogue::Linear);
+                    })));
+                    let theirs = rate(seconds(Box::new(|| {
+                        let (out, left, right) = (out.as_mut_ptr(), input.as_ptr(), transposed.as_ptr());
+                        let (wide, deep) = (outputs as isize, inputs as isize);
+                        // SAFETY: all three matrices have the sizes and steps that are given.
+                        unsafe {
+                            gemm::gemm(
+                                rows,
+                                outputs,
+                                inputs,
+                                out,
+                                1,
+                                wide,
+                                false,
+                                left,
+                                1,
+                                deep,
+                                right,
+                                deep,
+                                1,
+                                0.0,
+                                1.0,
+                                false,
+                                false,
+                                false,
+                                gemm::Parallelism::None,
+                            );
+                        }
+                    })));
+                    print!("| {ours:.0} / {theirs:.0} ");
+                }
+                println!("|");
             }
         }
     }
