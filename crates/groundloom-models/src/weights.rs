@@ -4,12 +4,15 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, HashSet},
     fs::File,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
 use candle_core::{DType, Device, Tensor, safetensors::Load};
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use safetensors::{
     Dtype,
     tensor::{SafeTensors, TensorInfo, TensorView},
@@ -62,6 +65,23 @@ struct Mapped {
 pub(crate) enum Bytes {
     Mapped(Mmap),
     Read(Cow<'static, [u8]>),
+}
+
+impl Bytes {
+    /// Says that a part will not be read soon: its pages leave this process's memory, and come back from the file when
+    /// it is read again. Without it a model takes twice its size while it is loaded.
+    fn set_aside(&self, part: Range<usize>) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is shared and never written to, so that whoever reads a page that was given back sees the
+            // file's bytes again.
+            let done = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, part.start, part.len()) };
+            // It is advice: where it cannot be followed the pages stay.
+            let _ = done;
+        }
+        #[cfg(not(unix))]
+        let _ = part;
+    }
 }
 
 impl std::ops::Deref for Bytes {
@@ -260,10 +280,11 @@ impl Weights {
         if place.info.dtype == Dtype::I8 {
             return self.scaled(&name, place, shape);
         }
-        self.view(place)
-            .and_then(|view| view.load(&Device::Cpu))
-            .and_then(|tensor| tensor.to_dtype(DType::F32))
-            .map_err(|e| self.bad(format!("expected the tensor {name} to hold floats ({e})")))
+        let loaded = self.view(place).and_then(|view| view.load(&Device::Cpu)?.to_dtype(DType::F32));
+        let file = &self.files.files[place.file];
+        let (start, end) = place.info.data_offsets;
+        file.bytes.set_aside(file.data + start..file.data + end);
+        loaded.map_err(|e| self.bad(format!("expected the tensor {name} to hold floats ({e})")))
     }
 
     /// The values of the tensor `name` of shape `shape`, in row-major order.
@@ -375,7 +396,9 @@ pub(crate) fn single(has: impl Fn(&str) -> bool) -> &'static str {
 type FileState = (String, usize, Option<SystemTime>);
 
 /// Sha256 of a file, once per process and content: pipelines ask who their models are many times.
-pub(crate) fn digest(name: &str, bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn digest(name: &str, bytes: &Bytes) -> [u8; 32] {
+    /// Bytes that are looked at before they are set aside.
+    const PART: usize = 16 << 20;
     static KNOWN: Mutex<BTreeMap<FileState, [u8; 32]>> = Mutex::new(BTreeMap::new());
     let changed = std::fs::metadata(name).and_then(|file| file.modified()).ok();
     let state = (name.to_owned(), bytes.len(), changed);
@@ -383,7 +406,12 @@ pub(crate) fn digest(name: &str, bytes: &[u8]) -> [u8; 32] {
     if let Some(digest) = known().get(&state) {
         return *digest;
     }
-    let digest: [u8; 32] = Sha256::digest(bytes).into();
+    let mut digest = Sha256::new();
+    for (i, part) in bytes.chunks(PART).enumerate() {
+        digest.update(part);
+        bytes.set_aside(i * PART..i * PART + part.len());
+    }
+    let digest: [u8; 32] = digest.finalize().into();
     known().insert(state, digest);
     digest
 }

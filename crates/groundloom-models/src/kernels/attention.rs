@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{Dense, Epilogue, Isa, Placement, norm::softmax};
 
 /// Queries whose scores are held at once.
-const QUERIES: usize = 120;
+const QUERIES: usize = 144;
 
 /// Vectors of all heads: of row `r` of sequence `n` those of head `h` begin at
 /// `start + (n · length + r) · stride + h · width`.

@@ -153,16 +153,19 @@ impl WithSimd for Product<'_> {
             let panel = &layer.panels[layer.inputs * column..][..layer.inputs * width];
             let bias = &layer.bias[column..column + width];
             let panel = Panel { column, values: S::as_simd_f32s(panel).0, bias: S::as_simd_f32s(bias).0 };
-            // Tiles of (rows × vectors) that keep about 24 accumulators in 32 registers, 12 in 16.
+            // Tiles of (rows × vectors) whose sums, weights and input fit the registers: 24 sums in 32 registers, 12 in
+            // 16. Where that is less than a panel its columns are walked in parts, but for one or two rows, which
+            // need all the sums there are to hide how long an addition takes.
+            let few = self.input.len() <= 2 * layer.inputs;
             match (S::F32_LANES, width) {
-                (16, PANEL) => self.rows::<S, 10, 6, 3, 2>(simd, panel),
-                (16, HALF) => self.rows::<S, 12, 8, 4, 1>(simd, panel),
-                (8, PANEL) => self.rows::<S, 3, 2, 1, 4>(simd, panel),
-                (8, HALF) => self.rows::<S, 6, 4, 2, 2>(simd, panel),
-                (4, PANEL) => self.rows::<S, 3, 2, 1, 8>(simd, panel),
-                (4, HALF) => self.rows::<S, 6, 4, 2, 4>(simd, panel),
-                (_, PANEL) => self.rows::<S, 1, 1, 1, 32>(simd, panel),
-                _ => self.rows::<S, 1, 1, 1, 16>(simd, panel),
+                (16, PANEL) => self.panel::<S, 12, 6, 3, 2>(simd, panel),
+                (16, HALF) => self.panel::<S, 12, 6, 3, 1>(simd, panel),
+                (8, PANEL) if few => self.panel::<S, 2, 2, 1, 4>(simd, panel),
+                (8, _) => self.panel::<S, 6, 4, 2, 2>(simd, panel),
+                (4, PANEL) if few => self.panel::<S, 2, 2, 1, 8>(simd, panel),
+                (4, _) => self.panel::<S, 6, 4, 2, 4>(simd, panel),
+                (_, PANEL) => self.panel::<S, 1, 1, 1, 32>(simd, panel),
+                _ => self.panel::<S, 1, 1, 1, 16>(simd, panel),
             }
         }
     }
@@ -170,6 +173,7 @@ impl WithSimd for Product<'_> {
 
 struct Panel<'a, S: Simd> {
     column: usize,
+    /// Rows of as many vectors as `bias` has.
     values: &'a [S::f32s],
     bias: &'a [S::f32s],
 }
@@ -188,14 +192,44 @@ struct Cursor {
     in_line: usize,
 }
 
+/// Runs the body for every number below `$limit`, at most 32, each time with a constant: what arrays hold that are
+/// only asked for constant places stays in registers. Loops are unrolled too late for that, or not at all.
+macro_rules! each {
+    ($i:ident < $limit:expr, $body:expr) => {
+        each!($i < $limit, $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+    };
+    ($i:ident < $limit:expr, $body:expr; $($n:literal)*) => {
+        $(if $n < $limit {
+            let $i: usize = $n;
+            $body;
+        })*
+    };
+}
+
 impl Product<'_> {
-    /// All rows against one panel of `N` vectors, in tiles of `A` rows and, at the end, the smallest of `A`, `B`, `C`
+    /// All rows against one panel, `N` vectors at a time.
+    #[inline(always)]
+    fn panel<S: Simd, const A: usize, const B: usize, const C: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        panel: Panel<'_, S>,
+    ) {
+        let vectors = panel.bias.len();
+        for vector in (0..vectors).step_by(N) {
+            if panel.column + vector * S::F32_LANES < self.columns.end {
+                self.rows::<S, A, B, C, N>(simd, panel, vector);
+            }
+        }
+    }
+
+    /// All rows against `N` vectors of a panel, in tiles of `A` rows and, at the end, the smallest of `A`, `B`, `C`
     /// that holds the rest.
     #[inline(always)]
     fn rows<S: Simd, const A: usize, const B: usize, const C: usize, const N: usize>(
         &mut self,
         simd: S,
         panel: Panel<'_, S>,
+        vector: usize,
     ) {
         let rows = self.input.len() / self.layer.inputs;
         let mut cursor = Cursor { line: self.placement.start, in_line: 0 };
@@ -203,13 +237,13 @@ impl Product<'_> {
         while row < rows {
             let left = rows - row;
             if left > B {
-                self.tile::<S, A, N>(simd, panel, row, left.min(A), &mut cursor);
+                self.tile::<S, A, N>(simd, panel, vector, row, left.min(A), &mut cursor);
                 row += A;
             } else if left > C {
-                self.tile::<S, B, N>(simd, panel, row, left, &mut cursor);
+                self.tile::<S, B, N>(simd, panel, vector, row, left, &mut cursor);
                 row += B;
             } else {
-                self.tile::<S, C, N>(simd, panel, row, left.min(C), &mut cursor);
+                self.tile::<S, C, N>(simd, panel, vector, row, left.min(C), &mut cursor);
                 row += C;
             }
         }
@@ -222,72 +256,73 @@ impl Product<'_> {
         &mut self,
         simd: S,
         panel: Panel<'_, S>,
+        vector: usize,
         row: usize,
         valid: usize,
         cursor: &mut Cursor,
     ) {
         let depth = self.layer.inputs;
-        let weights = &panel.values.as_chunks::<N>().0[..depth];
-        let input: [&[f32]; R] = std::array::from_fn(|r| &self.input[(row + r.min(valid - 1)) * depth..][..depth]);
-        let bias: [S::f32s; N] = std::array::from_fn(|v| panel.bias[v]);
+        let mut input: [&[f32]; R] = [&[]; R];
+        each!(r < R, input[r] = &self.input[(row + r.min(valid - 1)) * depth..][..depth]);
+        let mut bias = [simd.splat_f32s(0.0); N];
+        each!(v < N, bias[v] = panel.bias[vector + v]);
         let mut sums = [bias; R];
-        for k in 0..depth {
-            let weight = weights[k];
-            for r in 0..R {
+        for (k, weights) in panel.values.chunks_exact(panel.bias.len()).take(depth).enumerate() {
+            let weights = &weights[vector..vector + N];
+            let mut weight = bias;
+            each!(v < N, weight[v] = weights[v]);
+            each!(r < R, {
                 let x = simd.splat_f32s(input[r][k]);
-                for v in 0..N {
-                    sums[r][v] = simd.mul_add_e_f32s(x, weight[v], sums[r][v]);
-                }
-            }
+                each!(v < N, sums[r][v] = simd.mul_add_e_f32s(x, weight[v], sums[r][v]));
+            });
         }
         let stride = self.columns.len();
-        let columns = (self.columns.end - panel.column).min(N * S::F32_LANES);
+        let first = panel.column + vector * S::F32_LANES;
+        let columns = (self.columns.end - first).min(N * S::F32_LANES);
         let mut places = [0; R];
         for place in places.iter_mut().take(valid) {
-            *place = cursor.line + cursor.in_line * stride + panel.column - self.columns.start;
+            *place = cursor.line + cursor.in_line * stride + first - self.columns.start;
             cursor.in_line += 1;
             if cursor.in_line == self.placement.per_line {
                 *cursor = Cursor { line: cursor.line + self.placement.line_stride, in_line: 0 };
             }
         }
-        // Loops over `R` and `N` with nothing but constants in their bounds unroll, and the sums stay in registers.
-        match self.epilogue {
-            Epilogue::Linear | Epilogue::Activate(_) => {}
-            Epilogue::Relu6 => {
-                let (zero, six) = (simd.splat_f32s(0.0), simd.splat_f32s(6.0));
-                for sum in &mut sums {
-                    for value in sum {
-                        *value = simd.min_f32s(simd.max_f32s(*value, zero), six);
-                    }
-                }
-            }
-            Epilogue::Add(residual) => {
-                for r in 0..R {
-                    if r < valid {
-                        let line = &residual[places[r]..places[r] + columns];
-                        for (v, sum) in sums[r].iter_mut().enumerate() {
-                            *sum = simd.add_f32s(*sum, simd.partial_load_f32s(part::<S>(line, v)));
-                        }
-                    }
-                }
-            }
+        if let Epilogue::Relu6 = self.epilogue {
+            let (zero, six) = (simd.splat_f32s(0.0), simd.splat_f32s(6.0));
+            each!(r < R, each!(v < N, sums[r][v] = simd.min_f32s(simd.max_f32s(sums[r][v], zero), six)));
         }
         if columns == N * S::F32_LANES {
-            for r in 0..R {
+            if let Epilogue::Add(residual) = self.epilogue {
+                each!(
+                    r < R,
+                    if r < valid {
+                        let line = S::as_simd_f32s(&residual[places[r]..places[r] + N * S::F32_LANES]).0;
+                        each!(v < N, sums[r][v] = simd.add_f32s(sums[r][v], line[v]));
+                    }
+                );
+            }
+            each!(
+                r < R,
                 if r < valid {
                     let out = S::as_mut_simd_f32s(&mut self.out[places[r]..places[r] + N * S::F32_LANES]).0;
-                    out[..N].copy_from_slice(&sums[r]);
+                    each!(v < N, out[v] = sums[r][v]);
                 }
-            }
+            );
         } else {
-            for r in 0..R {
-                if r < valid {
-                    let out = &mut self.out[places[r]..places[r] + columns];
-                    for (v, sum) in sums[r].iter().enumerate() {
-                        let start = (v * S::F32_LANES).min(columns);
-                        let end = (start + S::F32_LANES).min(columns);
-                        simd.partial_store_f32s(&mut out[start..end], *sum);
-                    }
+            let sums = sums;
+            for r in 0..valid {
+                let out = &mut self.out[places[r]..places[r] + columns];
+                for (v, &sum) in sums[r].iter().enumerate() {
+                    let sum = match self.epilogue {
+                        Epilogue::Add(residual) => {
+                            let line = &residual[places[r]..places[r] + columns];
+                            simd.add_f32s(sum, simd.partial_load_f32s(part::<S>(line, v)))
+                        }
+                        _ => sum,
+                    };
+                    let start = (v * S::F32_LANES).min(columns);
+                    let end = (start + S::F32_LANES).min(columns);
+                    simd.partial_store_f32s(&mut out[start..end], sum);
                 }
             }
         }
@@ -397,6 +432,72 @@ mod tests {
                 if isa.class() == crate::KernelClass::Fused {
                     prop_assert!(fused.get_or_insert_with(|| linear.clone()) == &linear, "{isa:?} gives other bits");
                 }
+            }
+        }
+    }
+
+    /// Multiply-adds a second in the shapes of the encoders beside those of `gemm`, on one thread: `RAYON_NUM_THREADS=1
+    /// cargo test --release -p groundloom-models --lib speed -- --ignored --nocapture`. `gemm` chooses its instruction set
+    /// itself: beside AVX2, take its feature `x86-v4` away.
+    #[test]
+    #[ignore = "it measures, and says nothing on a busy machine"]
+    fn speed_beside_gemm() {
+        let seconds = |mut run: Box<dyn FnMut() + '_>| {
+            let (begun, mut best) = (std::time::Instant::now(), f64::MAX);
+            while begun.elapsed().as_secs_f64() < 0.05 {
+                let round = std::time::Instant::now();
+                run();
+                best = best.min(round.elapsed().as_secs_f64());
+            }
+            best
+        };
+        let shapes =
+            [(384, 1152), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768), (256, 2048), (2048, 256)];
+        for isa in Isa::all().into_iter().filter(|isa| isa.class() == crate::KernelClass::Fused) {
+            println!("{}", format!("{isa:?}").split('{').next().unwrap_or_default());
+            for (inputs, outputs) in shapes {
+                print!("| {inputs} × {outputs} ");
+                // As checkpoints hold it, row after row of inputs, which is column-major to `gemm`.
+                let (transposed, bias) = (values(1, inputs * outputs), values(2, outputs));
+                let layer = Dense::pack_transposed(&transposed, inputs, inputs, &bias);
+                for rows in [1, 18, 50, 400, 1600] {
+                    let input = values(3, rows * inputs);
+                    let mut out = vec![0.0; rows * outputs];
+                    let rate = |seconds: f64| 2.0 * (rows * inputs * outputs) as f64 / seconds / 1e9;
+                    let ours = rate(seconds(Box::new(|| {
+                        crate::kernels::product(&layer, isa, &input, &mut out, Epilogue::Linear);
+                    })));
+                    let theirs = rate(seconds(Box::new(|| {
+                        let (out, left, right) = (out.as_mut_ptr(), input.as_ptr(), transposed.as_ptr());
+                        let (wide, deep) = (outputs as isize, inputs as isize);
+                        // SAFETY: all three matrices have the sizes and steps that are given.
+                        unsafe {
+                            gemm::gemm(
+                                rows,
+                                outputs,
+                                inputs,
+                                out,
+                                1,
+                                wide,
+                                false,
+                                left,
+                                1,
+                                deep,
+                                right,
+                                deep,
+                                1,
+                                0.0,
+                                1.0,
+                                false,
+                                false,
+                                false,
+                                gemm::Parallelism::None,
+                            );
+                        }
+                    })));
+                    print!("| {ours:.0} / {theirs:.0} ");
+                }
+                println!("|");
             }
         }
     }

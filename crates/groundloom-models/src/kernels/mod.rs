@@ -2,7 +2,7 @@
 //! encoders; convolutions of channels-last images.
 //!
 //! Instruction sets are chosen at run time ([`KernelClass::detect`]) through `pulp`, so there is no unsafe code here
-//! and a machine without AVX still gets an answer. Every output value is one chain of fused multiply-adds in a fixed
+//! (but for the test that calls `gemm`) and a machine without AVX still gets an answer. Every output value is one chain of fused multiply-adds in a fixed
 //! order (bias first, then inputs in storage order), whatever the vector width. AVX-512, AVX2 with FMA and NEON
 //! therefore give the same bits; only the class without a fused multiply-add differs. A row's result does not depend on
 //! the rows beside it, nor on how many threads share the work. `ssd::plain` and the tests of `layers` compute the same

@@ -7,8 +7,8 @@ use super::{Activation, Dense, Epilogue, Isa, Placement, dense::PANEL, norm};
 
 /// Values of the input that one task works on: with a panel of weights they fit the second-level cache of a core.
 const BLOCK: usize = 96 * 1024;
-/// Rows of a task are a multiple of this where it can be had: the kernel's tiles are of 10, 6 and 3 rows.
-const TILE: usize = 30;
+/// Rows of a task are a multiple of this where it can be had: the kernel's tiles are of 12 or 6 rows at most.
+const TILE: usize = 36;
 /// Multiply-adds below which a second thread costs more than it gives.
 const SMALL: usize = 1 << 17;
 
