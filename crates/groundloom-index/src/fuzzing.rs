@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     FileEntry, Manifest, exchange, lines,
     manifest::{self, BEFORE_HASH},
-    segment::Column,
+    segment::{Column, Effort},
     vector_file::{self, hex},
 };
 
@@ -37,7 +37,7 @@ pub fn vector_file(bytes: &[u8]) {
         }
         let query = vec![0.5; lines::padded(column.header().dims)];
         for (cost, exact) in [(0, false), (1, true)] {
-            if let Ok((found, _)) = column.search(&query, 3, 8, cost, None, exact) {
+            if let Ok((found, _)) = column.search(&query, 3, Effort { ef: 8, ef_elsewhere: 16, cost }, None, exact) {
                 assert!(found.len() <= 3);
             }
         }
@@ -104,7 +104,7 @@ mod tests {
     use super::corpus::run;
     use crate::{
         FileEntry, IndexError,
-        segment::Column,
+        segment::{Column, Effort},
         vector_file::{self, hex},
     };
 
