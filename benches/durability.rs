@@ -37,7 +37,7 @@ const ROUNDS: usize = 5;
 const FILES: usize = 16;
 
 fn main() {
-    let rows: usize = std::env::var("ROWS").ok().and_then(|r| r.parse().ok()).unwrap_or(96_000);
+    let rows: usize = std::env::var("ROWS").ok().and_then(|r| r.parse().ok()).unwrap_or(480_000);
     let folder = tempfile::tempdir().unwrap();
     generate(&folder.path().join("in"), rows);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

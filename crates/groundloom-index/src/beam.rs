@@ -77,8 +77,10 @@ pub(crate) struct Allowed<'a> {
     pub(crate) nodes: &'a [u64],
     /// Which part of all nodes they are.
     pub(crate) share: f32,
-    /// The width of a walk that sets out where less than half of that part may be found: widths are measured with filters that know
-    /// nothing of the vectors, and what such a filter allows lies elsewhere.
+    /// The width of a walk that sets out where more than twice that part may be found: near there the filter closes few ways.
+    pub(crate) width_within: usize,
+    /// The width of a walk that sets out where less than a quarter of that part may be found. The view's width was measured with filters that know nothing of the
+    /// vectors; what such a filter allows lies elsewhere.
     pub(crate) width_elsewhere: usize,
 }
 
@@ -293,7 +295,7 @@ pub(crate) fn filtered_beam<S: Simd>(
     allowed: Allowed<'_>,
     scratch: &mut Scratch,
 ) {
-    let Allowed { nodes: allowed, share, width_elsewhere } = allowed;
+    let Allowed { nodes: allowed, share, width_within, width_elsewhere } = allowed;
     let is_allowed =
         |n: &Neighbour| allowed.get(n.node() as usize / 64).is_some_and(|word| word >> (n.node() % 64) & 1 == 1);
     std::mem::swap(&mut scratch.pool, &mut scratch.seeds);
@@ -302,10 +304,14 @@ pub(crate) fn filtered_beam<S: Simd>(
     pool.extend(seeds.iter().filter(|n| is_allowed(n)));
     expanded.clear();
     expanded.resize(pool.len(), false);
-    if 2.0 * (pool.len() as f32) < share * seeds.len() as f32 {
-        view.width = view.width.max(width_elsewhere);
-        view.kept = view.kept.max(view.width);
-    }
+    let (near, expected) = (pool.len() as f32, share * seeds.len() as f32);
+    let at_least = match () {
+        () if 4.0 * near < expected => width_elsewhere,
+        () if near > 2.0 * expected || near as usize == seeds.len() => width_within,
+        () => 0,
+    };
+    view.width = view.width.max(at_least);
+    view.kept = view.kept.max(view.width);
     // The nearest node that was met on the way down leads on even when it may not be found; the others when nothing else does.
     seeds.retain({
         let mut first = true;

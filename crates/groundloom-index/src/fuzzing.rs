@@ -37,7 +37,9 @@ pub fn vector_file(bytes: &[u8]) {
         }
         let query = vec![0.5; lines::padded(column.header().dims)];
         for (cost, exact) in [(0, false), (1, true)] {
-            if let Ok((found, _)) = column.search(&query, 3, Effort { ef: 8, ef_elsewhere: 16, cost }, None, exact) {
+            if let Ok((found, _)) =
+                column.search(&query, 3, Effort { ef: 8, ef_within: 8, ef_elsewhere: 16, cost }, None, exact)
+            {
                 assert!(found.len() <= 3);
             }
         }
@@ -104,7 +106,7 @@ mod tests {
     use super::corpus::run;
     use crate::{
         FileEntry, IndexError,
-        segment::{Column, Effort},
+        segment::Column,
         vector_file::{self, hex},
     };
 

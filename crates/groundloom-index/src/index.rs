@@ -282,11 +282,13 @@ impl Index {
                 Some(filter) => t.filtered_ef(filter.count, entry.rows),
             });
             // It was tuned for ten answers; more of them need a wider view.
-            let ef = search.ef.unwrap_or(tuned.max(tuned.min(10) + 2 * search.k.saturating_sub(10)));
+            let of = |tuned: usize| search.ef.unwrap_or(tuned.max(tuned.min(10) + 2 * search.k.saturating_sub(10)));
+            let ef = of(tuned);
+            let unfiltered = of(tuning.map_or(search.k, |t| t.ef));
             let cost = tuning.map_or(usize::MAX, |t| t.computed.saturating_mul(ef) / t.ef.max(1));
             // Who names an `ef` wants a walk.
             let cost = if search.ef.is_some() && search.filter.is_none() { 0 } else { cost };
-            let effort = Effort { ef, ef_elsewhere: 2 * ef, cost };
+            let effort = Effort { ef, ef_within: unfiltered, ef_elsewhere: 2 * unfiltered, cost };
             let (hits, plan) = column.search(padded.row(0), search.k, effort, filter, search.exact)?;
             plans.push(plan);
             found.extend(hits.iter().map(|h| (h.distance(), Position { segment: place, row: h.node() })));

@@ -298,7 +298,9 @@ pub(crate) struct RowFilter<'a> {
 pub(crate) struct Effort {
     /// The width of a walk.
     pub(crate) ef: usize,
-    /// The same where what a filter allows lies elsewhere than the query.
+    /// At least this where most of what is near the query is allowed by a filter.
+    pub(crate) ef_within: usize,
+    /// At least this where what a filter allows lies elsewhere than the query.
     pub(crate) ef_elsewhere: usize,
     /// How many distances a walk with `ef` computes, as measured when the segment was tuned.
     pub(crate) cost: usize,
@@ -399,7 +401,7 @@ impl Column {
         &self,
         query: &[f32],
         k: usize,
-        Effort { ef, ef_elsewhere, cost }: Effort,
+        Effort { ef, ef_within, ef_elsewhere, cost }: Effort,
         filter: Option<RowFilter<'_>>,
         exact: bool,
     ) -> Result<(Vec<Ranked>, Plan), IndexError> {
@@ -433,7 +435,10 @@ impl Column {
             Some(filter) => {
                 let share = matching as f32 / self.file.header.rows.max(1) as f32;
                 let nodes = self.nodes_of(filter)?.words();
-                (Plan::FilteredGraph, Some(Allowed { nodes, share, width_elsewhere: ef_elsewhere }))
+                (
+                    Plan::FilteredGraph,
+                    Some(Allowed { nodes, share, width_within: ef_within, width_elsewhere: ef_elsewhere }),
+                )
             }
         };
         let view = View { width: ef, kept: ef.max(k) };

@@ -42,19 +42,17 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// The `ef` for a filter that lets `matching` of `rows` pass: between those for the measured shares around it, and not less than without a filter,
-    /// as which a search is that sets out where everything is allowed.
+    /// The `ef` for a filter that lets `matching` of `rows` pass: between those for the measured shares around it.
     pub(crate) fn filtered_ef(&self, matching: usize, rows: usize) -> usize {
         // Some of the ways that the walk was tuned with are closed: as much again, where it was not measured how many.
         let Some(filtered) = self.filtered else { return 2 * self.ef };
         let one_of = rows as f64 / matching.max(1) as f64;
         let measured = || std::iter::once((1, self.ef)).chain(FILTERS.into_iter().zip(filtered));
         let between = measured().zip(measured().skip(1)).find(|(_, (every, _))| one_of <= *every as f64);
-        let ef = between.map_or(filtered[FILTERS.len() - 1], |((more, wide), (_, wider))| {
+        between.map_or(filtered[FILTERS.len() - 1], |((more, wide), (_, wider))| {
             let (wide, wider) = (wide as f64, wider as f64);
             (wide * (wider / wide).powf((one_of / more as f64).log2())).ceil() as usize
-        });
-        self.ef.max(ef)
+        })
     }
 }
 
@@ -93,7 +91,12 @@ fn narrowest(seen: &Searchable<'_>, questions: &[&[f32]], target: f64, allowed: 
             .map(|(question, truth)| {
                 scratches.with(|scratch| {
                     scratch.computed = 0;
-                    let allowed = allowed.map(|a| Allowed { nodes: a.words(), share: 0.0, width_elsewhere: ef });
+                    let allowed = allowed.map(|a| Allowed {
+                        nodes: a.words(),
+                        share: 1.0,
+                        width_within: ef,
+                        width_elsewhere: ef,
+                    });
                     let found = seen.walk(question, View { width: ef, kept: ef.max(K) }, allowed, scratch);
                     (found.iter().take(K).filter(|n| truth.contains(&n.node())).count(), scratch.computed)
                 })
