@@ -49,10 +49,12 @@ impl Tuning {
         let one_of = rows as f64 / matching.max(1) as f64;
         let measured = || std::iter::once((1, self.ef)).chain(FILTERS.into_iter().zip(filtered));
         let between = measured().zip(measured().skip(1)).find(|(_, (every, _))| one_of <= *every as f64);
-        between.map_or(filtered[FILTERS.len() - 1], |((more, wide), (_, wider))| {
+        let ef = between.map_or(filtered[FILTERS.len() - 1], |((more, wide), (_, wider))| {
             let (wide, wider) = (wide as f64, wider as f64);
             (wide * (wider / wide).powf((one_of / more as f64).log2())).ceil() as usize
-        })
+        });
+        // Filters that know something of the vectors need more than those that were measured.
+        ef.max(K)
     }
 }
 

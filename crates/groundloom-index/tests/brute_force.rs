@@ -120,12 +120,30 @@ fn filters_are_exact_in_number_at_every_selectivity() {
         let found = recall(&index, Metric::Cosine, &all, &queries, Some(&keep), None);
         assert!(found >= 0.93, "{share}: recall {found}");
     }
-    // What may be found lies far from the question: one cluster only.
-    let first: Vec<usize> =
-        nearest(Metric::Cosine, &all, &queries[0], 6000, |_| true)[5000..].iter().map(|n| n.1).collect();
-    let keep = Bitmap::from_fn(all.len(), |i| first.contains(&i));
-    let found = recall(&index, Metric::Cosine, &all, &queries, Some(&keep), None);
-    assert!(found >= 0.93, "far: recall {found}, tuned {:?}", index.manifest().segments[0].columns[0].tuning);
+}
+
+#[test]
+fn filters_that_know_the_vectors_are_walked_well() {
+    let all = clustered(30_000, 16, 40, 0.6, 5);
+    let mut random = Random(8);
+    let queries: Vec<Vec<f32>> =
+        (0..40).map(|i| all[i * 100].iter().map(|x| x + 0.4 * random.normal()).collect()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ColumnSettings { graph_from: 500, ..ColumnSettings::default() };
+    let index = build(folder.path(), &all, Metric::Cosine, settings);
+    let tuning = index.manifest().segments[0].columns[0].tuning;
+    let ranked: Vec<usize> =
+        nearest(Metric::Cosine, &all, &queries[0], all.len(), |_| true).iter().map(|n| n.1).collect();
+    // The third that lies farthest from one of the questions, and the nearest: far from some of the others and around some.
+    for (name, part) in [("far", &ranked[20_000..]), ("near", &ranked[..10_000])] {
+        let mut keep = Bitmap::none(all.len());
+        part.iter().for_each(|row| keep.insert(*row));
+        let filter = index.filter(&Numbers(keep.clone())).unwrap();
+        let plan = index.search(&queries[1], &Search { filter: Some(&filter), ..search(10) }).unwrap().plans;
+        assert_eq!(plan, [Plan::FilteredGraph]);
+        let found = recall(&index, Metric::Cosine, &all, &queries, Some(&keep), None);
+        assert!(found >= 0.93, "{name}: recall {found}, tuned {tuning:?}");
+    }
 }
 
 #[test]
