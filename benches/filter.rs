@@ -4,12 +4,9 @@
 //! `cargo bench --bench filter` (`ROWS=1000000` for a quick look). Rounds alternate; medians and their ratios are printed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{
-    fs::File,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod support;
+
+use std::{fs::File, path::Path, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray},
@@ -20,14 +17,8 @@ use datafusion::{
     dataframe::DataFrameWriteOptions,
     prelude::{ParquetReadOptions, SessionConfig, SessionContext},
 };
-use groundloom_engine::{
-    graph,
-    run::{self, Plan, RunOptions},
-};
-use groundloom_formats::store::Stores;
-use groundloom_spec::SourceFile;
 use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
-use tokio_util::sync::CancellationToken;
+use support::{median, random_numbers, run_pipeline, timed};
 
 const ROUNDS: usize = 5;
 const PREDICATE: &str = "length(caption) between 12 and 40 and score > 0.3";
@@ -48,35 +39,24 @@ fn main() {
         kept = (kept_ours, kept_alone);
         // The first round warms the page cache.
         if round > 0 {
-            ours.push(a);
-            alone.push(b);
-            by_itself.push(c);
+            ours.push(a.as_secs_f64());
+            alone.push(b.as_secs_f64());
+            by_itself.push(c.as_secs_f64());
         }
     }
     assert_eq!(kept.0, kept.1, "both keep the same rows");
     let a = median(ours);
     println!("{rows} rows, {} kept", kept.0);
-    let say = |what: &str, t: Duration| {
-        let (seconds, ratio) = (t.as_secs_f64(), t.as_secs_f64() / a.as_secs_f64());
+    let say = |what: &str, seconds: f64| {
         println!(
-            "{what}  {seconds:6.2} s  {:6.2} M rows/s  {ratio:5.2} (pipeline's speed / this)",
-            rows as f64 / seconds / 1e6
+            "{what}  {seconds:6.2} s  {:6.2} M rows/s  {:5.2} (pipeline's speed / this)",
+            rows as f64 / seconds / 1e6,
+            seconds / a
         );
     };
     say("pipeline, snappy        ", a);
     say("DataFusion alone, snappy", median(alone));
     say("DataFusion alone, zstd  ", median(by_itself));
-}
-
-fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
-    let start = Instant::now();
-    let result = work();
-    (start.elapsed(), result)
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }
 
 fn generate(path: &Path, rows: usize) {
@@ -91,11 +71,7 @@ fn generate(path: &Path, rows: usize) {
         .build();
     let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), schema.clone(), Some(properties)).unwrap();
     let words = ["a", "dog", "cat", "red", "field", "of", "flowers", "in", "the", "city", "two", "boats"];
-    let mut state = 7u64;
-    let mut random = move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize
-    };
+    let mut random = random_numbers();
     for first in (0..rows).step_by(8_192) {
         let n = 8_192.min(rows - first);
         let captions: Vec<String> = (0..n)
@@ -135,15 +111,5 @@ stages: {{ kept: {{ type: filter, where: '{PREDICATE}' }} }}
 sinks: {{ out: {{ type: parquet, path: '{0}/ours' }} }}",
         folder.display()
     );
-    let spec = groundloom_spec::parse(SourceFile::new("bench.yaml", text), &[], &|_| None).unwrap();
-    let graph = graph::check(&spec, &Stores::new()).await.unwrap();
-    let plan = Plan::new(graph, false).unwrap();
-    let options = RunOptions {
-        threads: std::thread::available_parallelism().unwrap(),
-        memory_bytes: None,
-        stop: CancellationToken::new(),
-        telemetry: Arc::default(),
-        clients: Arc::default(),
-    };
-    run::run(&plan, &options, Arc::new(|_| {})).await.unwrap().sinks[0].manifest.rows
+    run_pipeline(text).await
 }
