@@ -36,8 +36,8 @@ impl Default for Pace {
     }
 }
 
-/// Concurrency to start with, which is the most by default; it doubles per round trip until the server complains.
-const START: usize = 64;
+/// Concurrency to start with; it doubles per round trip until the server complains.
+const START: usize = 32;
 /// Failures in a row, of whatever calls, after which the server counts as down.
 const FAILURES_TO_OPEN: u32 = 10;
 /// While the server is down one call tries after this time, then after twice as long, ….
