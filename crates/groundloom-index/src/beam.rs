@@ -305,10 +305,12 @@ pub(crate) fn filtered_beam<S: Simd>(
     expanded.clear();
     expanded.resize(pool.len(), false);
     let (near, expected) = (pool.len() as f32, share * seeds.len() as f32);
-    let at_least = match () {
-        () if 4.0 * near < expected => width_elsewhere,
-        () if near > 2.0 * expected || near as usize == seeds.len() => width_within,
-        () => 0,
+    let at_least = if 4.0 * near < expected {
+        width_elsewhere
+    } else if near > 2.0 * expected || pool.len() == seeds.len() {
+        width_within
+    } else {
+        0
     };
     view.width = view.width.max(at_least);
     view.kept = view.kept.max(view.width);

@@ -30,6 +30,11 @@ fn numbers(answer: &groundloom_index::Answer) -> Vec<usize> {
     answer.hits.iter().map(|h| h.position.row as usize).collect()
 }
 
+/// Questions beside some of the vectors.
+fn near(all: &[Vec<f32>], random: &mut Random) -> Vec<Vec<f32>> {
+    (0..40).map(|i| all[i * 100].iter().map(|x| x + 0.4 * random.normal()).collect()).collect()
+}
+
 /// Share of the `k` nearest that are found; equal distances are equally right.
 fn recall(
     index: &Index,
@@ -101,8 +106,7 @@ fn walks_reach_the_target_on_every_distribution_metric_and_coding() {
 fn filters_are_exact_in_number_at_every_selectivity() {
     let all = clustered(6000, 32, 40, 0.6, 5);
     let mut random = Random(8);
-    let queries: Vec<Vec<f32>> =
-        (0..40).map(|i| all[i * 100].iter().map(|x| x + 0.4 * random.normal()).collect()).collect();
+    let queries = near(&all, &mut random);
     let folder = tempfile::tempdir().unwrap();
     let settings = ColumnSettings { graph_from: 500, ..ColumnSettings::default() };
     let index = build(folder.path(), &all, Metric::Cosine, settings);
@@ -125,9 +129,7 @@ fn filters_are_exact_in_number_at_every_selectivity() {
 #[test]
 fn filters_that_know_the_vectors_are_walked_well() {
     let all = clustered(30_000, 16, 40, 0.6, 5);
-    let mut random = Random(8);
-    let queries: Vec<Vec<f32>> =
-        (0..40).map(|i| all[i * 100].iter().map(|x| x + 0.4 * random.normal()).collect()).collect();
+    let queries = near(&all, &mut Random(8));
     let folder = tempfile::tempdir().unwrap();
     let settings = ColumnSettings { graph_from: 500, ..ColumnSettings::default() };
     let index = build(folder.path(), &all, Metric::Cosine, settings);
