@@ -18,6 +18,7 @@ mod kernels;
 mod lines;
 pub mod manifest;
 mod metric;
+mod rescoring;
 mod segment;
 pub mod serve;
 mod space;

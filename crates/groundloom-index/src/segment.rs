@@ -140,7 +140,7 @@ impl Built {
     }
 }
 
-fn by_batches(collected: Collected, settings: &ColumnSettings) -> Built {
+fn by_batches(collected: Collected, settings: &ColumnSettings) -> Result<Built, IndexError> {
     let nodes = collected.nodes();
     let codes = OwnedCodes::of(&collected, settings.coding);
     let made;
@@ -156,13 +156,13 @@ fn by_batches(collected: Collected, settings: &ColumnSettings) -> Built {
     // The last vectors to go in are questions first: the graph has not seen them.
     let seen = nodes - tuning::questions(nodes);
     builder.insert_until(seen);
-    let tuned = tuned(&collected, &codes, builder.view(), seen, settings);
+    let tuned = tuned(&collected, &codes, builder.view(), seen, settings)?;
     builder.insert_until(nodes);
     let levels = builder.finish();
-    Built { collected, codes, levels, tuned: Some(tuned) }
+    Ok(Built { collected, codes, levels, tuned: Some(tuned) })
 }
 
-fn by_hnsw_rs(collected: Collected, settings: &ColumnSettings) -> Built {
+fn by_hnsw_rs(collected: Collected, settings: &ColumnSettings) -> Result<Built, IndexError> {
     let nodes = collected.nodes();
     let mut graph = HnswRs::new(&collected.rows, collected.metric == Metric::L2, settings.graph);
     let seen = nodes - tuning::questions(nodes);
@@ -171,14 +171,14 @@ fn by_hnsw_rs(collected: Collected, settings: &ColumnSettings) -> Built {
         let part = graph.take();
         let arranged = part.arranged(&collected);
         let codes = OwnedCodes::of(&arranged, settings.coding);
-        tuned(&arranged, &codes, part.view(settings.graph.m), seen, settings)
+        tuned(&arranged, &codes, part.view(settings.graph.m), seen, settings)?
     };
     graph.insert_until(&collected.rows, nodes);
     let whole = graph.take();
     drop(graph);
     let collected = whole.arranged(&collected);
     let codes = OwnedCodes::of(&collected, settings.coding);
-    Built { collected, codes, levels: whole.levels, tuned: Some(tuned) }
+    Ok(Built { collected, codes, levels: whole.levels, tuned: Some(tuned) })
 }
 
 /// Tunes a search over the first `seen` nodes with the others as questions.
@@ -188,9 +188,10 @@ fn tuned(
     levels: Vec<Links<'_>>,
     seen: usize,
     settings: &ColumnSettings,
-) -> Tuning {
+) -> Result<Tuning, IndexError> {
     let searchable = Searchable {
         vectors: collected.rows.values(),
+        stored: None,
         stride: collected.rows.stride(),
         nodes: seen,
         l2: collected.metric == Metric::L2,
@@ -214,8 +215,8 @@ pub(crate) fn write(
     let with_graph = nodes >= settings.graph_from.max(2);
     let Built { collected, codes, levels, tuned } = match (with_graph, settings.graph.builder) {
         (false, _) => Built { collected, codes: OwnedCodes::F32, levels: Vec::new(), tuned: None },
-        (true, Builder::Batches) => by_batches(collected, settings),
-        (true, Builder::HnswRs) => by_hnsw_rs(collected, settings),
+        (true, Builder::Batches) => by_batches(collected, settings)?,
+        (true, Builder::HnswRs) => by_hnsw_rs(collected, settings)?,
     }
     .in_walk_order(settings.graph.m);
     let (starts, rows) = collected.rows_of_nodes();
@@ -321,6 +322,10 @@ pub enum Plan {
 /// A filter that lets fewer rows pass than one of so many is answered by a scan.
 const SPARSE: usize = 16;
 
+/// Vectors of more bytes than this are read where they are needed when a walk over codes has found them, instead of looked at in the mapping: a read
+/// costs half a microsecond, the mapping the whole set in the process's memory.
+const MAPPED_BYTES: u64 = 512 << 20;
+
 /// Rows that a part of a scan looks at.
 const PART: usize = 1 << 14;
 
@@ -377,8 +382,9 @@ impl Column {
             levels.push(Links { ids, cap, nodes: *nodes as u32 });
         }
         let stride = padded(h.dims);
-        let vectors = self.file.section("vectors", h.nodes * stride)?;
-        Ok(Searchable { vectors, stride, nodes: h.nodes, l2: h.metric == Metric::L2, codes, levels })
+        let vectors: &[f32] = self.file.section("vectors", h.nodes * stride)?;
+        let stored = if size_of_val(vectors) as u64 > MAPPED_BYTES { Some(self.file.stored("vectors")?) } else { None };
+        Ok(Searchable { vectors, stored, stride, nodes: h.nodes, l2: h.metric == Metric::L2, codes, levels })
     }
 
     fn rows(&self) -> Result<RowsOfNodes<'_>, IndexError> {
@@ -442,7 +448,7 @@ impl Column {
             }
         };
         let view = View { width: ef, kept: ef.max(k) };
-        let found = expand(self.scratches.with(|scratch| searchable.walk(query, view, allowed, scratch)));
+        let found = expand(self.scratches.with(|scratch| searchable.walk(query, k, view, allowed, scratch))?);
         if found.len() >= k || filter.is_none() && found.len() == of_nodes.rows.len() {
             return Ok((found, plan));
         }

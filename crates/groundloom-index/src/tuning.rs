@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    IndexError,
     beam::{Allowed, ScratchPool, View},
     bitmap::Bitmap,
     walk::Searchable,
@@ -65,16 +66,26 @@ pub(crate) fn questions(nodes: usize) -> usize {
 
 /// The smallest `ef` that reaches `target`, with a standard error to spare; the largest one tried when none does. And the
 /// same for filters: nodes are numbered in random order here, so that every so many of them is a fair draw.
-pub(crate) fn tune<'a>(seen: &Searchable<'_>, questions: impl Iterator<Item = &'a [f32]>, target: f64) -> Tuning {
+pub(crate) fn tune<'a>(
+    seen: &Searchable<'_>,
+    questions: impl Iterator<Item = &'a [f32]>,
+    target: f64,
+) -> Result<Tuning, IndexError> {
     let questions: Vec<&[f32]> = questions.collect();
-    let filtered = FILTERS.map(|every| {
+    let mut filtered = [0; FILTERS.len()];
+    for (ef, every) in filtered.iter_mut().zip(FILTERS) {
         let allowed = Bitmap::from_fn(seen.nodes, |node| node % every == 0);
-        narrowest(seen, &questions, target, Some(&allowed)).ef
-    });
-    Tuning { filtered: Some(filtered), ..narrowest(seen, &questions, target, None) }
+        *ef = narrowest(seen, &questions, target, Some(&allowed))?.ef;
+    }
+    Ok(Tuning { filtered: Some(filtered), ..narrowest(seen, &questions, target, None)? })
 }
 
-fn narrowest(seen: &Searchable<'_>, questions: &[&[f32]], target: f64, allowed: Option<&Bitmap>) -> Tuning {
+fn narrowest(
+    seen: &Searchable<'_>,
+    questions: &[&[f32]],
+    target: f64,
+    allowed: Option<&Bitmap>,
+) -> Result<Tuning, IndexError> {
     let is_allowed = |node: &u32| allowed.is_none_or(|a| a.contains(*node as usize));
     let truth: Vec<Vec<u32>> = questions
         .par_iter()
@@ -99,11 +110,11 @@ fn narrowest(seen: &Searchable<'_>, questions: &[&[f32]], target: f64, allowed: 
                         width_within: ef,
                         width_elsewhere: ef,
                     });
-                    let found = seen.walk(question, View { width: ef, kept: ef.max(K) }, allowed, scratch);
-                    (found.iter().take(K).filter(|n| truth.contains(&n.node())).count(), scratch.computed)
+                    let found = seen.walk(question, K, View { width: ef, kept: ef.max(K) }, allowed, scratch)?;
+                    Ok((found.iter().take(K).filter(|n| truth.contains(&n.node())).count(), scratch.computed))
                 })
             })
-            .collect();
+            .collect::<Result<_, IndexError>>()?;
         let hits: usize = counts.iter().map(|c| c.0).sum();
         let recall = if wanted == 0 { 1.0 } else { hits as f64 / wanted as f64 };
         let computed = counts.iter().map(|c| c.1).sum::<usize>() / counts.len().max(1);
@@ -113,5 +124,5 @@ fn narrowest(seen: &Searchable<'_>, questions: &[&[f32]], target: f64, allowed: 
             break;
         }
     }
-    best
+    Ok(best)
 }

@@ -14,16 +14,16 @@
 
 use std::{
     fs::File,
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
 use bytemuck::AnyBitPattern;
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::{IndexError, codes::Coding, metric::Metric};
+use crate::{IndexError, codes::Coding, metric::Metric, rescoring::Stored};
 
 #[cfg(target_endian = "big")]
 compile_error!("index files are little-endian and used where they are mapped");
@@ -31,6 +31,8 @@ compile_error!("index files are little-endian and used where they are mapped");
 const MAGIC: &[u8; 8] = b"GLVECTOR";
 const VERSION: u32 = 1;
 const LINE: u64 = 64;
+/// Bytes that are asked for at a time: the kernel takes a request for more than it likes to read ahead as one for less.
+const WARMED: usize = 2 << 20;
 
 /// What a vector file says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,6 +127,7 @@ pub(crate) fn write(path: &Path, mut header: Header, sections: &[(&str, &[u8])])
 #[derive(Debug)]
 pub(crate) struct VectorFile {
     path: PathBuf,
+    file: File,
     map: Mmap,
     pub(crate) header: Header,
     start: u64,
@@ -168,7 +171,7 @@ impl VectorFile {
                 return Err(damaged(format!("the section {:?} lies outside the file", s.name)));
             }
         }
-        Ok(Self { map, header, start, path })
+        Ok(Self { file, map, header, start, path })
     }
 
     /// Reads everything and compares the checksums.
@@ -192,10 +195,29 @@ impl VectorFile {
         self.map.get(start..start + section.bytes as usize).unwrap_or_default()
     }
 
+    fn named(&self, name: &str) -> Result<&Section, IndexError> {
+        let section = self.header.sections.iter().find(|s| s.name == name);
+        section.ok_or_else(|| self.damaged(format!("the section {name:?} is missing")))
+    }
+
+    /// A section to be read piece by piece.
+    pub(crate) fn stored(&self, name: &str) -> Result<Stored<'_>, IndexError> {
+        Ok(Stored { owner: self, file: &self.file, start: self.start + self.named(name)?.offset })
+    }
+
+    /// Asks the operating system to have the file in its cache soon. The process itself does not grow by it.
+    pub(crate) fn warm(&self) {
+        for start in (0..self.map.len()).step_by(WARMED) {
+            let length = WARMED.min(self.map.len() - start);
+            if self.map.advise_range(Advice::WillNeed, start, length).is_err() {
+                return;
+            }
+        }
+    }
+
     /// The values of a section, of which there must be `expected`.
     pub(crate) fn section<T: AnyBitPattern>(&self, name: &str, expected: usize) -> Result<&[T], IndexError> {
-        let section = self.header.sections.iter().find(|s| s.name == name);
-        let section = section.ok_or_else(|| self.damaged(format!("the section {name:?} is missing")))?;
+        let section = self.named(name)?;
         let values: &[T] = bytemuck::try_cast_slice(self.bytes(section))
             .map_err(|e| self.damaged(format!("the section {name:?}: {e}")))?;
         if values.len() != expected {
@@ -204,6 +226,10 @@ impl VectorFile {
             );
         }
         Ok(values)
+    }
+
+    pub(crate) fn io(&self, error: io::Error) -> IndexError {
+        IndexError::io(&self.path, error)
     }
 
     pub(crate) fn damaged(&self, problem: impl Into<String>) -> IndexError {

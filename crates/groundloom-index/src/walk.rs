@@ -6,8 +6,10 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::{
+    IndexError,
     beam::{Allowed, Links, Neighbour, Scratch, View, beam, descend, filtered_beam},
     codes::{encode_bits, encode_bytes},
+    rescoring::{Stored, candidates, rescore},
     space::{BitSpace, ByteSpace, FloatSpace, Space},
 };
 
@@ -15,6 +17,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Searchable<'a> {
     pub(crate) vectors: &'a [f32],
+    /// Where vectors are read from that are not looked at in `vectors`, to score again what codes found.
+    pub(crate) stored: Option<Stored<'a>>,
     pub(crate) stride: usize,
     pub(crate) nodes: usize,
     pub(crate) l2: bool,
@@ -36,25 +40,30 @@ impl Searchable<'_> {
         FloatSpace { values: self.vectors, stride: self.stride, query, l2: self.l2 }
     }
 
-    /// The nearest nodes that a walk finds, ascending, with distances of the vectors themselves. `query` is padded to the
-    /// stride.
+    /// The nearest nodes that a walk finds, ascending, with distances of the vectors themselves; `answers` of them, and
+    /// what else was measured on the way. `query` is padded to the stride.
+    ///
+    /// # Errors
+    /// When a vector cannot be read.
     pub(crate) fn walk(
         &self,
         query: &[f32],
+        answers: usize,
         view: View,
         allowed: Option<Allowed<'_>>,
         scratch: &mut Scratch,
-    ) -> Vec<Neighbour> {
+    ) -> Result<Vec<Neighbour>, IndexError> {
         let arch = Arch::new();
         let levels = &self.levels;
+        let mut bytes = Vec::new();
         match self.codes {
             Codes::F32 => {
                 arch.dispatch(Walk { space: self.floats(query), levels, view, allowed, scratch: &mut *scratch })
             }
             Codes::Int8 { codes, stride, scale } => {
-                let mut code = vec![0; stride];
-                encode_bytes(query, scale, &mut code);
-                let space = ByteSpace { codes, stride, query: &code, l2: self.l2 };
+                bytes.resize(stride, 0);
+                encode_bytes(query, scale, &mut bytes);
+                let space = ByteSpace { codes, stride, query: &bytes, l2: self.l2 };
                 arch.dispatch(Walk { space, levels, view, allowed, scratch: &mut *scratch })
             }
             Codes::Binary { codes, stride, means } => {
@@ -66,10 +75,10 @@ impl Searchable<'_> {
         }
         let mut found = scratch.pool.clone();
         if !matches!(self.codes, Codes::F32) {
-            arch.dispatch(Rescore { space: self.floats(query), found: &mut found });
-            found.sort_unstable();
+            found.truncate(candidates(self.codes, &bytes, self.l2, self.stride, &found, answers));
+            rescore(self.floats(query), self.stored, &mut found)?;
         }
-        found
+        Ok(found)
     }
 
     /// The `k` nearest of all pairs of a node and something ranked with it (a row), ascending by distance, then by what is
@@ -120,20 +129,6 @@ impl<P: Space> WithSimd for Walk<'_, P> {
             None => beam(simd, &space, *ground, view, scratch),
             Some(allowed) => filtered_beam(simd, &space, *ground, view, allowed, scratch),
         }
-    }
-}
-
-struct Rescore<'a> {
-    space: FloatSpace<'a>,
-    found: &'a mut [Neighbour],
-}
-
-impl WithSimd for Rescore<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        self.space.rescore(simd, self.found);
     }
 }
 

@@ -21,7 +21,9 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     pub(crate) fn open(folder: &Path) -> Result<Self, IndexError> {
-        Ok(Self { folder: folder.to_owned(), index: RwLock::new(Arc::new(Index::open(folder)?)) })
+        let index = Arc::new(Index::open(folder)?);
+        warm(&index);
+        Ok(Self { folder: folder.to_owned(), index: RwLock::new(index) })
     }
 
     pub(crate) fn get(&self) -> Arc<Index> {
@@ -39,12 +41,20 @@ impl Loaded {
             return Ok(false);
         }
         let next = Arc::new(Index::open(&self.folder)?);
+        warm(&next);
         match self.index.write() {
             Ok(mut index) => *index = next,
             Err(poisoned) => *poisoned.into_inner() = next,
         }
         Ok(true)
     }
+}
+
+/// Warms the index beside whatever is asked of it.
+fn warm(index: &Arc<Index>) {
+    let index = Arc::clone(index);
+    // Nobody waits for it: without it, the first queries are slower.
+    let _ = std::thread::Builder::new().name("index warm-up".to_owned()).spawn(move || index.warm());
 }
 
 /// Looks for a new generation every `pause`.
