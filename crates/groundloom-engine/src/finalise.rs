@@ -7,7 +7,10 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use groundloom_data::funnel::StageCounts;
@@ -43,21 +46,22 @@ const LAYOUT: u32 = 1;
 
 /// The sink that writes rows which stay inside a run (results between segments) or beside the data (quarantine): plain Parquet with every column.
 pub fn kept_sink() -> Arc<dyn Sink> {
-    Arc::new(own_sink(Layout::Data))
+    Arc::new(own_sink(Layout::Data, 256 << 20))
 }
 
 /// The sink that notes which rows were dropped.
 pub fn notes_sink() -> Arc<dyn Sink> {
-    Arc::new(own_sink(Layout::Notes))
+    // Nobody trains on these files: parts of some megabytes stay as they are.
+    Arc::new(own_sink(Layout::Notes, 16 << 20))
 }
 
-fn own_sink(layout: Layout) -> ParquetSink {
+fn own_sink(layout: Layout, file_bytes: u64) -> ParquetSink {
     ParquetSink {
         path: String::new(),
         form: None,
         columns: None,
         compression: ParquetCompression::Snappy,
-        file_bytes: 256 << 20,
+        file_bytes,
         layout,
     }
 }
@@ -82,26 +86,55 @@ pub fn publish(
         Some(_) => format!("{folder}/{}", generation_folder(&finished.fingerprint)),
         None => folder.to_owned(),
     };
-    let mut files = data_files(finished, node, sink, &next, &within(sink.folder()))?;
-    let joined: Vec<PathBuf> = files.iter().map(|f| next.join(&f.path)).collect();
-    if let Some(completed) = sink.complete(&next, &joined) {
-        let of = |made: Made| published(&next, &next.join(&made.name), made.rows);
-        files = completed?.into_iter().map(of).collect::<Result<_, _>>()?;
-    }
-    let rows = files.iter().map(|f| f.rows).sum();
-    let kept = kept_sink();
+    let data_folder = within(sink.folder());
+    let (ledger, entries) = finished.data;
+    let name = |i: usize, of: usize| format!("train-{i:05}-of-{of:05}.{}", sink.extension());
+    let mut jobs = joins(sink, entries, ledger, PartKind::Data, &next.join(&data_folder), name);
+    let data_jobs = jobs.len();
     for (kind, folder) in [
         (PartKind::Quarantine, QUARANTINE),
         (PartKind::Rejected, REJECTED),
         (PartKind::Dropped, DROPPED),
         (PartKind::Kept, KEPT),
     ] {
+        let sink = match kind {
+            PartKind::Dropped => notes_sink(),
+            _ => kept_sink(),
+        };
         for (segment, ledger, entries) in &finished.segments {
-            files.extend(join_parts(&kept, entries, ledger, kind, &next, &within(folder), |i, _| {
-                format!("{}-{i:05}.parquet", segment.name)
-            })?);
+            let name = |i: usize, _| format!("{}-{i:05}.parquet", segment.name);
+            jobs.extend(joins(&sink, entries, ledger, kind, &next.join(within(folder)), name));
         }
     }
+    // The rows that the report shows are the parts' own, so they are read while those are joined.
+    let shown = || match sink.extension() {
+        "parquet" => {
+            let parts: Vec<PathBuf> = jobs[..data_jobs].iter().flat_map(|join| &join.parts).cloned().collect();
+            parquet_sink::sample(&parts, report::GALLERY_ROWS).map(Some)
+        }
+        _ => Ok(None),
+    };
+    let (samples, files) = std::thread::scope(|scope| {
+        let shown = scope.spawn(shown);
+        let files = join_all(&jobs, &next);
+        (
+            shown.join().map_err(|_| EngineError::Internal("the thread that read rows for the report ended".into())),
+            files,
+        )
+    });
+    let mut files = files?;
+    let samples = samples??;
+    let beside = files.split_off(data_jobs);
+    if files.is_empty() {
+        files.push(no_rows(finished, node, sink, &next, &next.join(&data_folder).join(name(0, 1)))?);
+    }
+    let joined: Vec<PathBuf> = files.iter().map(|f| next.join(&f.path)).collect();
+    if let Some(completed) = sink.complete(&next, &joined) {
+        let of = |made: Made| published(&next, &next.join(&made.name), made.rows);
+        files = completed?.into_iter().map(of).collect::<Result<_, _>>()?;
+    }
+    let rows = files.iter().map(|f| f.rows).sum();
+    files.extend(beside);
     let funnel: Vec<StageCounts> = finished.segments.iter().flat_map(|(_, _, entries)| added(entries)).collect();
     let mut quarantined: BTreeMap<String, u64> = BTreeMap::new();
     for (code, n) in funnel.iter().flat_map(|c| &c.failed) {
@@ -109,10 +142,8 @@ pub fn publish(
     }
     let rejected = finished.segments.iter().flat_map(|(_, _, e)| e.iter()).map(|e| e.rows(PartKind::Rejected)).sum();
     let facts = Facts { finished, node, rows, funnel: &funnel, quarantined: &quarantined };
-    let data: Vec<PathBuf> = files.iter().filter(|f| is_data(f, sink)).map(|f| next.join(&f.path)).collect();
     write_text(&next, "README.md", &facts.card(&files, sink)?, &mut files)?;
-    if sink.extension() == "parquet" {
-        let samples = parquet_sink::sample(&data, report::GALLERY_ROWS)?;
+    if let Some(samples) = samples {
         write_text(&next, "report.html", &report::render(&facts.report()?, &samples)?, &mut files)?;
     }
     let manifest = Manifest {
@@ -140,74 +171,103 @@ fn is_data(file: &PublishedFile, sink: &Arc<dyn Sink>) -> bool {
     file.path.starts_with(sink.folder()) && !file.path.starts_with('_') && file.path.ends_with(sink.extension())
 }
 
-fn data_files(
+/// A data set without rows still has its columns.
+fn no_rows(
     finished: &Finished<'_>,
     node: &Node,
     sink: &Arc<dyn Sink>,
     next: &Path,
-    folder: &str,
-) -> Result<Vec<PublishedFile>, EngineError> {
-    let (ledger, entries) = finished.data;
-    let name = |i: usize, of: usize| format!("train-{i:05}-of-{of:05}.{}", sink.extension());
-    let files = join_parts(sink, entries, ledger, PartKind::Data, next, folder, name)?;
-    if !files.is_empty() {
-        return Ok(files);
-    }
-    // A data set without rows still has its columns.
-    let folder = next.join(folder);
-    fs::create_dir_all(&folder).map_err(|e| EngineError::io(&folder, e))?;
-    let path = folder.join(name(0, 1));
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
-    let file = file.map_err(|e| EngineError::io(&path, e))?;
+    path: &Path,
+) -> Result<PublishedFile, EngineError> {
+    make_folder_of(path)?;
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+    let file = file.map_err(|e| EngineError::io(path, e))?;
     let input = &finished.plan.graph.nodes[node.inputs[0]].schema;
     sink.writer(Arc::clone(input), file, &[])?.finish()?;
-    Ok(vec![published(next, &path, 0)?])
+    published(next, path, 0)
 }
 
-/// Joins the parts of a kind into files of about [`Sink::file_bytes`]; a part that is a file of its own is linked, not copied.
-fn join_parts(
+/// A file to be made of parts.
+struct Join {
+    sink: Arc<dyn Sink>,
+    parts: Vec<PathBuf>,
+    path: PathBuf,
+    rows: u64,
+}
+
+/// How the parts of a kind become files of about [`Sink::file_bytes`] in `folder`.
+fn joins(
     sink: &Arc<dyn Sink>,
     entries: &[Entry],
     ledger: &Ledger,
     kind: PartKind,
-    next: &Path,
-    folder: &str,
+    folder: &Path,
     name: impl Fn(usize, usize) -> String,
-) -> Result<Vec<PublishedFile>, EngineError> {
+) -> Vec<Join> {
     // What was tried again has left the quarantine, or stands there once more by its retry.
     let stands = |e: &&Entry| kind != PartKind::Quarantine || !is_superseded(e, entries);
-    let parts: Vec<_> = entries.iter().filter(stands).filter_map(|e| e.part(kind)).collect();
-    let mut groups: Vec<(Vec<PathBuf>, u64)> = Vec::new();
+    let parts = entries.iter().filter(stands).filter_map(|e| e.part(kind));
+    let mut joins: Vec<Join> = Vec::new();
     // Parts of a quarter of the size are good enough as they are: linking them costs nothing.
     let (good, most) = (sink.file_bytes() / 4, sink.file_bytes());
     let mut filled = u64::MAX;
     for part in parts {
         if filled >= good || filled.saturating_add(part.bytes) > most {
-            groups.push((Vec::new(), 0));
+            joins.push(Join { sink: Arc::clone(sink), parts: Vec::new(), path: PathBuf::new(), rows: 0 });
             filled = 0;
         }
-        if let Some((paths, rows)) = groups.last_mut() {
-            paths.push(ledger.part_path(part));
-            *rows += part.rows;
+        if let Some(join) = joins.last_mut() {
+            join.parts.push(ledger.part_path(part));
+            join.rows += part.rows;
         }
         filled += part.bytes;
     }
-    if groups.is_empty() {
-        return Ok(Vec::new());
+    let of = joins.len();
+    for (i, join) in joins.iter_mut().enumerate() {
+        join.path = folder.join(name(i, of));
     }
-    let folder = next.join(folder);
-    fs::create_dir_all(&folder).map_err(|e| EngineError::io(&folder, e))?;
-    let of = groups.len();
-    let mut files = Vec::with_capacity(of);
-    for (i, (paths, rows)) in groups.into_iter().enumerate() {
-        let path = folder.join(name(i, of));
-        match paths.as_slice() {
-            [part] if sink.is_whole_file() => link(part, &path)?,
-            _ => sink.join(&paths, &path)?,
+    joins
+}
+
+/// Makes the files, several at a time: one copies while another waits for the disk.
+fn join_all(joins: &[Join], next: &Path) -> Result<Vec<PublishedFile>, EngineError> {
+    joins.iter().try_for_each(|join| make_folder_of(&join.path))?;
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(joins.len());
+    let taken = AtomicUsize::new(0);
+    let work = || -> Vec<(usize, Result<PublishedFile, EngineError>)> {
+        let mut made = Vec::new();
+        while let Some((i, join)) = Some(taken.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, joins.get(i)?))) {
+            made.push((i, join.run(next)));
         }
-        files.push(published(next, &path, rows)?);
+        made
+    };
+    let mut made = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..at_once).map(|_| scope.spawn(work)).collect();
+        let mut made = work();
+        for other in others {
+            let ended = other.join().map_err(|_| EngineError::Internal("a thread that joined parts ended".into()))?;
+            made.extend(ended);
+        }
+        Ok::<_, EngineError>(made)
+    })?;
+    made.sort_by_key(|(i, _)| *i);
+    made.into_iter().map(|(_, file)| file).collect()
+}
+
+impl Join {
+    /// A part that is a file of its own is linked, not copied.
+    fn run(&self, next: &Path) -> Result<PublishedFile, EngineError> {
+        match self.parts.as_slice() {
+            [part] if self.sink.is_whole_file() => link(part, &self.path)?,
+            _ => self.sink.join(&self.parts, &self.path)?,
+        }
+        published(next, &self.path, self.rows)
     }
-    Ok(files)
+}
+
+fn make_folder_of(path: &Path) -> Result<(), EngineError> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    fs::create_dir_all(folder).map_err(|e| EngineError::io(folder, e))
 }
 
 fn link(from: &Path, to: &Path) -> Result<(), EngineError> {
@@ -235,9 +295,7 @@ fn published(root: &Path, path: &Path, rows: u64) -> Result<PublishedFile, Engin
 
 fn write_text(root: &Path, name: &str, text: &str, files: &mut Vec<PublishedFile>) -> Result<(), EngineError> {
     let path = root.join(name);
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|e| EngineError::io(folder, e))?;
-    }
+    make_folder_of(&path)?;
     File::create(&path).and_then(|mut f| f.write_all(text.as_bytes())).map_err(|e| EngineError::io(&path, e))?;
     files.push(published(root, &path, 0)?);
     Ok(())

@@ -136,7 +136,7 @@ impl DeltaTexts {
             }
             self.page.shared.push(shared as u32);
             self.page.rest.push((text.len() - shared) as u32);
-            self.page.rest_bytes.extend_from_slice(&text[shared..]);
+            push_short(&mut self.page.rest_bytes, data, offsets[i] as usize + shared, text.len() - shared);
             self.page.text_bytes += text.len() as i64;
             before = text;
             if self.page.shared.len() == PAGE_ROWS || self.page.rest_bytes.len() >= PAGE_BYTES {
@@ -241,6 +241,18 @@ impl DeltaTexts {
             written.last_page = Some(bounds);
         }
         Ok(())
+    }
+}
+
+/// Appends `length` bytes of `data` from `start` on. Most rests are short: sixteen bytes are copied at once, and those too many are cut off.
+fn push_short(out: &mut Vec<u8>, data: &[u8], start: usize, length: usize) {
+    match data.get(start..).and_then(|rest| rest.first_chunk::<16>()) {
+        Some(chunk) if length <= 16 => {
+            let end = out.len() + length;
+            out.extend_from_slice(chunk);
+            out.truncate(end);
+        }
+        _ => out.extend_from_slice(&data[start..start + length]),
     }
 }
 

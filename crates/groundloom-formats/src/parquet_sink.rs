@@ -272,58 +272,57 @@ impl PartWriter for Part {
 /// # Errors
 /// A part that cannot be read or is no Parquet file, parts of different schemas, a full disk.
 pub fn join(parts: &[PathBuf], output: &Path) -> Result<(), FormatError> {
-    let opened = parts.iter().map(|part| open(part)).collect::<Result<Vec<_>, _>>()?;
-    let Some((_, first)) = opened.first() else {
+    let Some((first, others)) = parts.split_first() else {
         return Err(FormatError::Input {
             key: "path",
             message: "expected at least one part to join, found none".into(),
         });
     };
-    let schema = first.file_metadata().schema_descr().root_schema_ptr();
-    for (part, (_, metadata)) in parts.iter().zip(&opened) {
+    // Of hundreds of parts only one is open at a time: their page indexes are megabytes together.
+    let (_, metadata) = open(first, PageIndexPolicy::Skip)?;
+    let schema = metadata.file_metadata().schema_descr().root_schema_ptr();
+    let mut pairs = pairs_of(&metadata);
+    for part in others {
+        let (_, metadata) = open(part, PageIndexPolicy::Skip)?;
         if metadata.file_metadata().schema_descr().root_schema() != schema.as_ref() {
             return Err(FormatError::Malformed {
                 location: part.display().to_string(),
                 message: format!(
                     "expected the columns of {}, found others: the parts were written by different runs",
-                    parts[0].display()
+                    first.display()
                 ),
             });
         }
+        let other = pairs_of(&metadata);
+        pairs.retain(|pair| other.contains(pair));
     }
-    let all: Vec<&ParquetMetaData> = opened.iter().map(|(_, metadata)| metadata).collect();
-    let properties = WriterProperties::builder()
-        .set_created_by(CREATED_BY.to_owned())
-        .set_key_value_metadata(Some(shared_pairs(&all)))
-        .build();
+    let properties =
+        WriterProperties::builder().set_created_by(CREATED_BY.to_owned()).set_key_value_metadata(Some(pairs)).build();
     let name = output.display().to_string();
     let file = File::create(output).map_err(|e| failed(&name, e.into()))?;
     let file = BufWriter::with_capacity(WRITE_BYTES, file);
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(|e| failed(&name, e))?;
-    for (input, metadata) in &opened {
-        append(&mut writer, input, metadata).map_err(|e| failed(&name, e))?;
+    for part in parts {
+        let (input, metadata) = open(part, PageIndexPolicy::Optional)?;
+        append(&mut writer, &input, &metadata).map_err(|e| failed(&name, e))?;
     }
     let file = writer.into_inner().map_err(|e| failed(&name, e))?;
     let file = file.into_inner().map_err(|e| failed(&name, e.into_error().into()))?;
     file.sync_all().map_err(|e| failed(&name, e.into()))
 }
 
-fn open(part: &Path) -> Result<(Chunks, ParquetMetaData), FormatError> {
+fn open(part: &Path, page_index: PageIndexPolicy) -> Result<(Chunks, ParquetMetaData), FormatError> {
     let location = part.display().to_string();
     let file = Chunks(File::open(part).map_err(|e| failed(&location, e.into()))?);
     let metadata = ParquetMetaDataReader::new()
-        .with_page_index_policy(PageIndexPolicy::Optional)
+        .with_page_index_policy(page_index)
         .parse_and_finish(&file)
         .map_err(|e| failed(&location, e))?;
     Ok((file, metadata))
 }
 
-fn shared_pairs(all: &[&ParquetMetaData]) -> Vec<KeyValue> {
-    let pairs = |metadata: &ParquetMetaData| metadata.file_metadata().key_value_metadata().cloned().unwrap_or_default();
-    let others: Vec<Vec<KeyValue>> = all.iter().skip(1).map(|m| pairs(m)).collect();
-    let mut shared = all.first().map(|m| pairs(m)).unwrap_or_default();
-    shared.retain(|pair| others.iter().all(|other| other.contains(pair)));
-    shared
+fn pairs_of(metadata: &ParquetMetaData) -> Vec<KeyValue> {
+    metadata.file_metadata().key_value_metadata().cloned().unwrap_or_default()
 }
 
 /// A file whose column chunks are read in large pieces.

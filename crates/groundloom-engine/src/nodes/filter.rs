@@ -13,20 +13,22 @@ use std::{
 use arrow::{
     array::{Array, ArrayRef, BooleanArray, RecordBatch, new_null_array},
     compute::{filter, filter_record_batch, is_not_null, kernels::boolean::or_kleene, not},
-    datatypes::{DataType, Schema},
+    datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use datafusion::{
     common::{
         DFSchemaRef, DataFusionError, Result,
         cast::{as_boolean_array, as_int64_array, as_uint64_array},
-        tree_node::TreeNodeRecursion,
+        tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     execution::{SendableRecordBatchStream, TaskContext},
     logical_expr::{
-        Expr, ExprSchemable, Extension, LogicalPlan, UserDefinedLogicalNodeCore, expr_rewriter::unnormalize_col,
+        ColumnarValue, Expr, ExprSchemable, Extension, LogicalPlan, UserDefinedLogicalNodeCore,
+        expr_rewriter::unnormalize_col,
     },
     physical_expr::{
         PhysicalExpr,
+        expressions::Column,
         utils::{collect_columns, reassign_expr_columns},
     },
     physical_plan::{
@@ -336,9 +338,10 @@ impl ExecutionPlan for FilterExec {
         let log = context.session_config().get_extension::<DropLog>().filter(|_| is_told(&self.spec.kind));
         let input = self.input.execute(partition, context)?;
         let dropped = log.map(|log| Dropped::new(log, &self.spec, &self.told, &input.schema())).transpose()?;
+        let computed = Computed::new(&self.predicate, &self.told, &input.schema())?;
         let (spec, predicate, counters) = (self.spec.clone(), Arc::clone(&self.predicate), Arc::clone(&self.counters));
         let stream = input.filter_map(move |batch| {
-            let kept = batch.and_then(|b| keep(&spec, &predicate, &counters, dropped.as_ref(), b));
+            let kept = batch.and_then(|b| keep(&spec, &predicate, computed.as_ref(), &counters, dropped.as_ref(), b));
             // Empty batches say nothing to the readers behind.
             std::future::ready(match kept {
                 Ok(batch) if batch.num_rows() == 0 => None,
@@ -352,13 +355,19 @@ impl ExecutionPlan for FilterExec {
 fn keep(
     spec: &FilterSpec,
     predicate: &Arc<dyn PhysicalExpr>,
+    computed: Option<&Computed>,
     counters: &Counters,
     dropped: Option<&Dropped>,
     batch: RecordBatch,
 ) -> Result<RecordBatch> {
     let rows = batch.num_rows();
-    let answer = predicate
-        .evaluate(&batch)
+    // What fails on rows that the rest of the predicate shields is computed as the predicate orders it.
+    let values = computed.and_then(|c| c.values(&batch).ok());
+    let answer = match (computed, &values) {
+        (Some(computed), Some(values)) => computed.answer(&batch, values),
+        _ => predicate.evaluate(&batch),
+    };
+    let answer = answer
         .and_then(|v| v.into_array(rows))
         .map_err(|e| DataFusionError::Execution(format!("stage `{}`: {e}", spec.name)))?;
     let answer: &BooleanArray = as_boolean_array(&answer)?;
@@ -376,11 +385,59 @@ fn keep(
     }
     if !spec.keep_rejected {
         if let Some(dropped) = dropped {
-            dropped.tell(&batch, &not(&mask)?)?;
+            dropped.tell(&batch, values.as_deref(), &not(&mask)?)?;
         }
         return Ok(filter_record_batch(&batch, &mask)?);
     }
     mark(spec, &batch, &not(&mask)?)
+}
+
+/// A predicate over values that are computed before it: those that are told of dropped rows. `length(caption) between 12 and 40` by itself asks for the length twice, and telling it a
+/// third time.
+struct Computed {
+    values: Vec<Arc<dyn PhysicalExpr>>,
+    /// The input with the values behind it.
+    schema: SchemaRef,
+    predicate: Arc<dyn PhysicalExpr>,
+}
+
+impl Computed {
+    /// `None` where nothing but columns is told.
+    fn new(
+        predicate: &Arc<dyn PhysicalExpr>,
+        told: &[(Told, Arc<dyn PhysicalExpr>)],
+        input: &Schema,
+    ) -> Result<Option<Self>> {
+        if told.iter().all(|(_, expr)| expr.is::<Column>()) {
+            return Ok(None);
+        }
+        let mut fields = input.fields().to_vec();
+        for (what, expr) in told {
+            fields.push(Arc::new(Field::new(what.what.as_ref(), expr.data_type(input)?, true)));
+        }
+        let first = input.fields().len();
+        let place = |expr: Arc<dyn PhysicalExpr>| {
+            Ok(match told.iter().position(|(_, told)| told.as_ref() == expr.as_ref()) {
+                Some(i) => {
+                    let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(fields[first + i].name(), first + i));
+                    Transformed::new(column, true, TreeNodeRecursion::Jump)
+                }
+                None => Transformed::no(expr),
+            })
+        };
+        let predicate = Arc::clone(predicate).transform_down(place)?.data;
+        let values = told.iter().map(|(_, expr)| Arc::clone(expr)).collect();
+        Ok(Some(Self { values, schema: Arc::new(Schema::new(fields)), predicate }))
+    }
+
+    fn values(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        self.values.iter().map(|e| e.evaluate(batch).and_then(|v| v.into_array(batch.num_rows()))).collect()
+    }
+
+    fn answer(&self, batch: &RecordBatch, values: &[ArrayRef]) -> Result<ColumnarValue> {
+        let columns = batch.columns().iter().chain(values).cloned().collect();
+        self.predicate.evaluate(&RecordBatch::try_new(Arc::clone(&self.schema), columns)?)
+    }
 }
 
 /// How a value that is told is made.
@@ -425,7 +482,8 @@ impl Dropped {
         Ok(Self { log, stage: Arc::clone(&spec.name), reason: Arc::clone(&spec.reason), identity, columns, told })
     }
 
-    fn tell(&self, batch: &RecordBatch, dropped: &BooleanArray) -> Result<()> {
+    /// `computed` = the values that are told, of all rows, where they are known.
+    fn tell(&self, batch: &RecordBatch, computed: Option<&[ArrayRef]>, dropped: &BooleanArray) -> Result<()> {
         let rows = filter_record_batch(&batch.project(&self.identity)?, dropped)?;
         let ids: ArrayRef = match (rows.column_by_name(ROW_ID), rows.column_by_name(FILE_COLUMN)) {
             (Some(ids), _) => Arc::clone(ids),
@@ -441,7 +499,11 @@ impl Dropped {
         };
         let mut refused: Option<RecordBatch> = None;
         let mut values = Vec::with_capacity(self.told.len());
-        for Value { data_type, of_all, of_refused } in &self.told {
+        for (i, Value { data_type, of_all, of_refused }) in self.told.iter().enumerate() {
+            if let Some(value) = computed.and_then(|all| all.get(i)) {
+                values.push(filter(value, dropped)?);
+                continue;
+            }
             // Numbers are copied more cheaply than the texts they were made from, so values are made of all rows and then picked.
             let of_all = of_all.evaluate(batch).and_then(|v| v.into_array(batch.num_rows()));
             if let Ok(value) = of_all {
