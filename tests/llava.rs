@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use server::{Behaviour, Server};
-use support::{Bench, root};
+use support::{Bench, root, texts};
 
 /// A folder that sees the repository's pipelines, prompts and examples.
 fn folder() -> Bench {
@@ -157,6 +157,70 @@ fn bad_replies_are_named_and_kept_with_their_text() {
     let rows = read(&folder, TRAINING);
     let ids: Vec<&str> = rows.as_array().unwrap().iter().map(|r| r["id"].as_str().unwrap()).collect();
     assert_eq!(ids, (0..20).map(|i| format!("s{i}")).collect::<Vec<_>>(), "rows keep their order");
+}
+
+/// What a server sends for answers that are of no use, by what is asked.
+fn useless(last: &str) -> Option<Value> {
+    let chat = |finish: &str, message: Value, completion: u64| {
+        json!({"model": "test", "choices": [{"index": 0, "finish_reason": finish, "message": message}],
+            "usage": {"prompt_tokens": 9, "completion_tokens": completion, "total_tokens": 9 + completion}})
+    };
+    Some(match last.trim() {
+        "white" => chat("stop", json!({"content": " \n "}), 2),
+        "thoughts" => chat("length", json!({"content": null, "reasoning_content": "Hm."}), 50),
+        "only thoughts" => chat("stop", json!({"content": "", "reasoning": "Hm."}), 5),
+        "declined" => chat("stop", json!({"content": null, "refusal": "I can't help with that."}), 7),
+        "filtered" => chat("content_filter", json!({"content": "One"}), 1),
+        "nothing" => chat("stop", json!({"content": ""}), 0),
+        "broken off" => chat("abort", json!({"content": "One"}), 1),
+        "no choice" => json!({"object": "list", "data": []}),
+        "refused inside" => json!({"error": {"code": 400, "message": "not with this model"}}),
+        _ => return None,
+    })
+}
+
+#[test]
+fn answers_of_no_use_have_the_same_reason_alone_and_in_a_batch() {
+    let server = Server::start(Behaviour { bodies: useless, ..Behaviour::default() });
+    let folder = folder();
+    let expected = [
+        ("white", "llm_empty", "it ended with `stop`"),
+        ("thoughts", "llm_cut", "cut at 50 output tokens"),
+        ("only thoughts", "llm_empty", "all it wrote is 3 characters of reasoning"),
+        ("declined", "llm_refused", "the model refused: I can't help with that."),
+        ("filtered", "llm_cut", "content filter"),
+        ("REFUSE", "llm_refused", "(400): This request is against the rules"),
+        ("refused inside", "llm_refused", "(400): not with this model"),
+        ("nothing", "llm_no_answer", "after 2 attempts; the last one: an answer without a word"),
+        ("broken off", "llm_no_answer", "the server broke off (`abort`)"),
+        ("no choice", "llm_no_answer", "expected `choices` with one answer"),
+    ];
+    let asked = expected.iter().map(|(text, ..)| *text).chain(["a cat", "a dog"]);
+    let lines: String = asked.map(|text| format!("{}\n", json!({"id": text, "text": text}))).collect();
+    folder.write("rows.jsonl", lines);
+    folder.write("ask.jinja", "<<user>>\n{{ text }}\n");
+    for (name, batch) in [("alone", false), ("together", true)] {
+        let pipeline = format!(
+            "sources: {{ rows: {{ type: jsonl, path: rows.jsonl, key: id }} }}
+stages: {{ said: {{ type: generate, prompt: ask.jinja, model: test, url: '{}', max_output_tokens: 50, attempts: 2, store: {name}-answers, batch: {batch}, batch_poll_seconds: 1 }} }}
+sinks: {{ out: {{ type: parquet, path: {name} }} }}
+",
+            server.url
+        );
+        folder.write(&format!("{name}.yaml"), pipeline);
+        folder.ok(&["run", &format!("{name}.yaml")]);
+        let good = folder.rows(&format!("{name}/data"));
+        assert_eq!(texts(&good, "text"), ["a cat", "a dog"], "{name}");
+        let bad = folder.rows(&format!("{name}/_quarantine"));
+        let found = texts(&bad, "text").into_iter().zip(texts(&bad, "code")).zip(texts(&bad, "message"));
+        let found: BTreeMap<String, (String, String)> =
+            found.map(|((text, code), message)| (text, (code, message))).collect();
+        assert_eq!(found.len(), expected.len(), "{name}: {found:?}");
+        for (text, code, words) in expected {
+            let (found, message) = &found[text];
+            assert!(found == code && message.contains(words), "{name}, {text}: {found}: {message}");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::{fmt::Debug, time::Duration};
 use async_openai::types::chat::{
     ChatChoice, ChatCompletionResponseMessage, CompletionUsage, CreateChatCompletionResponse, FinishReason, Role,
 };
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
@@ -19,7 +20,7 @@ pub trait Backend: Debug + Send + Sync {
     /// Answers `request`, whose JSON body is `body`, once.
     ///
     /// It is polled by a task of its own; long computation belongs on a thread.
-    fn answer<'a>(&'a self, request: &'a Request, body: &'a str) -> BoxFuture<'a, Outcome>;
+    fn answer<'a>(&'a self, request: &'a Request, body: &'a Bytes) -> BoxFuture<'a, Outcome>;
 
     /// Whether a request is waited for when whoever asked has gone: yes where it is paid all the same. Otherwise the
     /// future of [`Backend::answer`] is dropped, and with it the work should end.

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, oneshot};
@@ -28,7 +29,7 @@ use crate::{
     spending::{Ledger, Spending},
     store::{Mark, Marking, Reservation, Store, Stored, budget_number},
     transport::{Endpoint, Transport},
-    wire,
+    wire::{self, NoAnswer},
 };
 
 /// How often and how patiently one call is tried again.
@@ -273,12 +274,25 @@ impl Client {
     }
 
     /// Keeps an answer that came in a batch; one that is there already was counted before.
-    pub(crate) async fn keep(&self, hash: RequestHash, stored: &Stored, priced: bool) -> Result<(), LlmError> {
+    pub(crate) async fn keep(&self, hash: RequestHash, stored: Stored, priced: bool) -> Result<(), LlmError> {
         if self.store.get(&hash)?.is_none() {
+            let (usage, cost) = (stored.usage, stored.cost);
             self.store.put_for(hash, stored, self.budget_number).await?;
-            self.ledger.answered(stored.usage, stored.cost, priced);
+            self.ledger.answered(usage, cost, priced);
             self.fresh.lock().unwrap_or_else(PoisonError::into_inner).insert(hash);
         }
+        Ok(())
+    }
+
+    /// Counts a request of a batch that failed.
+    pub(crate) fn count_failed(&self) {
+        self.ledger.failed();
+    }
+
+    /// Books a request of a batch that was paid, as far as anybody knows, and has no answer that is of use.
+    pub(crate) async fn lose(&self, hash: RequestHash, reservation: &Reservation) -> Result<(), LlmError> {
+        self.store.put_loss(hash, reservation).await?;
+        self.ledger.lost(reservation.cost);
         Ok(())
     }
 
@@ -328,7 +342,7 @@ impl Client {
         let call = Arc::new(Call {
             hash,
             request: request.clone(),
-            body,
+            body: body.into(),
             digest_body,
             price: self.prices.price(&request.model),
             reservation: Reservation {
@@ -421,13 +435,7 @@ impl Client {
             }
         };
         let outcome = match outcome {
-            Outcome::Answered { body, pause } => match wire::read_answer(request.api, &body)
-                .and_then(|answer| wire::broken_off(&answer, &body).map_or(Ok(answer), Err))
-            {
-                Ok(answer) if wire::is_nothing(&answer) => Outcome::Failed {
-                    what: "an answer without a word, for which the server counts no token".into(),
-                    pause,
-                },
+            Outcome::Answered { body, pause } => match wire::read_whole_answer(request.api, &body) {
                 Ok(answer) => {
                     let usage = answer.usage;
                     // A server that does not count is taken at its most where money is at stake.
@@ -447,13 +455,14 @@ impl Client {
                         asked_ms: asked.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
                         took_ms: took.as_millis() as u64,
                     };
-                    self.store.put_for(*hash, &stored, self.budget_number).await?;
+                    self.store.put_for(*hash, stored, self.budget_number).await?;
                     mark.remove()?;
                     reserved.settle(Spent { calls: 1, tokens, cost });
                     self.ledger.answered(usage, cost, price.known);
                     return Ok(Sent::Answered(answer));
                 }
-                Err(what) => Outcome::Lost { what },
+                Err(NoAnswer::Nothing(what)) => Outcome::Failed { what, pause },
+                Err(NoAnswer::Broken(what)) => Outcome::Lost { what },
             },
             other => other,
         };
@@ -525,8 +534,8 @@ impl Client {
 struct Call {
     hash: RequestHash,
     request: Request,
-    /// As it is sent.
-    body: String,
+    /// As it is sent; several attempts share it.
+    body: Bytes,
     /// As it is stored.
     digest_body: Value,
     price: Price,

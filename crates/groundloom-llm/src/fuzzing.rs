@@ -28,7 +28,7 @@ pub fn http_date(bytes: &[u8]) {
 pub fn answer(bytes: &[u8]) {
     read_failure(bytes);
     let Ok(text) = str::from_utf8(bytes) else { return };
-    read_line(text);
+    read_line(text, "http://server");
     let form = json!({
         "type": "object",
         "properties": {

@@ -116,8 +116,9 @@ impl Gate {
         let permit =
             Arc::clone(&self.places).acquire_owned().await.map_err(|_| LlmError::Setup("the gate is closed".into()))?;
         let mut admitted = Admitted { gate: Arc::clone(self), permit: Some(permit), tokens, tries: false };
-        let slot = self.take_slot(tokens);
-        sleep_until(slot).await;
+        if let Some(slot) = self.take_slot(tokens) {
+            sleep_until(slot).await;
+        }
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -149,8 +150,9 @@ impl Gate {
         }
     }
 
-    /// The moment at which the limits per minute let the call out. Calls are spread evenly, since servers count in short windows.
-    fn take_slot(&self, tokens: u64) -> Instant {
+    /// The moment at which the limits per minute let the call out; `None` where that is now, since a timer that is due is still heard of a millisecond later.
+    /// Calls are spread evenly, since servers count in short windows.
+    fn take_slot(&self, tokens: u64) -> Option<Instant> {
         let mut state = self.state();
         let now = Instant::now();
         let mut slot = now;
@@ -164,7 +166,7 @@ impl Gate {
             state.next_token = start + Duration::from_secs_f64(60.0 * tokens as f64 / rate as f64);
             slot = slot.max(start);
         }
-        slot
+        (slot > now).then_some(slot)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -309,7 +311,7 @@ fn pause_for(state: &mut State, pause: Option<Duration>) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
 
     fn gate(pace: Pace) -> Arc<Gate> {
@@ -340,6 +342,19 @@ mod tests {
             gate.admit(1).await.unwrap().succeeded(None, None);
         }
         assert!((70..=71).contains(&gate.limit()), "at most one more place per round of answers: {}", gate.limit());
+    }
+
+    /// A timer that is due is heard of a millisecond later, which is much beside a fast server.
+    #[tokio::test]
+    async fn a_call_that_need_not_wait_goes_out_at_once() {
+        use futures::FutureExt;
+        let pace = Pace { requests_per_minute: Some(60), tokens_per_minute: Some(60), ..Pace::default() };
+        for gate in [gate(Pace::default()), gate(pace)] {
+            gate.admit(1).now_or_never().expect("no wait").unwrap().succeeded(None, None);
+        }
+        let gate = gate(pace);
+        gate.admit(1).await.unwrap().succeeded(None, None);
+        assert!(gate.admit(1).now_or_never().is_none(), "the second has to wait for its second");
     }
 
     #[tokio::test]

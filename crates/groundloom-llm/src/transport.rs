@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::Read,
+    task::Poll,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,7 +20,7 @@ use crate::{
     backend::{Backend, Outcome},
     error::LlmError,
     http_date::seconds_since_1970,
-    request::Request,
+    request::{Api, Request},
     wire::read_failure,
 };
 
@@ -73,6 +74,8 @@ pub(crate) struct Transport {
     http: reqwest::Client,
     endpoint: Endpoint,
     base: Url,
+    /// Of each interface: an address is parsed once, not for each call.
+    urls: [(&'static str, Url); 2],
 }
 
 impl Transport {
@@ -108,22 +111,21 @@ impl Transport {
             .tcp_nodelay(true)
             .build()
             .map_err(|e| setup(format!("cannot set up HTTP: {e}")))?;
-        Ok(Self { http, endpoint, base })
+        let urls =
+            [Api::ChatCompletions, Api::Responses].map(|api| (api.path(), address(&base, &endpoint, api.path())));
+        Ok(Self { http, endpoint, base, urls })
     }
 
     /// The address of `path`, with the query parameters.
     pub fn url(&self, path: &str) -> Url {
-        let mut url = self.base.clone();
-        let joined = format!("{}{path}", url.path().trim_end_matches('/'));
-        url.set_path(&joined);
-        if !self.endpoint.query.is_empty() {
-            url.query_pairs_mut().extend_pairs(&self.endpoint.query);
+        match self.urls.iter().find(|(known, _)| *known == path) {
+            Some((_, url)) => url.clone(),
+            None => address(&self.base, &self.endpoint, path),
         }
-        url
     }
 
     /// Posts a JSON body.
-    pub async fn post(&self, path: &str, body: Vec<u8>) -> Outcome {
+    pub async fn post(&self, path: &str, body: Bytes) -> Outcome {
         let url = self.url(path);
         let response = match self.http.post(url.clone()).body(body).send().await {
             Ok(response) => response,
@@ -136,6 +138,7 @@ impl Transport {
             Err(what) if status.is_success() => return Outcome::Lost { what },
             Err(_) => Bytes::new(),
         };
+        others_first().await;
         if !status.is_success() {
             return judge(url.as_str(), status, &headers, &body);
         }
@@ -175,13 +178,36 @@ impl Transport {
 }
 
 impl Backend for Transport {
-    fn answer<'a>(&'a self, request: &'a Request, body: &'a str) -> BoxFuture<'a, Outcome> {
-        self.post(request.api.path(), body.as_bytes().to_vec()).boxed()
+    fn answer<'a>(&'a self, request: &'a Request, body: &'a Bytes) -> BoxFuture<'a, Outcome> {
+        self.post(request.api.path(), body.clone()).boxed()
     }
 }
 
+/// Lets tasks that are ready go first. One of them puts the connection of an answer that is in back where the next call finds it, which would otherwise make another.
+async fn others_first() {
+    let mut went = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut went, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+fn address(base: &Url, endpoint: &Endpoint, path: &str) -> Url {
+    let mut url = base.clone();
+    let joined = format!("{}{path}", url.path().trim_end_matches('/'));
+    url.set_path(&joined);
+    if !endpoint.query.is_empty() {
+        url.query_pairs_mut().extend_pairs(&endpoint.query);
+    }
+    url
+}
+
 /// The failure that some relays (OpenRouter) send as a success: what its code means, or a failure of the server where it has none.
-fn failure_inside(body: &Value) -> Option<StatusCode> {
+pub(crate) fn failure_inside(body: &Value) -> Option<StatusCode> {
     let answered = ["choices", "output"].iter().any(|key| body[key].as_array().is_some_and(|items| !items.is_empty()));
     // What was counted may be charged, and OpenAI's own failed responses too.
     let counted = body["usage"].is_object() || body["object"] == "response";
@@ -196,7 +222,7 @@ fn failure_inside(body: &Value) -> Option<StatusCode> {
 }
 
 /// What a status other than success means.
-fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
+pub(crate) fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
     let (message, code) = read_failure(body);
     let what = if message.is_empty() { status.to_string() } else { format!("{status}: {message}") };
     let pause = retry_after(headers, SystemTime::now());

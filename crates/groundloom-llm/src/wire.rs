@@ -216,8 +216,29 @@ pub fn read_answer(api: Api, body: &Value) -> Result<Answer, String> {
     Ok(Answer { reasoning: reasoning(body), ..answer })
 }
 
+/// Why the body of a success is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    /// Nothing was said and nothing counted: it costs nothing.
+    Nothing(String),
+    /// It cannot be read, or is a part of an answer: it may have been paid.
+    Broken(String),
+}
+
+/// As [`read_answer`], and nothing that only looks like an answer.
+pub(crate) fn read_whole_answer(api: Api, body: &Value) -> Result<Answer, NoAnswer> {
+    let answer = read_answer(api, body).map_err(NoAnswer::Broken)?;
+    if let Some(what) = broken_off(&answer, body) {
+        return Err(NoAnswer::Broken(what));
+    }
+    match is_nothing(&answer) {
+        true => Err(NoAnswer::Nothing("an answer without a word, for which the server counts no token".to_owned())),
+        false => Ok(answer),
+    }
+}
+
 /// Says so where the server broke off (vLLM, relays): what is there is a part of an answer.
-pub(crate) fn broken_off(answer: &Answer, body: &Value) -> Option<String> {
+fn broken_off(answer: &Answer, body: &Value) -> Option<String> {
     match &answer.finish {
         Finish::Other(name) if name == "abort" || name == "error" => {
             let words = body["choices"][0]["error"]["message"].as_str().unwrap_or("without a reason");
@@ -228,7 +249,7 @@ pub(crate) fn broken_off(answer: &Answer, body: &Value) -> Option<String> {
 }
 
 /// Whether nothing was said and nothing counted: a server that lost its model in between (Ollama), not an answer.
-pub(crate) fn is_nothing(answer: &Answer) -> bool {
+fn is_nothing(answer: &Answer) -> bool {
     answer.text.is_empty() && answer.refusal.is_none() && answer.usage.is_some_and(|usage| usage.completion_tokens == 0)
 }
 

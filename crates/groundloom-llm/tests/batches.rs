@@ -9,6 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use client::{client, config, request};
 use groundloom_llm::{BatchOptions, Client, Limits, LlmError, Money, Request};
+use serde_json::{Value, json};
 use server::{Behaviour, Server, answer_to};
 
 const OPTIONS: BatchOptions = BatchOptions { poll: Duration::from_millis(20), price_share: 0.5 };
@@ -103,4 +104,57 @@ async fn a_batch_that_could_pass_the_cap_is_not_submitted() {
     assert!(matches!(error, LlmError::Limit { .. }), "{error}");
     assert!(server.counts(|c| c.batches.is_empty()));
     assert!(client.answer_in_batches(&all[..9].iter().collect::<Vec<_>>(), OPTIONS).await.unwrap().is_empty());
+}
+
+/// Cut off, nothing said, not readable, and never an answer.
+fn useless(text: &str) -> Option<Value> {
+    let usage = |completion: u64| json!({"prompt_tokens": 3, "completion_tokens": completion});
+    match text {
+        "abort" => {
+            Some(json!({"choices": [{"finish_reason": "abort", "message": {"content": "fi"}}], "usage": usage(1)}))
+        }
+        "nothing" => {
+            Some(json!({"choices": [{"finish_reason": "stop", "message": {"content": null}}], "usage": usage(0)}))
+        }
+        "quota" => Some(json!({"error": {"code": 403, "message": "no such project"}})),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_submitted_again_and_counts_where_it_may_be_paid() {
+    let server = Server::start(Behaviour { bodies: useless, ..Behaviour::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&server.url);
+    config.retry.attempts = 3;
+    let client = client(config, folder.path()).unwrap();
+    let all = [request("abort"), request("nothing"), request("row 0 of a batch")];
+    let failures = client.answer_in_batches(&all.iter().collect::<Vec<_>>(), OPTIONS).await.unwrap();
+    for (request, words) in [(&all[0], "broke off (`abort`)"), (&all[1], "without a word")] {
+        let error = &failures[&client.hash(request)];
+        let LlmError::NoAnswer { attempts: 3, last } = error else { panic!("{error}") };
+        assert!(last.contains(words), "{last}");
+    }
+    assert_eq!(failures.len(), 2);
+    answered(&client, 1).await;
+    assert_eq!(server.counts(|c| c.batches.iter().map(|b| b.lines).collect::<Vec<_>>()), [3, 2, 2]);
+    // Three answers that broke off may each be charged at their most, at half the price.
+    let most = client.estimate(&all[0]);
+    let spending = client.spending();
+    assert_eq!((spending.calls, spending.failed, spending.lost), (1, 6, 3));
+    assert_eq!(spending.lost_cost, Money(most.most_cost.unwrap().0.div_ceil(2) * 3));
+    let spent = groundloom_llm::Store::open_read_only(folder.path()).unwrap().spent_under("test");
+    assert_eq!((spent.calls, spent.cost), (4, spending.cost.plus(spending.lost_cost)));
+}
+
+#[tokio::test]
+async fn a_line_that_no_other_request_would_fare_better_than_ends_the_run_when_the_rest_is_kept() {
+    let server = Server::start(Behaviour { bodies: useless, ..Behaviour::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let client = client(config(&server.url), folder.path()).unwrap();
+    let all = [request("quota"), request("row 0 of a batch")];
+    let error = client.answer_in_batches(&all.iter().collect::<Vec<_>>(), OPTIONS).await.unwrap_err();
+    assert!(matches!(&error, LlmError::Key { status: 403, .. }), "{error}");
+    assert_eq!(batch_states(folder.path()), 0);
+    answered(&client, 1).await;
 }

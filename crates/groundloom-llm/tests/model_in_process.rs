@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use client::{config, request};
 use futures::{FutureExt, future::BoxFuture};
 use groundloom_llm::{
@@ -38,7 +39,7 @@ impl Parrot {
 }
 
 impl Backend for Parrot {
-    fn answer<'a>(&'a self, request: &'a Request, _body: &'a str) -> BoxFuture<'a, Outcome> {
+    fn answer<'a>(&'a self, request: &'a Request, _body: &'a Bytes) -> BoxFuture<'a, Outcome> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         async move {
             if self.text.is_empty() {

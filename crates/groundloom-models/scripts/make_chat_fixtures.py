@@ -1,12 +1,15 @@
 """Makes tests/data/chat anew: tiny Llamas, Qwen2s and Qwen3s with random weights, and what transformers answers.
 
-    python make_chat_fixtures.py FOLDER
+    python make_chat_fixtures.py FOLDER [--seed SEED] [--only NAME]
 
-Needs torch, transformers 5, tokenizers, jinja2 and safetensors. The tokenizer has the 256 bytes and a few special tokens.
+Needs torch, transformers 5, tokenizers, jinja2 and safetensors. The tokenizer has the 256 bytes and a few special tokens; that of
+`llama-fallback` is a BPE in the layout that SentencePiece's become (Llama 2, Mistral): pieces with ▁ for a space, and bytes such as
+`<0x0A>` for what no piece has.
 Weights are rounded to f16, and then computed with in f32. `expected.json` holds conversations with the prompts that
 `apply_chat_template` makes of them and the tokens that `generate` writes behind the first one; `expected.safetensors` the
-values behind its last tokens. Weights are drawn until no token is a close choice. `yarn.json` holds what some of these models
-write when their positions are scaled by YaRN, with the values behind the prompt; with `--yarn` it alone is made.
+values behind its last tokens. Weights are drawn until no token is a close choice; `--seed` (default 0, with which the files were made)
+draws others. `yarn.json` holds what some of these models write when their positions are scaled by YaRN, with the values behind the
+prompt. `--only` makes one folder, or `yarn`, beside those that are there.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import shutil
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
 )
@@ -25,6 +28,8 @@ torch.set_grad_enabled(False)
 torch.set_num_threads(1)
 
 STEPS = 24
+FAMILIES = ["llama", "qwen2", "qwen3"]
+FALLBACK = "llama-fallback"
 SPECIAL = ["<|begin|>", "<|end|>", "<|start_header|>", "<|end_header|>", "<|endoftext|>", "<think>", "</think>"]
 
 # Written for this fixture, with what the templates of the released models use: conditions on roles, trimming, namespaces,
@@ -95,6 +100,20 @@ QWEN3 = """{%- if tools %}{{- 'Tools: ' + tools | tojson }}{%- endif %}
     {%- endif %}
 {%- endif %}
 """
+INST = """{%- if messages[0]['role'] == 'system' %}
+    {%- set first = '<<SYS>>\\n' + messages[0]['content'] | trim + '\\n<</SYS>>\\n\\n' %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set first = '' %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}
+        {{- bos_token + '[INST] ' + (first if loop.first else '') + message['content'] | trim + ' [/INST]' }}
+    {%- else %}
+        {{- ' ' + message['content'] | trim + ' ' + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
 
 TURNS = [
     [("user", "  What do you see, & where: \"a café\" <here>?\nName each thing once, please.\n")],
@@ -113,9 +132,43 @@ def tokenizer():
     return made
 
 
+# What pieces are learned from: English, and letters beyond ASCII, so that some of these are pieces and others bytes.
+LESSONS = [
+    "What do you see, and where? Name each thing once, please.", "The thing that you see there is a red thing.",
+    "Tell me where the other things are.", "Für Zürich und für die Tür, über die du müde gehst.",
+]
+
+
+def fallback_tokenizer():
+    special = ["<unk>", "<s>", "</s>"]
+    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    taught = Tokenizer(models.BPE())
+    # As in SentencePiece, ▁ begins a piece and stands nowhere else.
+    taught.pre_tokenizer = pre_tokenizers.Metaspace()
+    taught.train_from_iterator(LESSONS, trainers.BpeTrainer(vocab_size=100, show_progress=False))
+    learned = json.loads(taught.to_str())["model"]
+    pieces = special + [f"<0x{byte:02X}>" for byte in range(256)] + sorted(learned["vocab"], key=learned["vocab"].get)
+    made = Tokenizer(models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[tuple(pair) for pair in learned["merges"]],
+        unk_token="<unk>", fuse_unk=True, byte_fallback=True,
+    ))
+    made.normalizer = spaces
+    made.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
+    ])
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return made
+
+
 def options(family, seed):
     width = 32 if seed == 0 else 16
     end = 257
+    if family == FALLBACK:
+        return LlamaForCausalLM, LlamaConfig(
+            hidden_size=width, intermediate_size=width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=fallback_tokenizer().get_vocab_size(), max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
+            pad_token_id=None, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )
     common = dict(
         hidden_size=width, intermediate_size=width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=256 + len(SPECIAL), max_position_embeddings=512, bos_token_id=256, eos_token_id=end, pad_token_id=None,
@@ -160,14 +213,16 @@ def greedy(model, prompt, ends):
     return ids[len(prompt):], gap
 
 
-def make(folder, family, seed):
+def make(folder, family, seed, draws):
     kind, config = options(family, seed)
     model = kind(config).eval()
-    template = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}[family]
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer(), bos_token="<|begin|>", eos_token="<|end|>", chat_template=template,
-    )
-    kwargs = {"llama": {"date_string": "26 Jul 2024"}, "qwen2": {}, "qwen3": {"enable_thinking": False}}[family]
+    template = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, FALLBACK: INST}[family]
+    if family == FALLBACK:
+        read, names = fallback_tokenizer(), {"bos_token": "<s>", "eos_token": "</s>"}
+    else:
+        read, names = tokenizer(), {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+    words = PreTrainedTokenizerFast(tokenizer_object=read, chat_template=template, **names)
+    kwargs = {"llama": {"date_string": "26 Jul 2024"}, "qwen3": {"enable_thinking": False}}.get(family, {})
     conversations = []
     for turns in TURNS:
         messages = [{"role": role, "content": content} for role, content in turns]
@@ -177,7 +232,7 @@ def make(folder, family, seed):
             conversations.append({"messages": messages, "kwargs": more, "rendered": rendered, "ids": list(ids)})
     prompt = conversations[0]["ids"]
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(draws * 1000 + seed)
     for attempt in range(3000):
         draw(model, generator)
         ids, gap = greedy(model, prompt, ends)
@@ -195,7 +250,7 @@ def make(folder, family, seed):
         weights.pop("lm_head.weight", None)
     save_file(weights, folder / "model.safetensors")
     folder.joinpath("tokenizer.json").write_text(json.dumps(json.loads(words.backend_tokenizer.to_str()), separators=(",", ":")))
-    settings = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {**names, "tokenizer_class": "PreTrainedTokenizerFast"}
     if family == "qwen3":
         folder.joinpath("chat_template.jinja").write_text(template)
     elif family == "qwen2":
@@ -239,16 +294,18 @@ def yarn(root):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--yarn", action="store_true")
+    folders = {f"{family}-{seed}": (family, seed) for family in FAMILIES for seed in range(3)}
+    folders[FALLBACK] = (FALLBACK, 1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=[*folders, "yarn"])
     arguments = parser.parse_args()
     root = arguments.folder
-    if arguments.yarn:
-        return yarn(root)
-    for family in ["llama", "qwen2", "qwen3"]:
-        for seed in range(3):
-            shutil.rmtree(root / f"{family}-{seed}", ignore_errors=True)
-            make(root / f"{family}-{seed}", family, seed)
-    yarn(root)
+    for name, (family, seed) in folders.items():
+        if arguments.only in (None, name):
+            shutil.rmtree(root / name, ignore_errors=True)
+            make(root / name, family, seed, arguments.seed)
+    if arguments.only in (None, "yarn"):
+        yarn(root)
 
 
 if __name__ == "__main__":

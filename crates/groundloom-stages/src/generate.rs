@@ -14,7 +14,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use async_trait::async_trait;
-use futures::{FutureExt, StreamExt, future::BoxFuture};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use groundloom_data::{MediaView, columns};
 use groundloom_llm::{
     AnswerForm, AnswerSchema, Api, BatchOptions, Client, ClientConfig, Clients, Detail, Endpoint, Estimate, Finish,
@@ -580,6 +580,9 @@ impl Stage for Generate {
     }
 }
 
+/// An answer, its text as it is written, and how often it was repaired.
+type Asked = Result<(String, Reply, u32), LlmError>;
+
 #[derive(Debug)]
 struct Asking {
     maker: RequestMaker,
@@ -587,7 +590,7 @@ struct Asking {
 }
 
 impl Asking {
-    async fn ask(&self, request: &Request) -> Result<(String, Reply, u32), LlmError> {
+    async fn ask(&self, request: &Request) -> Asked {
         match &self.maker.schema {
             Some(schema) => {
                 let formed = self.client.ask_for(request, schema, self.maker.config.repairs).await?;
@@ -597,6 +600,22 @@ impl Asking {
                 let reply = self.client.ask(request).await?;
                 Ok((reply.answer.text.clone(), reply, 0))
             }
+        }
+    }
+
+    /// The answer to a row's request, if it has one.
+    fn call<'a>(
+        &'a self,
+        row: usize,
+        request: &'a Result<Request, Fault>,
+        unanswered: &HashMap<RequestHash, LlmError>,
+    ) -> BoxFuture<'a, (usize, Option<Asked>)> {
+        let Ok(request) = request else { return std::future::ready((row, None)).boxed() };
+        // A hash reads all images of a row, and only batches leave rows without an answer.
+        let left = if unanswered.is_empty() { None } else { unanswered.get(&self.client.hash(request)) };
+        match left {
+            Some(error) => std::future::ready((row, Some(Err(error.clone())))).boxed(),
+            None => self.ask(request).map(move |asked| (row, Some(asked))).boxed(),
         }
     }
 
@@ -704,19 +723,19 @@ impl RowWise for Asking {
         let config = &self.maker.config;
         let requests = self.maker.requests(rows)?;
         let unanswered = self.batch(&requests).await?;
-        // A hash reads all images of a row, and only batches leave rows without an answer.
-        let left = |request| unanswered.get(&self.client.hash(request));
-        let calls: Vec<BoxFuture<'_, Option<Result<(String, Reply, u32), LlmError>>>> = requests
-            .iter()
-            .map(|request| match request {
-                Ok(request) => match (!unanswered.is_empty()).then(|| left(request)).flatten() {
-                    Some(error) => std::future::ready(Some(Err(error.clone()))).boxed(),
-                    None => self.ask(request).map(Some).boxed(),
-                },
-                Err(_) => std::future::ready(None).boxed(),
-            })
-            .collect();
-        let asked: Vec<_> = futures::stream::iter(calls).buffered(config.concurrency.max(1)).collect().await;
+        // Twice as many as the server is asked at once: answers that go to the disk, and one that is slow, keep no other row from being asked.
+        let most = config.concurrency.max(1).saturating_mul(2);
+        let (mut rest, mut under_way) = (requests.iter().enumerate(), FuturesUnordered::new());
+        let mut asked: Vec<Option<Asked>> = Vec::new();
+        asked.resize_with(requests.len(), || None);
+        loop {
+            under_way.extend(
+                rest.by_ref().take(most - under_way.len()).map(|(row, request)| self.call(row, request, &unanswered)),
+            );
+            let Some((row, answer)) = under_way.next().await else { break };
+            asked[row] = answer;
+        }
+        drop(under_way);
         let (mut window, mut answers) = (Window::default(), Answers::default());
         let version = self.maker.prompt.version();
         for (row, (request, answer)) in requests.into_iter().zip(asked).enumerate() {

@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use groundloom_llm::{Backend, Finish, LlmError, Outcome, Part, Request, Usage, chat_completion};
 use groundloom_models::{
@@ -128,7 +129,7 @@ impl Work for Answering {
 }
 
 impl Backend for LocalModel {
-    fn answer<'a>(&'a self, request: &'a Request, _body: &'a str) -> BoxFuture<'a, Outcome> {
+    fn answer<'a>(&'a self, request: &'a Request, _body: &'a Bytes) -> BoxFuture<'a, Outcome> {
         async move {
             let asked = match chat_request(request) {
                 Ok(asked) => asked,

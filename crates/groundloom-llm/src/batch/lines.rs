@@ -4,12 +4,14 @@
 //! order, failures in a file of their own (OpenAI's and Azure's references). Lines are joined by `custom_id`, which is the request's hash, and never by place.
 
 use async_openai::types::batches::{BatchEndpoint, BatchRequestInput, BatchRequestInputMethod};
+use reqwest::{StatusCode, header::HeaderMap};
 use serde_json::Value;
 
 use crate::{
+    backend::Outcome,
     error::LlmError,
     request::{Api, Request, RequestHash},
-    wire::read_failure,
+    transport::{failure_inside, judge},
 };
 
 /// Where the interface of `request` lies for a batch: a path with its version, whatever the base URL is.
@@ -37,40 +39,42 @@ pub(super) fn request_line(hash: RequestHash, request: &Request) -> Result<Strin
 }
 
 /// What became of one request of a batch.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Line {
     /// The body of its answer.
     Answered(Value),
     /// It may be submitted again: the server failed, or the batch ran out of time.
     Failed(String),
-    /// The server refuses it for what it is.
-    Refused { status: u16, message: String },
+    /// It is turned down for good.
+    Refused(LlmError),
 }
 
-/// Reads a line of an output or error file; `None` for one that is no line of ours.
+/// Reads a line of an output or error file of the server at `url`; `None` for one that is no line of ours. What a status means is what it means for a single request.
 ///
 /// Field by field, not as async-openai's `BatchRequestOutput`: lines of requests that expired have no `request_id`, and Azure's have neither `id` nor an error's `code`.
-pub(crate) fn read_line(line: &str) -> Option<(RequestHash, Line)> {
+pub(crate) fn read_line(line: &str, url: &str) -> Option<(RequestHash, Line)> {
     let value: Value = serde_json::from_str(line).ok()?;
     let hash = RequestHash::parse(value["custom_id"].as_str()?)?;
-    let response = &value["response"];
-    let status = response["status_code"].as_u64().and_then(|s| u16::try_from(s).ok());
-    let body = &response["body"];
-    let outcome = match status {
-        Some(200..=299) if body.is_object() => Line::Answered(body.clone()),
-        // Asked one by one these would be tried again too.
-        Some(status @ (408 | 409 | 429 | 500..)) => Line::Failed(format!("{status}: {}", words(body))),
-        Some(status @ 400..=499) => Line::Refused { status, message: words(body) },
-        _ => Line::Failed(match value["error"]["message"].as_str() {
-            Some(message) => message.to_owned(),
-            None => "a line without an answer".to_owned(),
-        }),
+    let body = &value["response"]["body"];
+    let status = value["response"]["status_code"].as_u64().and_then(|status| u16::try_from(status).ok());
+    let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+    let failed = match status {
+        Some(status) if status.is_success() && body.is_object() => failure_inside(body),
+        Some(status) if status.is_success() => None,
+        status => status,
+    };
+    // vLLM puts the words beside a body that is null.
+    let said = if body.is_null() { &value["error"] } else { body };
+    let outcome = match failed.map(|status| judge(url, status, &HeaderMap::new(), said.to_string().as_bytes())) {
+        None if body.is_object() => Line::Answered(body.clone()),
+        None => Line::Failed(value["error"]["message"].as_str().unwrap_or("a line without an answer").to_owned()),
+        Some(Outcome::Refused(error)) => Line::Refused(error),
+        Some(Outcome::Failed { what, .. } | Outcome::Throttled { what, .. } | Outcome::Lost { what }) => {
+            Line::Failed(what)
+        }
+        Some(Outcome::Answered { body, .. }) => Line::Answered(body),
     };
     Some((hash, outcome))
-}
-
-fn words(body: &Value) -> String {
-    read_failure(body.to_string().as_bytes()).0
 }
 
 /// A `multipart/form-data` body with the fields of a file upload, and its content type.
@@ -102,21 +106,45 @@ mod tests {
         let hash = RequestHash([7; 32]);
         let line = |response: Value, error: Value| {
             let line = json!({"id": "b", "custom_id": hash.to_string(), "response": response, "error": error});
-            read_line(&line.to_string()).map(|(h, l)| {
-                assert_eq!(h, hash);
-                l
-            })
+            let (found, line) = read_line(&line.to_string(), "http://server").unwrap();
+            assert_eq!(found, hash);
+            match line {
+                Line::Answered(body) => format!("answered {body}"),
+                Line::Failed(what) => format!("failed {what}"),
+                Line::Refused(error) => format!("refused {} {error}", error.is_of_one_row()),
+            }
         };
-        let answered = line(json!({"status_code": 200, "body": {"choices": []}}), Value::Null);
-        assert_eq!(answered, Some(Line::Answered(json!({"choices": []}))));
-        let refused = line(json!({"status_code": 400, "body": {"error": {"message": "bad"}}}), Value::Null);
-        assert_eq!(refused, Some(Line::Refused { status: 400, message: "bad".into() }));
-        let failed = line(json!({"status_code": 429, "body": {"error": {"message": "slow"}}}), Value::Null);
-        assert_eq!(failed, Some(Line::Failed("429: slow".into())));
-        let expired = line(Value::Null, json!({"code": "batch_expired", "message": "too late"}));
-        assert_eq!(expired, Some(Line::Failed("too late".into())));
+        let response = |status: u16, body: Value| json!({"status_code": status, "body": body});
+        let said = |message: &str| json!({"error": {"message": message}});
+        let row = "refused true the server refused the request";
+        for (found, expected) in [
+            (line(response(200, json!({"choices": []})), Value::Null), r#"answered {"choices":[]}"#.to_owned()),
+            (line(response(400, said("bad")), Value::Null), format!("{row} (400): bad")),
+            // vLLM's, and a relay's failure as a success.
+            (
+                line(response(400, Value::Null), json!({"message": "too long", "code": 400})),
+                format!("{row} (400): too long"),
+            ),
+            (
+                line(response(200, json!({"error": {"code": 400, "message": "no"}})), Value::Null),
+                format!("{row} (400): no"),
+            ),
+            (
+                line(response(200, json!({"error": "overloaded"})), Value::Null),
+                "failed 502 Bad Gateway: overloaded".to_owned(),
+            ),
+            (line(response(429, said("slow")), Value::Null), "failed 429 Too Many Requests: slow".to_owned()),
+            (line(response(500, said("wrong")), Value::Null), "failed 500 Internal Server Error: wrong".to_owned()),
+            (line(response(200, Value::Null), Value::Null), "failed a line without an answer".to_owned()),
+            (line(response(7, said("odd")), Value::Null), "failed a line without an answer".to_owned()),
+            (line(Value::Null, json!({"code": "batch_expired", "message": "too late"})), "failed too late".to_owned()),
+        ] {
+            assert_eq!(found, expected);
+        }
+        let quota = response(429, json!({"error": {"message": "empty", "code": "insufficient_quota"}}));
+        assert!(line(quota, Value::Null).starts_with("refused false"), "no other request would fare better");
         for other in ["", "{}", "{\"custom_id\": \"x\"}", "not json"] {
-            assert_eq!(read_line(other), None);
+            assert!(read_line(other, "http://server").is_none());
         }
     }
 }

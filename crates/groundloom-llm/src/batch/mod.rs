@@ -29,7 +29,7 @@ use crate::{
     request::{Request, RequestHash},
     store::{Reservation, Stored},
     transport::Transport,
-    wire,
+    wire::{self, NoAnswer},
 };
 
 /// What a batch may hold (OpenAI: 50,000 requests and 200 MB).
@@ -64,6 +64,8 @@ struct Round<'a> {
     wanted: BTreeMap<RequestHash, &'a Request>,
     failures: Failures,
     last: HashMap<RequestHash, String>,
+    /// What a line said that ends the run.
+    over: Option<LlmError>,
 }
 
 impl Client {
@@ -90,8 +92,8 @@ impl Client {
             return Ok(HashMap::new());
         }
         let transport = self.server()?;
-        let mut round =
-            Round { client: self, transport, options, wanted, failures: Failures::new(), last: HashMap::new() };
+        let (failures, last) = (Failures::new(), HashMap::new());
+        let mut round = Round { client: self, transport, options, wanted, failures, last, over: None };
         round.collect_earlier().await?;
         for _ in 0..self.retry().attempts {
             if round.wanted.is_empty() {
@@ -148,10 +150,10 @@ impl Round<'_> {
             let mut most = Reservation { budget: self.client.budget_number(), ..Reservation::default() };
             for hash in &hashes {
                 if let Some(request) = self.wanted.get(hash) {
-                    let estimate = self.client.priced_estimate(request)?;
-                    most.cost = most.cost.plus(self.discounted(estimate.most_cost.unwrap_or_default()));
-                    most.prompt_tokens += estimate.most_prompt_tokens;
-                    most.completion_tokens += estimate.most_completion_tokens;
+                    let one = self.reservation(request)?;
+                    most.cost = most.cost.plus(one.cost);
+                    most.prompt_tokens += one.prompt_tokens;
+                    most.completion_tokens += one.completion_tokens;
                 }
             }
             let asked = Spent { calls: hashes.len() as u64, ..spent(&most) };
@@ -160,6 +162,17 @@ impl Round<'_> {
             self.submit(held, &file, Some(reserved)).await?;
         }
         Ok(())
+    }
+
+    /// What one request of a batch can cost.
+    fn reservation(&self, request: &Request) -> Result<Reservation, LlmError> {
+        let estimate = self.client.priced_estimate(request)?;
+        Ok(Reservation {
+            budget: self.client.budget_number(),
+            cost: self.discounted(estimate.most_cost.unwrap_or_default()),
+            prompt_tokens: estimate.most_prompt_tokens,
+            completion_tokens: estimate.most_completion_tokens,
+        })
     }
 
     /// What is wanted as files of lines. A batch has one endpoint, and all requests of a stage go to one.
@@ -257,7 +270,8 @@ impl Round<'_> {
             let Some(file) = batch[key].as_str() else { continue };
             let path = format!("/files/{file}/content");
             let content = self.fetch(self.transport.url(&path), &path).await?;
-            for (hash, line) in String::from_utf8_lossy(&content).lines().filter_map(read_line) {
+            let content = String::from_utf8_lossy(&content);
+            for (hash, line) in content.lines().filter_map(|line| read_line(line, self.client.url())) {
                 if seen.insert(hash) {
                     self.take(hash, line, &held.state, &mut used).await?;
                 }
@@ -266,7 +280,9 @@ impl Round<'_> {
         if let Some(reserved) = reserved {
             reserved.settle(used);
         }
-        held.end()
+        // Only now: the other lines' answers are kept, and the batch is not read again by the next run.
+        held.end()?;
+        self.over.take().map_or(Ok(()), Err)
     }
 
     /// One line of a batch's results.
@@ -282,13 +298,15 @@ impl Round<'_> {
         match line {
             Line::Answered(body) => {
                 let api = request.map_or_else(Default::default, |r| r.api);
-                let Some(answer) = wire::read_answer(api, &body).ok() else {
-                    self.last.insert(hash, "an answer without text".into());
-                    return Ok(());
+                let answer = match wire::read_whole_answer(api, &body) {
+                    Ok(answer) => answer,
+                    Err(why) => return self.no_answer(hash, why, used).await,
                 };
                 let model = request.map_or_else(|| answer.model.clone(), |r| r.model.clone());
                 let price = self.client.price(&model);
-                let cost = answer.usage.map_or(Money::ZERO, |usage| self.discounted(price.cost(&usage)));
+                // A server that does not count is taken at its most where money is at stake.
+                let most = request.map(|request| self.reservation(request)).transpose()?.unwrap_or_default();
+                let cost = answer.usage.map_or(most.cost, |usage| self.discounted(price.cost(&usage)));
                 let stored = Stored {
                     path: api.path().into(),
                     request: request.map_or(Value::Null, Request::digest_body),
@@ -298,17 +316,36 @@ impl Round<'_> {
                     asked_ms: state.made_ms,
                     took_ms: 0,
                 };
-                self.client.keep(hash, &stored, price.known).await?;
-                used.add(cost, answer.usage.map_or(0, |u| u.total()));
+                self.client.keep(hash, stored, price.known).await?;
+                used.add(cost, answer.usage.map_or(spent(&most).tokens, |u| u.total()));
                 self.wanted.remove(&hash);
             }
             Line::Failed(what) => {
+                self.client.count_failed();
                 self.last.insert(hash, what);
             }
-            Line::Refused { status, message } => {
+            Line::Refused(error) => {
+                self.client.count_failed();
                 self.wanted.remove(&hash);
-                self.failures.insert(hash, LlmError::Refused { status, message });
+                if error.is_of_one_row() {
+                    self.failures.insert(hash, error);
+                } else {
+                    self.over.get_or_insert(error);
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// A success that is no answer, as for single requests: it is submitted again, and counts at its most where it may have been paid.
+    async fn no_answer(&mut self, hash: RequestHash, why: NoAnswer, used: &mut Spent) -> Result<(), LlmError> {
+        self.client.count_failed();
+        let (NoAnswer::Nothing(what) | NoAnswer::Broken(what)) = &why;
+        self.last.insert(hash, what.clone());
+        if let (NoAnswer::Broken(_), Some(request)) = (&why, self.wanted.get(&hash)) {
+            let most = self.reservation(request)?;
+            self.client.lose(hash, &most).await?;
+            used.add(most.cost, spent(&most).tokens);
         }
         Ok(())
     }

@@ -289,7 +289,7 @@ pub(super) struct AbandonedCall {
     slot: u64,
     pub hash: RequestHash,
     /// See [`Reservation::lost`].
-    pub lost: Vec<u8>,
+    pub lost: [u8; HEADER],
     /// It was one of two requests for one call.
     pub twice: bool,
 }
@@ -320,7 +320,7 @@ pub(super) fn abandoned(folder: &Path) -> Result<Vec<Abandoned>, LlmError> {
         let calls = bytes.chunks(SLOT as usize).zip(0..).filter_map(|(bytes, slot)| {
             // One that is damaged was cut off by the kill, before the call.
             let hash = Header::decode(bytes)?.hash;
-            Some(AbandonedCall { slot, hash, lost: bytes[..HEADER].to_vec(), twice: bytes.get(TWICE) == Some(&1) })
+            Some(AbandonedCall { slot, hash, lost: *bytes.first_chunk()?, twice: bytes.get(TWICE) == Some(&1) })
         });
         let calls = calls.collect();
         found.push(Abandoned { path, file, calls });

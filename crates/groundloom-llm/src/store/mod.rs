@@ -20,12 +20,10 @@ pub use archive::Archived;
 use asking::Asking;
 pub(crate) use asking::{Mark, Marking, Reservation};
 use index::Index;
-use record::{Header, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use writer::Writer;
+use writer::{Record, Writer};
 use xxhash_rust::xxh3::xxh3_64;
-use zstd::bulk::Compressor;
 
 use crate::{answer::Usage, budget::Spent, error::LlmError, money::Money, request::RequestHash};
 
@@ -55,8 +53,6 @@ pub struct Store {
     /// `None` when the store is only read.
     writer: Option<Writer>,
     asking: Arc<Asking>,
-    /// As many as answers were ever compressed at the same time: making one takes longer than using it.
-    compressors: Mutex<Vec<Compressor<'static>>>,
     interrupted: u64,
 }
 
@@ -108,14 +104,7 @@ impl Store {
 
     fn of(folder: &Path, index: Index) -> Self {
         let asking = Asking::new(folder.join("asking"));
-        Self {
-            folder: folder.to_owned(),
-            index: Mutex::new(index),
-            writer: None,
-            asking,
-            compressors: Mutex::default(),
-            interrupted: 0,
-        }
+        Self { folder: folder.to_owned(), index: Mutex::new(index), writer: None, asking, interrupted: 0 }
     }
 
     /// The folder.
@@ -180,32 +169,17 @@ impl Store {
     /// # Errors
     /// [`LlmError::Store`] when it cannot be written.
     pub async fn put(&self, hash: RequestHash, stored: &Stored, budget: Option<&str>) -> Result<(), LlmError> {
-        self.put_for(hash, stored, budget.map_or(0, budget_number)).await
+        self.put_for(hash, stored.clone(), budget.map_or(0, budget_number)).await
     }
 
-    pub(crate) async fn put_for(&self, hash: RequestHash, stored: &Stored, budget: u64) -> Result<(), LlmError> {
-        let json = serde_json::to_vec(stored).map_err(|e| LlmError::store(&self.folder, e))?;
-        let payload = self.compress(&json).map_err(|e| LlmError::store(&self.folder, e))?;
-        let payload_len = u32::try_from(payload.len()).map_err(|e| LlmError::store(&self.folder, e))?;
-        let usage = stored.usage.unwrap_or_default();
-        let header = Header {
-            kind: Kind::Answer,
-            hash,
-            budget,
-            cost: if budget == 0 { Money::ZERO } else { stored.cost },
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            payload_len,
-            payload_sum: xxh3_64(&payload),
-        };
-        let mut record = header.encode().to_vec();
-        record.extend_from_slice(&payload);
-        self.writer()?.append(record).await
+    /// As [`Store::put`]. The answer is packed by the thread that writes, so that whoever has more to ask is not kept from it.
+    pub(crate) async fn put_for(&self, hash: RequestHash, stored: Stored, budget: u64) -> Result<(), LlmError> {
+        self.writer()?.append(Record::Answer { hash, stored: Box::new(stored), budget }).await
     }
 
     /// Remembers what an answer that never arrived may have cost.
     pub(crate) async fn put_loss(&self, hash: RequestHash, reservation: &Reservation) -> Result<(), LlmError> {
-        self.writer()?.append(reservation.lost(hash).to_vec()).await
+        self.writer()?.append(Record::Loss(reservation.lost(hash))).await
     }
 
     /// Marks a call as in flight.
@@ -229,7 +203,7 @@ impl Store {
             for call in &file.calls {
                 if call.twice || !self.index().contains(&call.hash) {
                     self.interrupted += 1;
-                    futures::executor::block_on(writer.append(call.lost.clone()))?;
+                    futures::executor::block_on(writer.append(Record::Loss(call.lost)))?;
                 }
                 // Each by itself: a kill in here counts one of them twice at worst.
                 file.forget(call)?;
@@ -238,16 +212,6 @@ impl Store {
         }
         let segments = self.folder.join("segments");
         self.index().refresh(&segments)
-    }
-
-    /// In one piece: an encoder that is not told the length clears tables of a megabyte first, which cost more than all the rest of a call.
-    fn compress(&self, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-        let idle = || self.compressors.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = idle().pop();
-        let mut compressor = known.map_or_else(|| Compressor::new(3), Ok)?;
-        let compressed = compressor.compress(bytes);
-        idle().push(compressor);
-        compressed
     }
 
     fn writer(&self) -> Result<&Writer, LlmError> {

@@ -9,17 +9,33 @@ use std::{
 };
 
 use tokio::sync::oneshot;
+use xxhash_rust::xxh3::xxh3_64;
+use zstd::bulk::Compressor;
 
-use super::index::SEGMENT_BYTES;
-use crate::error::LlmError;
+use super::{
+    Stored,
+    index::SEGMENT_BYTES,
+    record::{HEADER, Header, Kind},
+};
+use crate::{error::LlmError, money::Money, request::RequestHash};
 
 /// Encoded records that wait to be written together hold at most about so many bytes.
 const BATCH_BYTES: usize = 8 << 20;
 
-struct Append {
-    record: Vec<u8>,
-    done: oneshot::Sender<Result<(), LlmError>>,
+/// What is appended.
+pub(super) enum Record {
+    /// An answer, and the budget that paid for it; 0 for none.
+    Answer { hash: RequestHash, stored: Box<Stored>, budget: u64 },
+    /// See [`super::Reservation::lost`].
+    Loss([u8; HEADER]),
 }
+
+struct Append {
+    record: Record,
+    done: Done,
+}
+
+type Done = oneshot::Sender<Result<(), LlmError>>;
 
 /// The door to the thread. The thread ends when the door is dropped.
 #[derive(Debug, Clone)]
@@ -34,13 +50,13 @@ impl Writer {
         let failed = folder.clone();
         std::thread::Builder::new()
             .name("answer-store".into())
-            .spawn(move || Appender { folder, current: adopted }.run(&appends))
+            .spawn(move || Appender { folder, current: adopted, compressor: None }.run(&appends))
             .map_err(|e| LlmError::store(failed, e))?;
         Ok(Self { queue })
     }
 
     /// Appends an encoded record; returns when it is on the disk.
-    pub async fn append(&self, record: Vec<u8>) -> Result<(), LlmError> {
+    pub async fn append(&self, record: Record) -> Result<(), LlmError> {
         let (done, result) = oneshot::channel();
         let gone = || LlmError::Setup("the answer store's writer has ended".into());
         self.queue.send(Append { record, done }).map_err(|_| gone())?;
@@ -51,32 +67,70 @@ impl Writer {
 struct Appender {
     folder: PathBuf,
     current: Option<(PathBuf, File)>,
+    /// Making one takes longer than using it.
+    compressor: Option<Compressor<'static>>,
 }
 
 impl Appender {
     fn run(&mut self, appends: &Receiver<Append>) {
         while let Ok(first) = appends.recv() {
-            let mut bytes = first.record.len();
-            let mut batch = vec![first];
-            while bytes < BATCH_BYTES {
-                let Ok(next) = appends.try_recv() else { break };
-                bytes += next.record.len();
-                batch.push(next);
+            let (mut bytes, mut waiting) = (Vec::new(), Vec::new());
+            let mut next = Some(first);
+            while let Some(Append { record, done }) = next {
+                match self.encode(&record, &mut bytes) {
+                    Ok(()) => waiting.push(done),
+                    // Whoever asked may be gone.
+                    Err(error) => drop(done.send(Err(error))),
+                }
+                next = if bytes.len() < BATCH_BYTES { appends.try_recv().ok() } else { None };
             }
-            let result = self.write(&batch);
-            for append in batch {
-                // Whoever asked may be gone; the record is written all the same.
-                let _ = append.done.send(result.clone());
+            let result = if waiting.is_empty() { Ok(()) } else { self.write(&bytes) };
+            for done in waiting {
+                let _ = done.send(result.clone());
             }
         }
     }
 
-    fn write(&mut self, batch: &[Append]) -> Result<(), LlmError> {
-        let mut bytes = Vec::with_capacity(batch.iter().map(|a| a.record.len()).sum());
-        batch.iter().for_each(|a| bytes.extend_from_slice(&a.record));
+    /// Puts a record behind `bytes`.
+    fn encode(&mut self, record: &Record, bytes: &mut Vec<u8>) -> Result<(), LlmError> {
+        let (hash, stored, budget) = match record {
+            Record::Answer { hash, stored, budget } => (*hash, stored, *budget),
+            Record::Loss(record) => {
+                bytes.extend_from_slice(record);
+                return Ok(());
+            }
+        };
+        let json = serde_json::to_vec(stored).map_err(|e| LlmError::store(&self.folder, e))?;
+        let payload = self.compress(&json).map_err(|e| LlmError::store(&self.folder, e))?;
+        let payload_len = u32::try_from(payload.len()).map_err(|e| LlmError::store(&self.folder, e))?;
+        let usage = stored.usage.unwrap_or_default();
+        let header = Header {
+            kind: Kind::Answer,
+            hash,
+            budget,
+            cost: if budget == 0 { Money::ZERO } else { stored.cost },
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            payload_len,
+            payload_sum: xxh3_64(&payload),
+        };
+        bytes.extend_from_slice(&header.encode());
+        bytes.extend_from_slice(&payload);
+        Ok(())
+    }
+
+    /// In one piece: an encoder that is not told the length clears tables of a megabyte first, which cost more than all the rest of a call.
+    fn compress(&mut self, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut compressor = self.compressor.take().map_or_else(|| Compressor::new(3), Ok)?;
+        let compressed = compressor.compress(bytes);
+        self.compressor = Some(compressor);
+        compressed
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), LlmError> {
         let (path, file) = self.segment()?;
         let before = file.metadata().map_err(|e| LlmError::store(&*path, e))?.len();
-        let written = file.write_all(&bytes).and_then(|()| file.sync_data());
+        let written = file.write_all(bytes).and_then(|()| file.sync_data());
         if let Err(error) = written {
             // A full disk: what was half written must not stand before later records.
             let message = format!("cannot append: {error}; answers that had just arrived are lost");

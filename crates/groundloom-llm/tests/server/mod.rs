@@ -83,6 +83,8 @@ pub struct Behaviour {
     pub headers: Vec<(String, String)>,
     /// Answers by the last user text; others get a text made from it.
     pub answers: fn(&str) -> Option<String>,
+    /// Whole bodies of successes, by the last user text, alone and in batches; others get one made of the text.
+    pub bodies: fn(&str) -> Option<Value>,
     /// All bytes that are sent, by the last user text and how often it was asked, this time included; then the connection closes.
     pub bytes: fn(&str, u64) -> Option<Vec<u8>>,
 }
@@ -100,6 +102,7 @@ impl Default for Behaviour {
             lose_batch_ids: false,
             headers: Vec::new(),
             answers: |_| None,
+            bodies: |_| None,
             bytes: |_, _| None,
         }
     }
@@ -356,7 +359,9 @@ async fn serve(stream: &mut TcpStream, request: Seen, shared: &Shared, at_once: 
         }
     }
     let model = &body["model"];
-    let answer = if chat {
+    let answer = if let Some(body) = (behaviour.bodies)(&last) {
+        body
+    } else if chat {
         json!({"id": "chatcmpl-test", "object": "chat.completion", "created": 1, "model": model,
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
             "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}})
@@ -451,12 +456,11 @@ fn serve_batches(request: &Seen, shared: &Shared) -> Option<Vec<u8>> {
                     counts.charged_calls += 1;
                     counts.charged_prompt_tokens += prompt;
                     counts.charged_completion_tokens += completion;
-                    reply(
-                        &mut out,
-                        200,
+                    let made = || {
                         json!({"model": line["body"]["model"], "choices": [{"finish_reason": "stop", "message": {"content": text}}],
-                        "usage": {"prompt_tokens": prompt, "completion_tokens": completion}}),
-                    );
+                            "usage": {"prompt_tokens": prompt, "completion_tokens": completion}})
+                    };
+                    reply(&mut out, 200, (behaviour.bodies)(&last).unwrap_or_else(made));
                 }
             }
             for (kind, content) in [("out", out), ("err", err)] {

@@ -11,8 +11,18 @@ use serde_json::json;
 use super::*;
 use crate::{Sampling, decoder::Past};
 
-const FOLDERS: [&str; 9] =
-    ["llama-0", "llama-1", "llama-2", "qwen2-0", "qwen2-1", "qwen2-2", "qwen3-0", "qwen3-1", "qwen3-2"];
+const FOLDERS: [&str; 10] = [
+    "llama-0",
+    "llama-1",
+    "llama-2",
+    "llama-fallback",
+    "qwen2-0",
+    "qwen2-1",
+    "qwen2-2",
+    "qwen3-0",
+    "qwen3-1",
+    "qwen3-2",
+];
 /// Tokens that the fixtures hold, at most.
 const STEPS: usize = 24;
 
@@ -328,6 +338,36 @@ fn draws_depend_on_the_prompt_and_the_seed_alone() {
     assert_ne!(drawn("hi", 8), first);
     assert_ne!(drawn("ho", 7).text, first.text);
     assert_eq!(drawn("hi", 7), first);
+}
+
+/// A tokenizer of SentencePiece's kind: some characters are pieces, a space is ▁, and what no piece has is written byte by byte.
+#[test]
+fn texts_beyond_ascii_fit_a_form_by_pieces_and_by_bytes() {
+    let model = LocalLlm::load(&path("llama-fallback")).unwrap();
+    let mut beyond = std::collections::BTreeSet::new();
+    for place in ["Zürich, für dich", "京都", "🎉 é\u{7f}", "a▁b", "<0x41>", "\n"] {
+        let schema = json!({
+            "type": "object", "required": ["place", "text"],
+            "properties": {"place": {"const": place}, "text": {"type": "string", "minLength": 6, "maxLength": 30}},
+        });
+        let least = json!({"place": place, "text": "123456"}).to_string().len();
+        let form = JsonForm::new(&schema).unwrap();
+        for seed in 0..20 {
+            // So few tokens that it has to end at once, and enough.
+            let max_new_tokens = if seed % 2 == 0 { least } else { least + 120 };
+            let sampling = Sampling::TopP { p: 1.0, temperature: 1.5 };
+            let writing = Writing { max_new_tokens, sampling, ..Writing::default() };
+            let request =
+                ChatRequest { writing, seed, form: Some(form.clone()), ..asked(vec![message("user", "où?")]) };
+            let answer = model.answer(&request, &|| true).unwrap();
+            let value: Value = serde_json::from_str(&answer.text).unwrap_or_else(|e| panic!("{}: {e}", answer.text));
+            let text = value["text"].as_str().unwrap();
+            assert!(value["place"] == place && (6..=30).contains(&text.chars().count()), "{}", answer.text);
+            assert!(!answer.cut && answer.answer_tokens <= max_new_tokens, "{}", answer.text);
+            beyond.extend(text.chars().filter(|c| !c.is_ascii()));
+        }
+    }
+    assert!(beyond.contains(&'ü') && beyond.len() > 20, "by pieces and by bytes: {beyond:?}");
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn answers_fit_the_schema_whatever_the_model_would_write() {
         let file = home.0.join(format!("form{i}.json"));
         fs::write(&file, schema.to_string()).unwrap();
         let checked = AnswerSchema::new(schema.clone()).unwrap();
-        for model in ["llama-0", "llama-1", "qwen2-0", "qwen2-1", "qwen3-2"] {
+        for model in ["llama-0", "llama-1", "llama-fallback", "qwen2-0", "qwen2-1", "qwen3-2"] {
             // So few tokens that it has to end soon, and more.
             for (tokens, temperature) in [(*least, 0.0), (*least, 1.5), (least + 60, 1.5), (200, 0.7)] {
                 let more = json!({"schema": file, "repairs": 0, "max_output_tokens": tokens, "temperature": temperature, "seed": 11, "keep_cut": false});
