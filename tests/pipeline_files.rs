@@ -119,3 +119,54 @@ fn the_ready_pipelines_are_right() {
         }
     }
 }
+
+/// Of a program that was built without GPUs: what is asked for stands at its place, with what to build.
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
+#[test]
+fn devices_that_are_not_there_are_refused_before_work() {
+    let bench = Bench::new();
+    bench.write("t.jsonl", "{\"caption\": \"a dog\"}\n");
+    let check = |devices: &str| {
+        let file = "sources: { pairs: { type: jsonl, path: t.jsonl } }
+stages:
+  chunks: { type: noun_chunks, text: caption }
+sinks: { out: { type: parquet, path: out } }
+settings:
+  devices: ";
+        bench.write("p.yaml", format!("{file}{devices}\n"));
+        bench.run(&["run", "p.yaml"])
+    };
+    let cases: [(&str, &[&str]); 6] = [
+        ("[cuda:0, cuda:1]", &["p.yaml:6:13", "cuda:0 cannot be used", "--features cuda", "there: cpu"]),
+        ("[cpu, metal]", &["p.yaml:6:18", "metal:0 cannot be used", "--features metal"]),
+        ("[gpu]", &["p.yaml:6:13", "expected cpu, cuda, cuda:NUMBER, metal, metal:NUMBER or auto, found \"gpu\""]),
+        ("[cpu, cpu]", &["p.yaml:6:12", "found cpu twice"]),
+        ("cuda:0", &["p.yaml:6:12", "devices"]),
+        ("[cuda:0, 7]", &["p.yaml:6:", "devices[1]"]),
+    ];
+    for (devices, expected) in cases {
+        let said = check(devices);
+        assert_eq!(said.code, Some(2), "{devices}\n{}", said.err);
+        for expected in expected {
+            assert!(said.err.contains(expected), "{devices}: no {expected:?} in\n{}", said.err);
+        }
+        assert!(!bench.path("out").exists() && !bench.path(".out.groundloom").exists());
+    }
+    // The first that is there is the CPU: under its own name no work is done again.
+    for (devices, expected) in [("[auto]", "1 kept"), ("[cpu]", "1 task reused"), ("[cpu]", "up to date")] {
+        let said = check(devices);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        let words = said.err.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(expected), "{devices}: no {expected:?} in\n{}", said.err);
+    }
+    for arguments in [
+        &["embed", "--text", "a dog", "--device", "cuda"][..],
+        &["detect", "a.png", "--device", "metal"],
+        &["models", "verify", ".", "--device", "cuda:3"],
+        &["index", "query", ".", "--text", "a dog", "--device", "gpu"],
+    ] {
+        let said = bench.run(arguments);
+        assert_eq!(said.code, Some(2), "{arguments:?}\n{}", said.err);
+        assert!(said.err.contains("--device") && !said.err.contains("panicked"), "{arguments:?}\n{}", said.err);
+    }
+}

@@ -10,6 +10,7 @@ use datafusion::{
 };
 use groundloom_data::columns::{ERROR, ROW_ID, column, error_type};
 use groundloom_formats::{DiscoverOptions, Discovery, FormatError, Reader, Sink, Source, store::Stores};
+use groundloom_models::{DeviceChoice, Devices};
 use groundloom_spec::{Component, Diagnostic, Diagnostics, Spec};
 use groundloom_stages::stage::Stage;
 use serde_json::Value;
@@ -100,6 +101,8 @@ pub struct Graph {
     pub text: String,
     /// `settings:` of the file.
     pub settings: Settings,
+    /// Where its models compute.
+    pub devices: Devices,
     /// Every node behind its inputs.
     pub nodes: Vec<Node>,
     /// What is odd but allowed.
@@ -122,6 +125,7 @@ pub async fn check(spec: &Spec, stores: &Stores) -> Result<Graph, Diagnostics> {
     }
     let order = found.collect(spec.check_graph());
     let settings = found.collect(spec.decode_settings::<Settings>()).unwrap_or_default();
+    let devices = found.collect(devices(&spec, &settings)).unwrap_or_default();
     let Some(order) = order.filter(|_| !found.has_errors()) else { return Err(found) };
     found.extend(order.warnings.clone());
     let mut checker = Checker { found, nodes: Vec::new(), by_name: HashMap::new(), session };
@@ -148,11 +152,31 @@ pub async fn check(spec: &Spec, stores: &Stores) -> Result<Graph, Diagnostics> {
         description: spec.description.clone(),
         text: spec.source.text.clone(),
         settings,
+        devices,
         nodes,
         warnings: found.clone(),
         stores: stores.clone(),
     };
     found.into_result(graph)
+}
+
+/// The devices that the settings ask for, which are there.
+fn devices(spec: &Spec, settings: &Settings) -> Result<Devices, Diagnostics> {
+    let choices: Vec<DeviceChoice> = settings.devices.iter().map(|name| name.0).collect();
+    let node = spec.settings.as_ref().and_then(|settings| settings.get("devices"));
+    let at = |diagnostic: Diagnostic, node: Option<&groundloom_spec::Node>| match node {
+        Some(node) => diagnostic.at(node.span),
+        None => diagnostic,
+    };
+    let mut found = Diagnostics::new();
+    for (i, choice) in choices.iter().enumerate() {
+        if let Err(error) = choice.device() {
+            let item = node.and_then(|node| node.items().get(i)).or(node);
+            found.push(at(Diagnostic::error("no_device", error.to_string()), item));
+        }
+    }
+    found.into_result(())?;
+    Devices::open(&choices).map_err(|error| at(Diagnostic::error("no_device", error.to_string()), node).into())
 }
 
 /// Puts the tables that a query reads where other stages have their `input:`.

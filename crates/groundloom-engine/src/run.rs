@@ -492,7 +492,11 @@ impl<'a> Runner<'a> {
         crate::generation::remove_folder(&spill)?;
         std::fs::create_dir_all(&spill).map_err(|e| EngineError::io(&spill, e))?;
         let resources = Arc::new(Resources {
-            models: Arc::new(ModelPool::new(options.threads).within(options.memory_bytes.map(|b| b as u64))),
+            models: Arc::new(
+                ModelPool::new(options.threads)
+                    .on(plan.graph.devices.clone())
+                    .within(options.memory_bytes.map(|b| b as u64)),
+            ),
             clients: Arc::clone(&options.clients),
             windows_in_flight: options.threads.get(),
             telemetry: Arc::clone(&options.telemetry),

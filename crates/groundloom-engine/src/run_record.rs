@@ -47,6 +47,12 @@ pub struct RunRecord {
     pub version: String,
     /// Class of CPU kernels.
     pub kernels: String,
+    /// Devices that models computed on: `cpu`, `cuda:0`, ….
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// The kind and model of those devices, where they are no CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<String>,
     /// Tasks at the same time.
     pub threads: usize,
     /// `--memory`, if it was set.
@@ -120,6 +126,8 @@ impl OpenRecord {
             pipeline: plan.graph.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernels: kernel_class(),
+            devices: plan.graph.devices.all().iter().map(ToString::to_string).collect(),
+            hardware: plan.graph.devices.hardware().map(str::to_owned),
             threads: options.threads.get(),
             memory_bytes: options.memory_bytes,
             started: text(now),

@@ -245,6 +245,10 @@ impl Cut<'_> {
             "stages": stages,
             "kernels": runs_models.then(kernel_class),
         });
+        // The CPU's class stands there already, and data sets that it made stay up to date.
+        if let Some(hardware) = self.graph.devices.hardware().filter(|_| runs_models) {
+            identity["hardware"] = json!(hardware);
+        }
         // Under a limit other operators do a query's work, and leave its rows in another order.
         if self.limited && matches!((work, &self.graph.nodes[id].work), (SegmentWork::Set { .. }, Work::Sql { .. })) {
             identity["limited"] = json!(true);
@@ -261,6 +265,11 @@ pub fn changes(before: &Value, now: &Value) -> Vec<String> {
     }
     if before["kernels"] != now["kernels"] && before["kernels"].is_string() && now["kernels"].is_string() {
         told.push(format!("the models ran on {}, and this processor is {}", before["kernels"], now["kernels"]));
+    }
+    if before["hardware"] != now["hardware"] {
+        let shown = |of: &Value| of.as_str().unwrap_or("the CPU").to_owned();
+        let (before, now) = (shown(&before["hardware"]), shown(&now["hardware"]));
+        told.push(format!("the models ran on {before}, and run on {now} now"));
     }
     if before["limited"] != now["limited"] {
         let (had, has) = if now["limited"] == true { ("no", "a") } else { ("a", "no") };
@@ -369,6 +378,10 @@ mod tests {
         let mut base = before.clone();
         base["bases"] = json!(["bb"]);
         assert_eq!(changes(&before, &base), ["what it reads is made anew"]);
+        let mut other = before.clone();
+        other["hardware"] = json!("cuda (NVIDIA H100)");
+        assert_eq!(changes(&before, &other), ["the models ran on the CPU, and run on cuda (NVIDIA H100) now"]);
+        assert_eq!(changes(&other, &before), ["the models ran on cuda (NVIDIA H100), and run on the CPU now"]);
         let mut limited = before.clone();
         limited["limited"] = json!(true);
         assert_eq!(changes(&before, &limited), ["it was planned for no memory limit, and there is a --memory now"]);

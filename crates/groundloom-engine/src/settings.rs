@@ -1,9 +1,10 @@
 //! `settings:` of a pipeline file.
 
+use groundloom_models::DeviceChoice;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a pipeline runs, as far as it does not depend on the machine.
+/// How a pipeline runs, as far as it does not depend on the machine; and on which devices.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -15,12 +16,38 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub shard_mib: Option<u64>,
+    /// Where models compute: `cpu`, `cuda:0` or `metal:0` (the numbers of a machine's GPUs), or `auto` for the first GPU that is there,
+    /// else the CPU. Several GPUs share the rows, each with every model; they must be of one model. What is not there, or not built in
+    /// (`cargo build --release --features cuda`, or `metal`), is refused before any work. GPUs give other last bits than CPUs: the kind of
+    /// device is part of what decides whether a data set is up to date. The embedded detector, GGUF files and the English parser stay on
+    /// the CPU. Default: `[cpu]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceName>,
 }
 
 impl Settings {
     /// Input bytes of one shard.
     pub fn shard_bytes(&self) -> u64 {
         self.shard_mib.unwrap_or(64) << 20
+    }
+}
+
+/// A device as a pipeline file names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct DeviceName(pub DeviceChoice);
+
+impl TryFrom<String> for DeviceName {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.trim().parse().map(Self)
+    }
+}
+
+impl From<DeviceName> for String {
+    fn from(name: DeviceName) -> Self {
+        name.0.to_string()
     }
 }
 

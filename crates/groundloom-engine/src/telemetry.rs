@@ -112,6 +112,9 @@ pub struct ModelTiming {
     /// Bytes of its weights while they are loaded.
     #[serde(default)]
     pub weights_bytes: u64,
+    /// Where it computes, or did last: `cpu`, `cuda:0`, ….
+    #[serde(default)]
+    pub devices: Vec<String>,
 }
 
 impl From<ModelMetrics> for ModelTiming {
@@ -126,6 +129,7 @@ impl From<ModelMetrics> for ModelTiming {
             wait_seconds: m.wait.as_secs_f64(),
             loads: m.loads,
             weights_bytes: m.weights_bytes,
+            devices: m.devices.iter().map(ToString::to_string).collect(),
         }
     }
 }

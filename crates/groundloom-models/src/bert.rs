@@ -3,7 +3,7 @@
 //!
 //! Reference: transformers' `modeling_bert.py`, `modeling_roberta.py`, `modeling_mpnet.py`.
 
-use candle_core::{Device, IndexOp, Tensor};
+use candle_core::{IndexOp, Tensor};
 
 use crate::{
     ModelError,
@@ -172,7 +172,8 @@ impl TextEncoder {
         let positions = self.position_rows(ids)?;
         let mut bias = padding_bias(mask)?;
         if let Some(table) = &self.relative {
-            bias = bias.broadcast_add(&relative_bias(table, DISTANCES, 0..ids.dim(1)?, ids.dim(1)?)?)?;
+            let relative = relative_bias(table, DISTANCES, 0..ids.dim(1)?, ids.dim(1)?)?;
+            bias = bias.to_device(relative.device())?.broadcast_add(&relative)?;
         }
         self.forward_with(ids, types, &positions, &bias, each)
     }
@@ -225,7 +226,7 @@ impl TextEncoder {
                 .collect()
         };
         let rows: Vec<u32> = ids.to_vec2::<u32>()?.into_iter().flat_map(row).collect();
-        Tensor::from_vec(rows, (n, length), &Device::Cpu)
+        Tensor::from_vec(rows, (n, length), ids.device())
     }
 }
 

@@ -245,7 +245,7 @@ impl BlipCaption {
                 transform: Linear::load(&head.at("transform.dense"), width, width, true)?,
                 activation: head_activation,
                 norm: LayerNorm::load(&head.at("transform.LayerNorm"), width, eps)?,
-                words: Linear::tied(&model.words, Some(&bias)).map_err(compute("the word layer"))?,
+                words: Linear::tied(&model.words, Some(&bias))?,
             },
             text: model,
             start: text.start,

@@ -207,7 +207,7 @@ impl VisionTower {
 pub(crate) fn patch_layer(weights: &Weights, width: usize, patch: usize, bias: bool) -> Result<Linear, ModelError> {
     let weight = weights.values("weight", &[width, 3, patch, patch])?;
     let bias = if bias { weights.values("bias", &[width])? } else { vec![0.0; width] };
-    Ok(Linear::new(&weight, &bias))
+    Linear::new(weights.device(), &weight, &bias)
 }
 
 /// `[n, length, width]` with the class token's vector (`width` values) before each.

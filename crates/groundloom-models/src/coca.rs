@@ -139,8 +139,8 @@ impl AttentionPool {
         let part = |i: usize, name: &str, inputs: usize| {
             let bias = &bias[i * width..][..width];
             match &packed {
-                Some(packed) => Ok(Linear::new(&packed[i * width * inputs..][..width * inputs], bias)),
-                None => Ok(Linear::new(&attention.values(name, &[width, inputs])?, bias)),
+                Some(packed) => Linear::new(weights.device(), &packed[i * width * inputs..][..width * inputs], bias),
+                None => Linear::new(weights.device(), &attention.values(name, &[width, inputs])?, bias),
             }
         };
         let query = weights.tensor("query", &[count, width])?;
@@ -422,8 +422,8 @@ fn block(weights: &Weights, i: usize, shape: StackShape) -> Result<DecoderBlock,
         cross: Some(CrossAttention {
             before: Some(FeedForward { up: own.up, down: own.down, norm: own.feed_forward_norm }),
             memory_norm: Some(Norm::Layer(LayerNorm::load(&place.at("ln_1_kv"), width, eps)?)),
-            query: Linear::new(query, &bias[..width]),
-            key_value: Linear::new(key_value, &bias[width..]),
+            query: Linear::new(weights.device(), query, &bias[..width])?,
+            key_value: Linear::new(weights.device(), key_value, &bias[width..])?,
             output: cross.output,
             norm: cross.attention_norm,
         }),

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 
 use crate::{
     ModelError,
+    device::by_kernels,
     layers::{Activation, LayerNorm, Linear, RmsNorm, attention_scaled},
     transformer::{BlockNames, NormPlace, StackShape},
     weights::Weights,
@@ -159,7 +160,11 @@ impl Decoder {
             };
             block.cross.as_ref().map(of).transpose()
         };
-        Ok(Memory { blocks: self.blocks.iter().map(keys_values).collect::<Candle<_>>()?, bias })
+        let blocks: Vec<Option<[Tensor; 2]>> = self.blocks.iter().map(keys_values).collect::<Candle<_>>()?;
+        // To where the keys are, once for all tokens that are written.
+        let there = blocks.iter().flatten().map(|[keys, _]| keys.device()).next();
+        let bias = bias.map(|bias| there.map_or(Ok(bias.clone()), |device| bias.to_device(device))).transpose()?;
+        Ok(Memory { blocks, bias })
     }
 
     /// `[batch, length, width]` → the same. `bias` is added to the scores, `[batch or 1, heads or 1, length or 1, past +
@@ -173,7 +178,9 @@ impl Decoder {
         memory: Option<&Memory>,
         each: &mut dyn FnMut(&Tensor),
     ) -> Candle<Tensor> {
-        let mut x = x;
+        // Once for all blocks.
+        let bias = bias.map(|bias| bias.to_device(x.device())).transpose()?;
+        let (mut x, bias) = (x, bias.as_ref());
         let before = past.as_ref().map_or(0, |past| past.len());
         for (i, block) in self.blocks.iter().enumerate() {
             x = self.around(&block.attention_norm, x, |input, residual| {
@@ -307,8 +314,24 @@ impl Rotary {
 
     /// Turns the vectors of all heads, `[batch, length, heads · width]`, the first being at the place `before`.
     pub(crate) fn turn(&self, x: &Tensor, heads: usize, before: usize) -> Candle<Tensor> {
-        let (_, length, whole) = x.dims3()?;
+        let (batch, length, whole) = x.dims3()?;
         let width = whole / heads;
+        if !by_kernels(x) {
+            let (sines, cosines): (Vec<f32>, Vec<f32>) = (before..before + length)
+                .flat_map(|place| self.speeds.iter().map(move |speed| (place as f32 * speed).sin_cos()))
+                .map(|(sine, cosine)| (sine * self.length, cosine * self.length))
+                .unzip();
+            // [batch, length, heads, halves, width / 2] by [length, 1, width / 2]
+            let row = |values| Tensor::from_vec(values, (length, 1, width / 2), x.device());
+            let (sines, cosines) = (row(sines)?, row(cosines)?);
+            let halves = x.reshape((batch, length, heads, 2, width / 2))?;
+            let half = |i: usize| halves.narrow(3, i, 1)?.squeeze(3)?.contiguous();
+            let (a, b) = (half(0)?, half(1)?);
+            let turned = |of: &Tensor, by: &Tensor| of.broadcast_mul(by);
+            let first = (turned(&a, &cosines)? - turned(&b, &sines)?)?;
+            let second = (turned(&b, &cosines)? + turned(&a, &sines)?)?;
+            return Tensor::stack(&[first, second], 3)?.reshape((batch, length, whole));
+        }
         let mut values = x.flatten_all()?.to_vec1::<f32>()?;
         for (row, values) in values.chunks_exact_mut(whole).enumerate() {
             let place = (before + row % length) as f32;

@@ -14,6 +14,11 @@ pub trait Detector: Send + Sync {
     /// Who this model is.
     fn info(&self) -> &ModelInfo;
 
+    /// Whether it computes on the CPU, whatever device was asked for.
+    fn stays_on_cpu(&self) -> bool {
+        false
+    }
+
     /// Which nouns name which of the model's classes; `None` for a model that takes phrases as they are.
     fn vocabulary(&self) -> Option<&Vocabulary>;
 

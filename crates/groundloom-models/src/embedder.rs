@@ -49,6 +49,11 @@ pub trait Embedder: Send + Sync {
     /// Who this model is, and what its vectors are.
     fn info(&self) -> &EmbedderInfo;
 
+    /// Whether it computes on the CPU, whatever device was asked for.
+    fn stays_on_cpu(&self) -> bool {
+        false
+    }
+
     /// The vectors of `texts`, in order, [`EmbedderInfo::dims`] values each. Texts beyond the model's longest are cut.
     ///
     /// A text fails by itself: [`ModelError::Untokenized`], [`ModelError::NoModality`] for a model of images only.

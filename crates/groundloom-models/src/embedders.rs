@@ -175,6 +175,10 @@ impl Embedder for SsdEmbedder {
         &self.info
     }
 
+    fn stays_on_cpu(&self) -> bool {
+        true
+    }
+
     fn embed_texts(&self, texts: &[&str]) -> Vec<Result<Vec<f32>, ModelError>> {
         self.info.refuse(Modality::Text, texts.len())
     }

@@ -262,6 +262,46 @@ pub enum ModelError {
         /// Candle's words.
         reason: String,
     },
+    /// A device that this program was not built for.
+    #[error(
+        "{device} cannot be used: this program was built without it; build it with `cargo build --release --features \
+         {feature}`, or choose among what is there: {available}"
+    )]
+    NotBuiltIn {
+        /// The device asked for.
+        device: String,
+        /// The cargo feature that builds it in.
+        feature: &'static str,
+        /// The devices that can be used.
+        available: String,
+    },
+    /// A device that is not there, or does not work.
+    #[error("{device} cannot be used ({reason}); expected a device that is there: {available}")]
+    NoDevice {
+        /// The device asked for.
+        device: String,
+        /// The driver's words.
+        reason: String,
+        /// The devices that can be used.
+        available: String,
+    },
+    /// Devices that would not compute the same, so that it would matter which of them a row meets.
+    #[error("expected devices of one kind and model, each once, found {found}; run on some of them only")]
+    UnlikeDevices {
+        /// The devices.
+        found: String,
+    },
+    /// What a network computed did not fit into its device's memory.
+    #[error(
+        "the device has no memory left for {operation} ({reason}): run with fewer `--threads`, so that fewer batches are \
+         computed at a time, or on a device with more memory"
+    )]
+    DeviceMemory {
+        /// Where in the network.
+        operation: &'static str,
+        /// The driver's words.
+        reason: String,
+    },
     /// A model's code panicked on one item. The other items are not concerned.
     #[error("the model {model} panicked on this item: {message}")]
     Panicked {

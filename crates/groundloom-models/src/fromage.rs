@@ -208,6 +208,7 @@ impl Fromage {
             None => self.text.embed(&known)?,
         };
         let retrieval = self.retrieval.broadcast_as(vectors.shape())?;
+        let is_retrieval = is_retrieval.to_device(vectors.device())?;
         let vectors = is_retrieval.unsqueeze(2)?.broadcast_as(vectors.shape())?.where_cond(&retrieval, &vectors)?;
         let wanted = |layer: usize| self.text_maps.iter().any(|(of, _)| *of == layer);
         let mut seen = Vec::new();

@@ -169,6 +169,6 @@ pub(crate) fn word_layer(
     let own = weights.at("lm_head");
     match own.has("weight") {
         true => Linear::load(&own, width, vocabulary, false),
-        false => Linear::tied(words, None).map_err(compute("the word layer")),
+        false => Linear::tied(words, None),
     }
 }

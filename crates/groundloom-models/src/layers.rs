@@ -1,22 +1,28 @@
-//! The layers that transformers are made of, on candle tensors (f32, CPU), computed by this crate's kernels.
+//! The layers that transformers are made of, on candle tensors of f32: on the CPU computed by this crate's kernels, on any
+//! other device by candle's operations ([`plain`]).
 //!
-//! A row of a result depends on that row of the input alone (attention: on its sequence), not on what else is in the
-//! batch nor on the number of threads; the tests compare each with candle's own operations.
+//! On the CPU a row of a result depends on that row of the input alone (attention: on its sequence), not on what else is in
+//! the batch nor on the number of threads; the tests compare each with candle's own operations. Elsewhere the last bits may
+//! depend on what is computed together.
 
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
 use crate::{
     ModelError,
     config::Config,
+    device::{by_kernels, has_kernels},
     kernels::{self, Attention, Bias, Dense, Epilogue, Isa, Rows},
     weights::Weights,
 };
 
+pub(crate) mod plain;
+
 pub(crate) use crate::kernels::Activation;
 
-/// Runs `f` on the values of a tensor in row-major order, without a copy where they lie so already.
+/// Runs `f` on the values of a tensor in row-major order, without a copy where they lie so already on the CPU. This is where
+/// answers come back from another device.
 pub(crate) fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    let tensor = tensor.contiguous()?;
+    let tensor = tensor.contiguous()?.to_device(&Device::Cpu)?;
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else { bail!("expected a tensor on the CPU") };
     let values = storage.as_slice::<f32>()?;
@@ -26,7 +32,13 @@ pub(crate) fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T
 
 /// A candle error as one of this crate, with where it happened.
 pub(crate) fn compute(operation: &'static str) -> impl Fn(candle_core::Error) -> ModelError {
-    move |e| ModelError::Compute { operation, reason: e.to_string() }
+    move |e| {
+        let reason = e.to_string();
+        match plain::is_out_of_memory(&reason) {
+            true => ModelError::DeviceMemory { operation, reason },
+            false => ModelError::Compute { operation, reason },
+        }
+    }
 }
 
 /// The activation function that the option `key` names.
@@ -42,7 +54,18 @@ pub(crate) fn activation(
 /// y = x·Wᵀ + b.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    dense: Dense,
+    form: LinearForm,
+    inputs: usize,
+    outputs: usize,
+}
+
+/// How a layer lies in memory.
+#[derive(Debug)]
+enum LinearForm {
+    /// For this crate's kernels.
+    Packed(Dense),
+    /// For candle's operations.
+    Tensors(plain::Linear),
 }
 
 impl Linear {
@@ -58,7 +81,7 @@ impl Linear {
     ) -> std::result::Result<Self, ModelError> {
         let weight = weights.values("weight", &[outputs, inputs])?;
         let bias = if bias { weights.values("bias", &[outputs])? } else { vec![0.0; outputs] };
-        Ok(Self::new(&weight, &bias))
+        Self::new(weights.device(), &weight, &bias)
     }
 
     /// Several layers of one input as one: their outputs lie side by side in the order given. A part that has no bias
@@ -76,13 +99,35 @@ impl Linear {
             weight.extend(part.values("weight", &[outputs, inputs])?);
             bias.extend(if *with_bias { part.values("bias", &[outputs])? } else { vec![0.0; outputs] });
         }
-        Ok(Self::new(&weight, &bias))
+        let device = parts.first().map_or(&Device::Cpu, |(part, _)| part.device());
+        Self::new(device, &weight, &bias)
     }
 
-    /// From values: `weight` is `[outputs, inputs]`, `bias` is `[outputs]`.
-    pub(crate) fn new(weight: &[f32], bias: &[f32]) -> Self {
-        let inputs = weight.len() / bias.len();
-        Self { dense: Dense::pack_transposed(weight, inputs, inputs, bias) }
+    /// From values, for a network on `device`: `weight` is `[outputs, inputs]`, `bias` is `[outputs]`.
+    ///
+    /// # Errors
+    /// Where the device cannot hold them.
+    pub(crate) fn new(device: &Device, weight: &[f32], bias: &[f32]) -> std::result::Result<Self, ModelError> {
+        let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
+        let form = match has_kernels(device) {
+            true => LinearForm::Packed(Dense::pack_transposed(weight, inputs, inputs, bias)),
+            false => {
+                LinearForm::Tensors(plain::Linear::new(device, weight, bias).map_err(compute("a layer's weights"))?)
+            }
+        };
+        Ok(Self { form, inputs, outputs })
+    }
+
+    /// From a matrix that lies the other way round, `[inputs, outputs]`; otherwise as [`Linear::new`].
+    fn of_columns(device: &Device, weight: &[f32], bias: &[f32]) -> std::result::Result<Self, ModelError> {
+        let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
+        let form = match has_kernels(device) {
+            true => LinearForm::Packed(Dense::pack(weight, bias)),
+            false => LinearForm::Tensors(
+                plain::Linear::of_columns(device, weight, bias).map_err(compute("a layer's weights"))?,
+            ),
+        };
+        Ok(Self { form, inputs, outputs })
     }
 
     /// As [`Linear::load`] with a bias, of a `weight` that lies the other way round, `[inputs, outputs]`, as GPT-2 keeps
@@ -96,7 +141,7 @@ impl Linear {
         outputs: usize,
     ) -> std::result::Result<Self, ModelError> {
         let weight = weights.values("weight", &[inputs, outputs])?;
-        Ok(Self { dense: Dense::pack(&weight, &weights.values("bias", &[outputs])?) })
+        Self::of_columns(weights.device(), &weight, &weights.values("bias", &[outputs])?)
     }
 
     /// The matrix `name` (`[inputs, outputs]`) that a row of values is multiplied by: a layer without a bias.
@@ -109,39 +154,68 @@ impl Linear {
         inputs: usize,
         outputs: usize,
     ) -> std::result::Result<Self, ModelError> {
-        Ok(Self { dense: Dense::pack(&weights.values(name, &[inputs, outputs])?, &vec![0.0; outputs]) })
+        Self::of_columns(weights.device(), &weights.values(name, &[inputs, outputs])?, &vec![0.0; outputs])
     }
 
     /// The layer whose weight is a table of vectors (`[outputs, inputs]`): how like each of them `x` is.
     ///
     /// # Errors
-    /// candle's, where the table is none.
-    pub(crate) fn tied(table: &Embedding, bias: Option<&[f32]>) -> Result<Self> {
-        let zeros = vec![0.0; table.table.dim(0)?];
-        with_values(&table.table, |weight| Ok(Self::new(weight, bias.unwrap_or(&zeros))))
+    /// Where the device cannot hold it.
+    pub(crate) fn tied(table: &Embedding, bias: Option<&[f32]>) -> std::result::Result<Self, ModelError> {
+        let failed = compute("a tied layer");
+        let (outputs, inputs) = table.table.dims2().map_err(&failed)?;
+        let zeros = vec![0.0; outputs];
+        let bias = bias.unwrap_or(&zeros);
+        let form = match by_kernels(&table.table) {
+            true => {
+                let pack = |weight: &[f32]| Ok(Dense::pack_transposed(weight, inputs, inputs, bias));
+                LinearForm::Packed(with_values(&table.table, pack).map_err(&failed)?)
+            }
+            // The table itself: it lies on the device already.
+            false => LinearForm::Tensors(plain::Linear::tied(&table.table, bias).map_err(&failed)?),
+        };
+        Ok(Self { form, inputs, outputs })
     }
 
     /// `[…, inputs]` → `[…, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, Epilogue::Linear)
+        self.run(x, Epilogue::Linear, |_, y| Ok(y))
     }
 
     /// As [`Linear::forward`], with an activation function behind it.
     pub(crate) fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        self.run(x, Epilogue::Activate(activation))
+        self.run(x, Epilogue::Activate(activation), |_, y| plain::activate(activation, &y))
     }
 
     /// As [`Linear::forward`], added to `residual` (`[…, outputs]`).
     pub(crate) fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        with_values(residual, |residual| self.run(x, Epilogue::Add(residual)))
+        match &self.form {
+            LinearForm::Packed(_) => {
+                with_values(residual, |residual| self.run(x, Epilogue::Add(residual), |_, y| Ok(y)))
+            }
+            LinearForm::Tensors(_) => self.run(x, Epilogue::Linear, |device, y| {
+                let residual = residual.to_device(device)?.reshape(y.dims())?;
+                y + residual
+            }),
+        }
     }
 
-    fn run(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
+    /// `behind` is the epilogue in candle's operations: it is given the device and what the layer gave.
+    fn run(
+        &self,
+        x: &Tensor,
+        epilogue: Epilogue<'_>,
+        behind: impl FnOnce(&Device, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
-        let Some(last) = shape.last_mut().filter(|last| **last == self.dense.inputs()) else {
-            bail!("a layer of {} inputs was given {:?}", self.dense.inputs(), x.dims())
+        let Some(last) = shape.last_mut().filter(|last| **last == self.inputs) else {
+            bail!("a layer of {} inputs was given {:?}", self.inputs, x.dims())
         };
-        *last = self.dense.outputs();
+        *last = self.outputs;
+        let dense = match &self.form {
+            LinearForm::Packed(dense) => dense,
+            LinearForm::Tensors(layer) => return behind(layer.device(), layer.forward(x)?.reshape(shape)?),
+        };
         let mut out = vec![0.0; shape.iter().product()];
         if let Epilogue::Add(residual) = epilogue
             && residual.len() != out.len()
@@ -149,7 +223,7 @@ impl Linear {
             bail!("a residual of {} values was given to {shape:?}", residual.len())
         }
         with_values(x, |x| {
-            kernels::product(&self.dense, Isa::detect(), x, &mut out, epilogue);
+            kernels::product(dense, Isa::detect(), x, &mut out, epilogue);
             Ok(())
         })?;
         Tensor::from_vec(out, shape, &Device::Cpu)
@@ -159,9 +233,36 @@ impl Linear {
 /// Layer normalisation over the last axis.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerNorm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+    weight: Factors,
+    bias: Factors,
     eps: f32,
+}
+
+/// One value for each place of a vector.
+#[derive(Debug, Clone)]
+enum Factors {
+    /// For this crate's kernels.
+    Values(Vec<f32>),
+    /// For candle's operations, `[width]`.
+    Tensor(Tensor),
+}
+
+impl Factors {
+    fn load(weights: &Weights, name: &str, width: usize) -> std::result::Result<Self, ModelError> {
+        let values = weights.values(name, &[width])?;
+        let device = weights.device();
+        match has_kernels(device) {
+            true => Ok(Self::Values(values)),
+            false => Tensor::from_vec(values, width, device).map(Self::Tensor).map_err(compute("a norm's weights")),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Values(values) => values.len(),
+            Self::Tensor(tensor) => tensor.elem_count(),
+        }
+    }
 }
 
 impl LayerNorm {
@@ -172,7 +273,7 @@ impl LayerNorm {
     pub(crate) fn load(weights: &Weights, width: usize, eps: f64) -> std::result::Result<Self, ModelError> {
         let old = !weights.has("weight") && weights.has("gamma");
         let [weight, bias] = if old { ["gamma", "beta"] } else { ["weight", "bias"] };
-        let (weight, bias) = (weights.values(weight, &[width])?, weights.values(bias, &[width])?);
+        let (weight, bias) = (Factors::load(weights, weight, width)?, Factors::load(weights, bias, width)?);
         Ok(Self { weight, bias, eps: eps as f32 })
     }
 
@@ -181,14 +282,21 @@ impl LayerNorm {
         if x.dims().last() != Some(&self.weight.len()) {
             bail!("a norm of {} values was given {:?}", self.weight.len(), x.dims())
         }
+        if let (Factors::Tensor(weight), Factors::Tensor(bias)) = (&self.weight, &self.bias) {
+            return plain::layer_norm(x, weight, bias, self.eps);
+        }
         let mut values = with_values(x, |x| Ok(x.to_vec()))?;
-        self.apply(&mut values);
+        self.apply(&mut values)?;
         Tensor::from_vec(values, x.dims(), &Device::Cpu)
     }
 
-    /// The same in place, of the values of whole rows.
-    pub(crate) fn apply(&self, values: &mut [f32]) {
-        kernels::layer_norm(Isa::detect(), values, &self.weight, &self.bias, self.eps);
+    /// The same in place, of the values of whole rows, on the CPU.
+    pub(crate) fn apply(&self, values: &mut [f32]) -> Result<()> {
+        let (Factors::Values(weight), Factors::Values(bias)) = (&self.weight, &self.bias) else {
+            bail!("a norm on a device was given values on the CPU")
+        };
+        kernels::layer_norm(Isa::detect(), values, weight, bias, self.eps);
+        Ok(())
     }
 }
 
@@ -196,7 +304,7 @@ impl LayerNorm {
 /// Normalization", 2019): no mean is taken away, nothing is added.
 #[derive(Debug, Clone)]
 pub(crate) struct RmsNorm {
-    weight: Vec<f32>,
+    weight: Factors,
     eps: f32,
 }
 
@@ -206,7 +314,7 @@ impl RmsNorm {
     /// # Errors
     /// [`ModelError::BadWeights`].
     pub(crate) fn load(weights: &Weights, width: usize, eps: f64) -> std::result::Result<Self, ModelError> {
-        Ok(Self { weight: weights.values("weight", &[width])?, eps: eps as f32 })
+        Ok(Self { weight: Factors::load(weights, "weight", width)?, eps: eps as f32 })
     }
 
     /// `[…, width]` → the same.
@@ -215,11 +323,15 @@ impl RmsNorm {
         if x.dims().last() != Some(&width) {
             bail!("a norm of {width} values was given {:?}", x.dims())
         }
+        let weight = match &self.weight {
+            Factors::Values(weight) => weight,
+            Factors::Tensor(weight) => return plain::rms_norm(x, weight, self.eps),
+        };
         let mut values = with_values(x, |x| Ok(x.to_vec()))?;
         for row in values.chunks_exact_mut(width) {
             let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
             let factor = 1.0 / ((squares / width as f64) as f32 + self.eps).sqrt();
-            row.iter_mut().zip(&self.weight).for_each(|(x, weight)| *x = *x * factor * weight);
+            row.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * factor * weight);
         }
         Tensor::from_vec(values, x.dims(), &Device::Cpu)
     }
@@ -233,18 +345,14 @@ pub(crate) fn feed_forward(
     down: &Linear,
     residual: &Tensor,
 ) -> Result<Tensor> {
-    let (up, down) = (&up.dense, &down.dense);
     let width = x.dims().last().copied().unwrap_or_default();
     let rows = x.elem_count() / width.max(1);
-    if width != up.inputs() || up.outputs() != down.inputs() || residual.elem_count() != rows * down.outputs() {
-        bail!(
-            "layers of {} and {} inputs were given {:?} and {:?}",
-            up.inputs(),
-            down.inputs(),
-            x.dims(),
-            residual.dims()
-        )
+    if width != up.inputs || up.outputs != down.inputs || residual.elem_count() != rows * down.outputs {
+        bail!("layers of {} and {} inputs were given {:?} and {:?}", up.inputs, down.inputs, x.dims(), residual.dims())
     }
+    let (LinearForm::Packed(up), LinearForm::Packed(down)) = (&up.form, &down.form) else {
+        return down.forward_onto(&up.forward_activated(x, activation)?, residual);
+    };
     let mut out = vec![0.0; rows * down.outputs()];
     with_values(x, |x| {
         with_values(residual, |residual| {
@@ -280,11 +388,11 @@ impl Embedding {
         &self.table
     }
 
-    /// `[…]` of u32 → `[…, width]`.
+    /// `[…]` of u32 → `[…, width]`, on the table's device.
     pub(crate) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let mut shape = ids.dims().to_vec();
         shape.push(self.table.dim(1)?);
-        self.table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)
+        self.table.index_select(&ids.flatten_all()?.to_device(self.table.device())?, 0)?.reshape(shape)
     }
 }
 
@@ -294,6 +402,10 @@ impl Embedding {
 pub(crate) fn self_attention(qkv: &Tensor, heads: usize, bias: Option<&Tensor>) -> Result<Tensor> {
     let (batch, length, triple) = qkv.dims3()?;
     let width = triple / 3;
+    if !by_kernels(qkv) {
+        let part = |i: usize| qkv.narrow(2, i * width, width);
+        return plain::attention(&part(0)?, &part(1)?, &part(2)?, heads, scale(width / heads), bias);
+    }
     with_values(qkv, |values| {
         let rows = |start| Rows { values, start, stride: triple, length, width: width / heads };
         run(batch, heads, [0, width, 2 * width].map(rows), scale(width / heads), bias)
@@ -330,6 +442,9 @@ pub(crate) fn attention_scaled(
     let (n, out) = (keys.dim(1)?, values.dim(2)?);
     if keys.dims() != [batch, n, width] || values.dims() != [batch, n, out] {
         bail!("attention of {:?} to {:?} and {:?}", queries.dims(), keys.dims(), values.dims())
+    }
+    if !by_kernels(queries) {
+        return plain::attention(queries, keys, values, heads, scale, bias);
     }
     with_values(queries, |q| {
         with_values(keys, |k| {
@@ -374,21 +489,23 @@ fn run(
 }
 
 /// The bias that keeps padding from being attended to: 0 where `mask` (`[batch, keys]` of u32) is 1, the least f32
-/// where it is 0. `[batch, 1, 1, keys]`.
+/// where it is 0. `[batch, 1, 1, keys]`, on the mask's device.
 pub(crate) fn padding_bias(mask: &Tensor) -> Result<Tensor> {
     let (batch, keys) = mask.dims2()?;
-    let mask = mask.flatten_all()?.to_vec1::<u32>()?;
-    let bias = mask.into_iter().map(|real| if real == 0 { f32::MIN } else { 0.0 }).collect::<Vec<_>>();
-    Tensor::from_vec(bias, (batch, 1, 1, keys), &Device::Cpu)
+    let values = mask.flatten_all()?.to_vec1::<u32>()?;
+    let bias = values.into_iter().map(|real| if real == 0 { f32::MIN } else { 0.0 }).collect::<Vec<_>>();
+    Tensor::from_vec(bias, (batch, 1, 1, keys), mask.device())
 }
 
 /// The bias that keeps a token from attending to later ones, of `length` tokens behind `past` others, which they all see:
 /// `[1, 1, length, past + length]`. With `mask` (`[batch, past + length]`) they see no padding either, and the bias is that
-/// of each sequence of the batch.
+/// of each sequence of the batch. It lies where the mask does, without one on the CPU: stacks of blocks move it to what it
+/// is added to.
 pub(crate) fn causal_bias(past: usize, length: usize, mask: Option<&Tensor>) -> Result<Tensor> {
     let keys = past + length;
     let row = |query: usize| (0..keys).map(move |key| if key > past + query { f32::MIN } else { 0.0 });
-    let causal = Tensor::from_vec((0..length).flat_map(row).collect::<Vec<_>>(), (1, 1, length, keys), &Device::Cpu)?;
+    let device = mask.map_or(&Device::Cpu, Tensor::device);
+    let causal = Tensor::from_vec((0..length).flat_map(row).collect::<Vec<_>>(), (1, 1, length, keys), device)?;
     match mask {
         Some(mask) => causal.broadcast_minimum(&padding_bias(mask)?),
         None => Ok(causal),
@@ -396,7 +513,8 @@ pub(crate) fn causal_bias(past: usize, length: usize, mask: Option<&Tensor>) -> 
 }
 
 /// Cuts images into squares: `[n, channels, height, width]` → `[n, squares, channels · patch · patch]`, in reading
-/// order; what does not fill a square is left out. A convolution with stride and kernel `patch` is a [`Linear`] of it.
+/// order; what does not fill a square is left out. A convolution with stride and kernel `patch` is a [`Linear`] of it. It is
+/// done on the CPU, where images come from: the layer moves the squares to its weights.
 pub(crate) fn patches(pixels: &Tensor, patch: usize) -> Result<Tensor> {
     patches_every(pixels, patch, patch)
 }
@@ -427,6 +545,9 @@ pub(crate) fn patches_every(pixels: &Tensor, patch: usize, stride: usize) -> Res
 
 /// Divides each row by its Euclidean length: `[…, width]` → the same. A row of zeros stays zeros.
 pub(crate) fn normalise(x: &Tensor) -> Result<Tensor> {
+    if !by_kernels(x) {
+        return plain::normalise(x);
+    }
     let width = x.dims().last().copied().unwrap_or(1).max(1);
     let mut values = with_values(x, |x| Ok(x.to_vec()))?;
     for row in values.chunks_mut(width) {

@@ -223,7 +223,7 @@ fn block(weights: &Weights, config: &LlamaConfig) -> Result<DecoderBlock, ModelE
     let layer = |name: &str, inputs: usize, outputs: usize| Linear::load(&weights.at(name), inputs, outputs, false);
     let norm = |name: &str| RmsNorm::load(&weights.at(name), width, eps).map(Norm::Rms);
     Ok(DecoderBlock {
-        qkv: Linear::new(&qkv, &bias),
+        qkv: Linear::new(weights.device(), &qkv, &bias)?,
         head_norms,
         inner_norms: None,
         output: layer("self_attn.o_proj", attended, width)?,

@@ -12,6 +12,7 @@ use crate::{
     ModelError,
     chat_template::{ChatMessage, ChatSettings, ChatTemplate, SETTINGS},
     config::Config,
+    device::{Device, ModelOn},
     family::Family,
     folder::{ModelFolder, hexadecimal},
     json_form::{Following, FormVocabulary, JsonForm},
@@ -77,13 +78,14 @@ enum Source {
 }
 
 impl Source {
-    fn open(name: &str, folder: &ModelFolder) -> Result<Self, ModelError> {
+    fn open(name: &str, folder: &ModelFolder, device: Device) -> Result<Self, ModelError> {
         if let Some(file) = gguf_of(name, folder)? {
             return Ok(Self::Gguf { gguf: Gguf::open(folder, &file)?, name: file });
         }
         match Family::of(name, folder)? {
             Family::Llama(kind) => {
-                Ok(Self::Tensors { config: Config::open(folder)?, kind, weights: Weights::open(folder)? })
+                let weights = Weights::open(folder)?.on(&device.open()?);
+                Ok(Self::Tensors { config: Config::open(folder)?, kind, weights })
             }
             other => Err(other.unsuited(name, SUPPORTED)),
         }
@@ -149,7 +151,7 @@ fn gguf_of(name: &str, folder: &ModelFolder) -> Result<Option<String>, ModelErro
 /// As [`LocalLlm::load`].
 pub fn describe_local_llm(name: &str) -> Result<LocalLlmInfo, ModelError> {
     let folder = find(name)?;
-    Source::open(name, &folder)?.info(name, &folder)
+    Source::open(name, &folder, Device::Cpu)?.info(name, &folder)
 }
 
 /// A language model that answers conversations.
@@ -187,11 +189,14 @@ impl LocalLlm {
     /// Face layout with safetensors of a Llama, Qwen2 or Qwen3; or a folder with one GGUF file of these and the model's
     /// `tokenizer.json`. The chat template is `chat_template.jinja`, that of `tokenizer_config.json` or of the GGUF file.
     ///
+    /// A GGUF file computes on the CPU, whatever device is asked for.
+    ///
     /// # Errors
     /// As [`crate::resolve`]; [`ModelError::BadConfig`] where there is no chat template.
-    pub fn load(name: &str) -> Result<Self, ModelError> {
+    pub fn load<'a>(model: impl Into<ModelOn<'a>>) -> Result<Self, ModelError> {
+        let ModelOn { name, device } = model.into();
         let folder = find(name)?;
-        let source = Source::open(name, &folder)?;
+        let source = Source::open(name, &folder, device)?;
         let info = source.info(name, &folder)?;
         let settings: ChatSettings = folder.json_if_there(SETTINGS)?.unwrap_or_default();
         let mut tokenizer = read_tokenizer(&folder)?;
@@ -226,6 +231,11 @@ impl LocalLlm {
     /// Who this model is.
     pub fn info(&self) -> &LocalLlmInfo {
         &self.info
+    }
+
+    /// Whether it computes on the CPU, whatever device was asked for.
+    pub fn stays_on_cpu(&self) -> bool {
+        matches!(self.network, Network::Quantized(_))
     }
 
     /// The prompt of a conversation, and its tokens.

@@ -125,7 +125,7 @@ impl PatchProcessor {
 pub(crate) struct Siglip2 {
     pub(crate) text: TextTower,
     patch: Linear,
-    /// `[side · side, width]`.
+    /// `[side · side, width]`, on the CPU, where each image's own are made of them.
     positions: Tensor,
     side: usize,
     stack: Stack,
@@ -169,7 +169,7 @@ impl Siglip2 {
         let this = Self {
             text: TextTower::load(&weights.at("text_model"), text_shape, vocabulary, positions, outputs)?,
             patch: Linear::load(&embeddings.at("patch_embedding"), 3 * square * square, width, true)?,
-            positions: embeddings.tensor("position_embedding.weight", &[count, width])?,
+            positions: embeddings.tensor_on_cpu("position_embedding.weight", &[count, width])?,
             side,
             stack: Stack::load(&tower.at("encoder.layers"), vision_shape, NormPlace::Before, BlockNames::CLIP)?,
             post_norm: LayerNorm::load(&tower.at("post_layernorm"), width, eps)?,
@@ -192,7 +192,8 @@ impl Siglip2 {
             let first = own.narrow(0, 0, 1)?.broadcast_as((rest, own.dim(1)?))?;
             positions.push(if rest == 0 { own } else { Tensor::cat(&[own, first], 0)? });
         }
-        let x = (self.patch.forward(&batch.patches)? + Tensor::stack(&positions, 0)?)?;
+        let x = self.patch.forward(&batch.patches)?;
+        let x = (&x + Tensor::stack(&positions, 0)?.to_device(x.device())?)?;
         self.post_norm.forward(&self.stack.forward(x, Some(&padding_bias(&batch.mask)?), &mut |_| ())?)
     }
 

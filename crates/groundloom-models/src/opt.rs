@@ -2,7 +2,7 @@
 //!
 //! Reference: transformers' `modeling_opt.py`.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::{
     ModelError,
@@ -142,7 +142,8 @@ impl Opt {
             None => vec![vec![1; length]],
         };
         let texts = masks.len();
-        Tensor::from_vec(masks.into_iter().flat_map(row).collect::<Vec<u32>>(), (texts, length), &Device::Cpu)
+        let rows = masks.into_iter().flat_map(row).collect::<Vec<u32>>();
+        Tensor::from_vec(rows, (texts, length), self.positions.table().device())
     }
 }
 

@@ -4,6 +4,9 @@
 //! reader waits instead of filling memory. What is computed together is decided by the window alone ([`Work::batch`]),
 //! never by who else is asking, so answers do not depend on timing. An item that panics is answered with an error and
 //! no other item notices. Under a budget for weights ([`ModelPool::within`]) models that nobody uses are given back.
+//!
+//! On several devices ([`ModelPool::on`]) a model is there once on each, and its batches go to whichever is idle: devices of
+//! one pool are alike, so that it does not matter which it is.
 
 mod detection;
 mod embedding;
@@ -21,7 +24,7 @@ use std::{
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::ModelError;
+use crate::{Device, Devices, ModelError};
 pub use detection::{DetectRequest, DetectorWork};
 pub use embedding::{EmbedRequest, EmbedderWork};
 use metrics::Meter;
@@ -45,6 +48,11 @@ pub trait Work: Send + Sync + 'static {
         0
     }
 
+    /// Whether it computes on the CPU, whatever device it was loaded for: then one of it is enough.
+    fn stays_on_cpu(&self) -> bool {
+        false
+    }
+
     /// Answers `items` one for one, in order. Blocking and long computation are fine: this runs on the pool's own
     /// threads.
     fn run(&self, items: &[Self::Item]) -> Vec<Result<Self::Output, ModelError>>;
@@ -62,6 +70,7 @@ struct Batch<W: Work> {
 /// The models of this process.
 pub struct ModelPool {
     threads: NonZeroUsize,
+    devices: Devices,
     budget: Option<u64>,
     models: Mutex<Models>,
 }
@@ -106,9 +115,15 @@ impl Slot {
 }
 
 impl ModelPool {
-    /// A pool whose models run on `threads` threads each.
+    /// A pool whose models run on `threads` threads each, and on the CPU.
     pub fn new(threads: NonZeroUsize) -> Self {
-        Self { threads, budget: None, models: Mutex::default() }
+        Self { threads, devices: Devices::default(), budget: None, models: Mutex::default() }
+    }
+
+    /// The same pool with models on `devices`. Their threads serve the devices in turn; there is at least one for each.
+    #[must_use]
+    pub fn on(self, devices: Devices) -> Self {
+        Self { devices, ..self }
     }
 
     /// The same pool with a limit on weights: when all that is loaded takes more than `bytes`, models that nobody holds
@@ -119,8 +134,8 @@ impl ModelPool {
         Self { budget: bytes, ..self }
     }
 
-    /// The model under `key`. The first caller loads it with `load`, on a thread where blocking is allowed; others
-    /// wait for that. After a failed load the next caller tries again. Needs a tokio runtime.
+    /// The model under `key`, which computes on the CPU. The first caller loads it with `load`, on a thread where blocking
+    /// is allowed; others wait for that. After a failed load the next caller tries again. Needs a tokio runtime.
     ///
     /// # Errors
     /// What `load` says, [`ModelError::KeyTaken`] where `key` holds a model of other work, [`ModelError::NoThread`].
@@ -129,21 +144,54 @@ impl ModelPool {
         W: Work,
         F: FnOnce() -> Result<W, ModelError> + Send + 'static,
     {
+        self.loaded(key, move || load().map(|work| vec![(Device::Cpu, work)])).await
+    }
+
+    /// As [`ModelPool::get`], on the pool's devices: `load` is asked for a replica on each.
+    ///
+    /// # Errors
+    /// As [`ModelPool::get`].
+    pub async fn get_on_devices<W, F>(&self, key: &str, load: F) -> Result<PooledModel<W>, ModelError>
+    where
+        W: Work,
+        F: Fn(Device) -> Result<W, ModelError> + Send + 'static,
+    {
+        let devices = self.devices.clone();
+        let replicas = move || {
+            let mut replicas = Vec::with_capacity(devices.all().len());
+            for &device in devices.all() {
+                let replica = load(device)?;
+                if replica.stays_on_cpu() {
+                    return Ok(vec![(Device::Cpu, replica)]);
+                }
+                replicas.push((device, replica));
+            }
+            Ok(replicas)
+        };
+        self.loaded(key, replicas).await
+    }
+
+    async fn loaded<W, F>(&self, key: &str, load: F) -> Result<PooledModel<W>, ModelError>
+    where
+        W: Work,
+        F: FnOnce() -> Result<Vec<(Device, W)>, ModelError> + Send + 'static,
+    {
         let Slot { cell, loaded, meter, .. } = self.slot::<W>(key);
         let cell =
             cell.downcast::<OnceCell<PooledModel<W>>>().map_err(|_| ModelError::KeyTaken { key: key.to_owned() })?;
         let start = || async {
-            let work = tokio::task::spawn_blocking(move || catch_unwind(AssertUnwindSafe(load))).await;
-            let work = match work {
-                Ok(Ok(work)) => work?,
+            let replicas = tokio::task::spawn_blocking(move || catch_unwind(AssertUnwindSafe(load))).await;
+            let replicas = match replicas {
+                Ok(Ok(replicas)) => replicas?,
                 Ok(Err(panic)) => {
                     return Err(ModelError::Panicked { model: key.to_owned(), message: message_of(&*panic) });
                 }
                 Err(_) => return Err(ModelError::ShutDown { model: key.to_owned() }),
             };
-            tracing::debug!(model = key, threads = self.threads, "model loaded");
-            let model = PooledModel::start(key, work, self.threads, meter.clone())?;
-            meter.loaded(model.inner.work.weights_bytes());
+            let (devices, replicas): (Vec<Device>, Vec<W>) = replicas.into_iter().unzip();
+            tracing::debug!(model = key, threads = self.threads, ?devices, "model loaded");
+            let model = PooledModel::start(key, replicas, self.threads, meter.clone())?;
+            meter.loaded(model.inner.weights_bytes(), &devices);
             let inner: Arc<dyn Loaded> = model.inner.clone();
             let _ = loaded.set(Arc::downgrade(&inner));
             Ok(model)
@@ -201,14 +249,15 @@ pub struct PooledModel<W: Work> {
 
 struct Inner<W: Work> {
     key: Arc<str>,
-    work: Arc<W>,
+    /// At least one.
+    replicas: Vec<Arc<W>>,
     queue: mpsc::Sender<Batch<W>>,
     meter: Arc<Meter>,
 }
 
 impl<W: Work> Loaded for Inner<W> {
     fn weights_bytes(&self) -> u64 {
-        self.work.weights_bytes()
+        self.replicas.iter().map(|replica| replica.weights_bytes()).sum()
     }
 }
 
@@ -219,11 +268,12 @@ impl<W: Work> Clone for PooledModel<W> {
 }
 
 impl<W: Work> PooledModel<W> {
-    fn start(key: &str, work: W, threads: NonZeroUsize, meter: Arc<Meter>) -> Result<Self, ModelError> {
-        let (queue, batches) = mpsc::channel(threads.get() * QUEUE_PER_THREAD);
-        let (key, work): (Arc<str>, _) = (key.into(), Arc::new(work));
+    fn start(key: &str, replicas: Vec<W>, threads: NonZeroUsize, meter: Arc<Meter>) -> Result<Self, ModelError> {
+        let threads = threads.get().max(replicas.len());
+        let (queue, batches) = mpsc::channel(threads * QUEUE_PER_THREAD);
+        let (key, replicas): (Arc<str>, Vec<Arc<W>>) = (key.into(), replicas.into_iter().map(Arc::new).collect());
         let batches = Arc::new(Mutex::new(batches));
-        for thread in 0..threads.get() {
+        for (thread, work) in replicas.iter().cycle().take(threads).enumerate() {
             let worker =
                 Worker { key: key.clone(), work: work.clone(), batches: batches.clone(), meter: meter.clone() };
             std::thread::Builder::new()
@@ -231,12 +281,13 @@ impl<W: Work> PooledModel<W> {
                 .spawn(move || worker.run())
                 .map_err(|e| ModelError::NoThread { model: key.to_string(), reason: e.to_string() })?;
         }
-        Ok(Self { inner: Arc::new(Inner { key, work, queue, meter }) })
+        Ok(Self { inner: Arc::new(Inner { key, replicas, queue, meter }) })
     }
 
     /// The model itself, for what needs no thread of its own (names, labels).
     pub fn work(&self) -> &W {
-        &self.inner.work
+        // There is at least one.
+        &self.inner.replicas[0]
     }
 
     /// Answers a window of items, in order. Waits while the queue is full. Dropping the future withdraws what no
@@ -246,9 +297,9 @@ impl<W: Work> PooledModel<W> {
     /// of its own.
     pub async fn submit(&self, items: Vec<W::Item>) -> Vec<Result<W::Output, ModelError>> {
         let expected = items.len();
-        let Inner { key, work, queue, meter } = &*self.inner;
+        let Inner { key, queue, meter, .. } = &*self.inner;
         let shut_down = || (0..expected).map(|_| Err(ModelError::ShutDown { model: key.to_string() })).collect();
-        let window = Self::enqueue(queue.clone(), meter.clone(), work.batch(), items);
+        let window = Self::enqueue(queue.clone(), meter.clone(), self.work().batch(), items);
         AbortOnDropHandle::new(tokio::spawn(window)).await.ok().flatten().unwrap_or_else(shut_down)
     }
 

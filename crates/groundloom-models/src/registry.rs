@@ -12,6 +12,7 @@ use crate::{
     coca::{self, Coca},
     config::Config,
     detector::{Classes, Detector, ModelInfo},
+    device::ModelOn,
     embedder::{Embedder, EmbedderInfo, Modality},
     embedders::{DualEmbedder, PatchEmbedder, SentenceEmbedder, SsdEmbedder, VisionEmbedder},
     family::Family,
@@ -128,10 +129,11 @@ struct Described {
     info: EmbedderInfo,
 }
 
-fn described(name: &str) -> Result<Described, ModelError> {
+fn described(ModelOn { name, device }: ModelOn<'_>) -> Result<Described, ModelError> {
+    let device = device.open()?;
     let folder = find(name)?;
     let family = Family::of(name, &folder)?;
-    let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
+    let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?.on(&device));
     let (dims, normalised, [texts, images]) = match family {
         Family::Clip => (config.size_or("projection_dim", 512)?, true, [true, true]),
         Family::Clap => (config.size_or("projection_dim", 512)?, true, [true, false]),
@@ -183,7 +185,7 @@ fn described(name: &str) -> Result<Described, ModelError> {
 /// # Errors
 /// As [`resolve`].
 pub fn describe_embedder(name: &str) -> Result<EmbedderInfo, ModelError> {
-    described(name).map(|described| described.info)
+    described(name.into()).map(|described| described.info)
 }
 
 /// Loads the embedder that `name` stands for: an embedded model ([`embedded_names`]) or the path of a folder in Hugging
@@ -191,8 +193,9 @@ pub fn describe_embedder(name: &str) -> Result<EmbedderInfo, ModelError> {
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
-    let Described { folder, family, config, weights, info } = described(name)?;
+pub fn resolve_embedder<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Embedder>, ModelError> {
+    let model = model.into();
+    let Described { folder, family, config, weights, info } = described(model)?;
     Ok(match family {
         Family::Clip => {
             let network = Clip::load(&config, &weights)?;
@@ -275,7 +278,7 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
             Arc::new(VideoMaeEmbedder { info, processor: network.processor(&folder)?, network })
         }
         Family::Ssd => Arc::new(SsdEmbedder { info, network: SsdMobileNetV2::load(&folder)? }),
-        _ => return Err(family.unsuited(name, EMBEDDERS)),
+        _ => return Err(family.unsuited(model.name, EMBEDDERS)),
     })
 }
 
@@ -284,14 +287,14 @@ pub fn resolve_embedder(name: &str) -> Result<Arc<dyn Embedder>, ModelError> {
 ///
 /// # Errors
 /// As [`resolve`]; [`ModelError::NoClasses`] for any other model.
-pub fn resolve_classifier(name: &str) -> Result<Arc<dyn Classifier>, ModelError> {
-    let Described { folder, family, config, weights, info } = described(name)?;
+pub fn resolve_classifier<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Classifier>, ModelError> {
+    let Described { folder, family, config, weights, info } = described(model.into())?;
     let Family::VisionTransformer(kind) = family else {
-        return Err(ModelError::NoClasses { model: name.to_owned(), architecture: info.architecture });
+        return Err(ModelError::NoClasses { model: info.name, architecture: info.architecture });
     };
     let network = VisionTransformer::load(&config, kind, &weights)?;
     if network.labels().is_empty() {
-        return Err(ModelError::NoClasses { model: name.to_owned(), architecture: info.architecture });
+        return Err(ModelError::NoClasses { model: info.name, architecture: info.architecture });
     }
     let processor = vision_processor(&folder, kind, &network)?;
     Ok(Arc::new(VisionClassifier { info, network, processor }))
@@ -333,12 +336,15 @@ pub(crate) fn sized(folder: &ModelFolder, defaults: ImageDefaults, size: usize) 
 ///
 /// # Errors
 /// [`ModelError::UnknownModel`], [`ModelError::NotFetched`] for `hf://` names that [`Hub::pull`] has not fetched,
-/// [`ModelError::UnsupportedArchitecture`], and what is missing or wrong in the folder.
-pub fn resolve(name: &str) -> Result<Arc<dyn Detector>, ModelError> {
+/// [`ModelError::UnsupportedArchitecture`], what is missing or wrong in the folder, and [`ModelError::NotBuiltIn`] and
+/// [`ModelError::NoDevice`]. The SSD computes on the CPU, whatever device is asked for.
+pub fn resolve<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Detector>, ModelError> {
+    let ModelOn { name, device } = model.into();
+    let device = device.open()?;
     let folder = find(name)?;
     Ok(match Family::of(name, &folder)? {
-        Family::GroundingDino => Arc::new(GroundingDinoDetector::load(name, &folder)?),
-        Family::Owl(generation) => Arc::new(OwlDetector::load(name, &folder, generation)?),
+        Family::GroundingDino => Arc::new(GroundingDinoDetector::load(name, &folder, &device)?),
+        Family::Owl(generation) => Arc::new(OwlDetector::load(name, &folder, generation, &device)?),
         Family::Ssd => Arc::new(SsdMobileNetV2::load(&folder)?),
         other => return Err(other.unsuited(name, DETECTORS)),
     })

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 /// How distances are sorted into the rows of a table: exact near by, then logarithmically.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub(crate) fn relative_bias(
 ) -> candle_core::Result<Tensor> {
     let (length, heads) = (queries.len(), table.dim(1)?);
     let rows: Vec<u32> = queries.flat_map(|query| (0..keys).map(move |key| buckets.row(query, key))).collect();
-    let rows = table.index_select(&Tensor::from_vec(rows, length * keys, &Device::Cpu)?, 0)?;
+    let rows = table.index_select(&Tensor::from_vec(rows, length * keys, table.device())?, 0)?;
     rows.reshape((length, keys, heads))?.permute((2, 0, 1))?.unsqueeze(0)?.contiguous()
 }
 

@@ -1,6 +1,6 @@
 //! Resizing of grids of vectors, as torch's `interpolate` does, with `align_corners=False` where nothing else is said.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::layers::with_values;
 
@@ -79,7 +79,7 @@ fn separable(
         }
         Ok(())
     })?;
-    Tensor::from_vec(out, (to[0] * to[1], width), &Device::Cpu)
+    Tensor::from_vec(out, (to[0] * to[1], width), grid.device())
 }
 
 /// The weighted sum of rows.

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
 use crate::{
     ModelError,
     bert::{Kind, TextEncoder, TextEncoderConfig, failed},
     config::Config,
+    device::by_kernels,
     folder::ModelFolder,
     layers::{normalise, with_values},
     text_tokenizer::{Padding, TextTokenizer, TokenBatch, Tokens},
@@ -114,6 +115,19 @@ impl SentenceEncoder {
 /// One vector of each text: `hidden` is `[n, length, width]`, `mask` `[n, length]` of u32.
 pub(crate) fn pool(hidden: &Tensor, mask: &Tensor, pooling: Pooling) -> candle_core::Result<Tensor> {
     let (n, length, width) = hidden.dims3()?;
+    if !by_kernels(hidden) {
+        // [n, length, 1]: 1 for a token, 0 for padding.
+        let real = mask.to_dtype(DType::F32)?.to_device(hidden.device())?.unsqueeze(2)?;
+        let count = real.sum(1)?;
+        return match pooling {
+            Pooling::First => hidden.narrow(1, 0, 1)?.squeeze(1),
+            Pooling::Mean => hidden.broadcast_mul(&real)?.sum(1)?.broadcast_div(&count.maximum(1.0)?),
+            Pooling::Greatest => {
+                let hidden = hidden.broadcast_add(&real.affine(f64::from(f32::MAX), -f64::from(f32::MAX))?)?;
+                hidden.max(1)?.broadcast_mul(&count.minimum(1.0)?)
+            }
+        };
+    }
     let mask = mask.flatten_all()?.to_vec1::<u32>()?;
     let mut pooled = vec![0.0_f32; n * width];
     with_values(hidden, |hidden| {

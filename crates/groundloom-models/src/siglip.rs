@@ -150,14 +150,16 @@ impl PoolingHead {
         let attention = weights.at("attention");
         let (weight, bias) =
             (attention.values("in_proj_weight", &[3 * width, width])?, attention.values("in_proj_bias", &[3 * width])?);
-        let part = |i: usize| Linear::new(&weight[i * width * width..][..width * width], &bias[i * width..][..width]);
+        let part = |i: usize| {
+            Linear::new(weights.device(), &weight[i * width * width..][..width * width], &bias[i * width..][..width])
+        };
         let probe = weights.tensor("probe", &[1, 1, width])?;
         Ok(Self {
             heads,
             activation,
-            query: part(0).forward(&probe).map_err(crate::layers::compute("the pooling query"))?,
-            keys: part(1),
-            values: part(2),
+            query: part(0)?.forward(&probe).map_err(crate::layers::compute("the pooling query"))?,
+            keys: part(1)?,
+            values: part(2)?,
             output: Linear::load(&attention.at("out_proj"), width, width, true)?,
             norm: LayerNorm::load(&weights.at("layernorm"), width, eps)?,
             up: Linear::load(&weights.at("mlp.fc1"), width, inner, true)?,

@@ -233,7 +233,7 @@ impl Swin {
         let [projection, norm, layers] = config.layout.names();
         let projection = weights.at(projection);
         let kernel = projection.values("weight", &[embed, channels, patch, patch])?;
-        let patches = Linear::new(&kernel, &projection.values("bias", &[embed])?);
+        let patches = Linear::new(weights.device(), &kernel, &projection.values("bias", &[embed])?)?;
         let norm = LayerNorm::load(&weights.at(norm), embed, OUTER_EPS)?;
         let mut stages = Vec::with_capacity(config.depths.len());
         for (stage, &depth) in config.depths.iter().enumerate() {

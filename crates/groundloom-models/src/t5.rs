@@ -151,7 +151,7 @@ impl T5 {
     pub(crate) fn encode(&self, x: Tensor, mask: &Tensor, each: &mut dyn FnMut(&Tensor)) -> Candle<Tensor> {
         let length = x.dim(1)?;
         let distances = relative_bias(&self.encoder.distances, self.encoder.buckets, 0..length, length)?;
-        let bias = distances.broadcast_add(&padding_bias(mask)?)?;
+        let bias = distances.broadcast_add(&padding_bias(mask)?.to_device(distances.device())?)?;
         each(&x);
         self.encoder.norm.forward(&self.encoder.blocks.forward(x, Some(&bias), None, None, each)?)
     }
@@ -167,7 +167,7 @@ impl T5 {
         let Half { blocks, norm, distances, buckets } = &self.decoder;
         let keys = before + length;
         let bias = relative_bias(distances, *buckets, before..keys, keys)?;
-        let bias = bias.broadcast_add(&causal_bias(before, length, None)?)?;
+        let bias = bias.broadcast_add(&causal_bias(before, length, None)?.to_device(bias.device())?)?;
         let x = blocks.forward(self.words.forward(ids)?, Some(&bias), Some(past), Some(memory), &mut |_| ())?;
         self.head.forward(&norm.forward(&x)?.affine(self.head_scale, 0.0)?)
     }

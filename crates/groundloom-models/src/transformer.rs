@@ -151,13 +151,14 @@ impl BlockNames {
             let weight = parts.map(|(name, _)| weights.values(&format!("{name}.weight"), &[width, width]));
             let weight = weight.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
             let bias = [weights.values(query, &[width])?, vec![0.0; width], weights.values(value, &[width])?];
-            return Ok(Linear::new(&weight, &bias.concat()));
+            return Linear::new(weights.device(), &weight, &bias.concat());
         }
         match self.fused {
-            Some(fused) => Ok(Linear::new(
+            Some(fused) => Linear::new(
+                weights.device(),
                 &weights.values(&format!("{fused}weight"), &[3 * width, width])?,
                 &weights.values(&format!("{fused}bias"), &[3 * width])?,
-            )),
+            ),
             None => Linear::load_fused(&parts.map(|(name, bias)| (weights.at(name), bias)), width, width),
         }
     }
@@ -253,7 +254,9 @@ impl Stack {
         bias: Option<&Tensor>,
         each: &mut dyn FnMut(&Tensor),
     ) -> Candle<Tensor> {
-        let mut x = x;
+        // Once for all blocks.
+        let bias = bias.map(|bias| bias.to_device(x.device())).transpose()?;
+        let (mut x, bias) = (x, bias.as_ref());
         for block in self.blocks.iter().take(count) {
             let both = match (bias, &block.bias) {
                 (Some(bias), Some(own)) => Some(bias.broadcast_add(own)?),
@@ -325,5 +328,5 @@ fn scaled(weights: &Weights, inputs: usize, scale: &[f32]) -> Result<Linear, Mod
         row.iter_mut().for_each(|x| *x *= factor);
         *bias *= factor;
     }
-    Ok(Linear::new(&weight, &bias))
+    Linear::new(weights.device(), &weight, &bias)
 }

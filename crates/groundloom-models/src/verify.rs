@@ -86,13 +86,15 @@ pub(crate) struct Fixture {
     notes: Value,
     /// Names that stand in the file without `in.` or `out.`, by the names here.
     bare: BTreeMap<String, String>,
+    /// Where the network computes.
+    device: crate::Device,
 }
 
 /// Outputs by their names in the fixture (without `out.`; inputs that were made from images and texts as `in.NAME`).
 pub(crate) type Outputs = Vec<(String, Tensor)>;
 
 impl Fixture {
-    fn open(folder: &Path) -> Result<Self, ModelError> {
+    fn open(folder: &Path, device: crate::Device) -> Result<Self, ModelError> {
         let path = folder.join(EXPECTED);
         let folder = ModelFolder::OnDisk(folder.to_owned());
         let tensors = safetensors::load(&path, &Device::Cpu)
@@ -108,7 +110,12 @@ impl Fixture {
             bare.insert(full.clone(), name);
             (full, tensor)
         });
-        Ok(Self { tensors: tensors.collect(), folder, notes, bare })
+        Ok(Self { tensors: tensors.collect(), folder, notes, bare, device })
+    }
+
+    /// Where the network computes.
+    pub(crate) fn device(&self) -> crate::Device {
+        self.device
     }
 
     /// The folder itself.
@@ -198,16 +205,17 @@ impl Fixture {
     }
 }
 
-/// Loads the model of a fixture folder, runs what is there of processor, tokenizer and network on the fixture's inputs,
-/// and compares every output.
+/// Loads the model of a fixture folder on `device`, runs what is there of processor, tokenizer and network on the fixture's
+/// inputs, and compares every output.
 ///
 /// # Errors
 /// What keeps the model from loading or running, and a folder that is no fixture. A difference is no error: see
 /// [`Comparison::passed`].
-pub fn verify(folder: &Path) -> Result<Vec<Comparison>, ModelError> {
-    let fixture = Fixture::open(folder)?;
+pub fn verify(folder: &Path, device: crate::Device) -> Result<Vec<Comparison>, ModelError> {
+    let opened = device.open()?;
+    let fixture = Fixture::open(folder, device)?;
     let family = Family::of(&folder.display().to_string(), fixture.folder())?;
-    let (config, weights) = (Config::open(fixture.folder())?, Weights::open(fixture.folder())?);
+    let (config, weights) = (Config::open(fixture.folder())?, Weights::open(fixture.folder())?.on(&opened));
     let outputs = match family {
         Family::Clip => dual::clip(&fixture, &config, &weights)?,
         Family::Siglip => dual::siglip(&fixture, &config, &weights)?,

@@ -3,7 +3,7 @@
 //!
 //! Reference: transformers' `modeling_videomae.py`.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use groundloom_data::Filter;
 use image::RgbImage;
 
@@ -94,7 +94,7 @@ impl VideoMae {
         let body = weights.at_first(&["videomae", ""]);
         let projection = body.at("embeddings.patch_embeddings.projection");
         let kernel = projection.values("weight", &[width, 3, deep, square, square])?;
-        let positions = Tensor::from_vec(sinusoids(tubes, width), (1, tubes, width), &Device::Cpu);
+        let positions = Tensor::from_vec(sinusoids(tubes, width), (1, tubes, width), weights.device());
         let norm = match averaged {
             true => None,
             false => Some(LayerNorm::load(&body.at("layernorm"), width, eps)?),
@@ -114,7 +114,7 @@ impl VideoMae {
             frames,
             image_size,
             tube: [deep, square],
-            patch: Linear::new(&kernel, &projection.values("bias", &[width])?),
+            patch: Linear::new(weights.device(), &kernel, &projection.values("bias", &[width])?)?,
             positions: positions.map_err(compute("the positions"))?,
             stack: Stack::load(&body.at("encoder.layer"), shape, NormPlace::Before, BlockNames::VIDEOMAE)?,
             norm,

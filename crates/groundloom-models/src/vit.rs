@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, IndexOp, Tensor};
+use candle_core::{IndexOp, Tensor};
 use groundloom_data::Filter;
 
 use crate::{
@@ -123,7 +123,7 @@ impl VisionTransformer {
             Kind::Vit | Kind::Dinov2 => {
                 let both = embeddings.values("position_embeddings", &[1, 1 + side * side, width])?;
                 let tensor = |values: &[f32], rows: usize| {
-                    Tensor::from_slice(values, (rows, width), &Device::Cpu).map_err(compute("the positions"))
+                    Tensor::from_slice(values, (rows, width), weights.device()).map_err(compute("the positions"))
                 };
                 let (class, grid) = both.split_at(width);
                 Some(Positions { class: tensor(class, 1)?, grid: tensor(grid, side * side)?, side })
@@ -298,6 +298,6 @@ fn grid_bias(table: &Tensor, side: usize) -> Candle<Tensor> {
         }
     };
     let places: Vec<u32> = (0..tokens * tokens).map(|i| row(i / tokens, i % tokens)).collect();
-    let bias = table.index_select(&Tensor::from_vec(places, tokens * tokens, &Device::Cpu)?, 0)?;
+    let bias = table.index_select(&Tensor::from_vec(places, tokens * tokens, table.device())?, 0)?;
     bias.reshape((tokens, tokens, heads))?.permute((2, 0, 1))?.unsqueeze(0)?.contiguous()
 }

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     convolution::Convolution,
     kernels::{Epilogue, Isa},
-    layers::{Activation, LayerNorm, Linear, activation, padding_bias, with_values},
+    layers::{Activation, LayerNorm, Linear, activation, padding_bias, plain, with_values},
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     weights::Weights,
 };
@@ -165,6 +165,9 @@ impl Wav2Vec2 {
 
     /// What the convolutions make of a waveform, `[1, frames, channels]`.
     pub(crate) fn convolved(&self, waveform: &[f32]) -> Candle<Tensor> {
+        if !self.extractor.takes_values() {
+            return self.extractor.forward_tensor(waveform)?.unsqueeze(0);
+        }
         let values = self.extractor.forward(waveform)?;
         let frames = values.len() / self.extractor.channels;
         Tensor::from_vec(values, (1, frames, self.extractor.channels), &Device::Cpu)
@@ -183,6 +186,9 @@ impl Wav2Vec2 {
     /// What tells the frames where they are, `[1, frames, width]` → the same.
     pub(crate) fn positions(&self, projected: &Tensor) -> Candle<Tensor> {
         let (_, frames, width) = projected.dims3()?;
+        if !self.positions.takes_values() {
+            return self.positions.forward_tensor(&projected.squeeze(0)?)?.unsqueeze(0);
+        }
         let values = with_values(projected, |x| self.positions.forward(x, width))?;
         Tensor::from_vec(values, (1, frames, width), &Device::Cpu)
     }
@@ -282,6 +288,31 @@ impl Extractor {
         Ok(Self { layers, activation, channels: channels[count - 1] })
     }
 
+    fn takes_values(&self) -> bool {
+        self.layers.iter().all(|(convolution, _)| convolution.takes_values())
+    }
+
+    /// As [`Extractor::forward`], in candle's operations.
+    fn forward_tensor(&self, waveform: &[f32]) -> Candle<Tensor> {
+        let mut x = Tensor::from_slice(waveform, (waveform.len(), 1), &Device::Cpu)?;
+        for (convolution, norm) in &self.layers {
+            x = match norm {
+                ExtractorNorm::None => convolution.forward_tensor(&x, Some(self.activation))?,
+                ExtractorNorm::Time { weight, bias } => {
+                    let x = convolution.forward_tensor(&x, None)?;
+                    let row = |values: &[f32]| Tensor::from_slice(values, values.len(), x.device());
+                    let x = plain::standardised(&x, 0, EXTRACTOR_EPS)?.broadcast_mul(&row(weight)?)?;
+                    plain::activate(self.activation, &x.broadcast_add(&row(bias)?)?)?
+                }
+                ExtractorNorm::Channels(norm) => {
+                    let x = norm.forward(&convolution.forward_tensor(&x, None)?)?;
+                    plain::activate(self.activation, &x)?
+                }
+            };
+        }
+        Ok(x)
+    }
+
     /// A waveform → `[frames, channels]`.
     fn forward(&self, waveform: &[f32]) -> Candle<Vec<f32>> {
         let mut x = Vec::new();
@@ -296,7 +327,7 @@ impl Extractor {
                 }
                 ExtractorNorm::Channels(norm) => {
                     let mut x = convolution.forward(input, Epilogue::Linear)?;
-                    norm.apply(&mut x);
+                    norm.apply(&mut x)?;
                     self.activated(x)
                 }
             };
@@ -346,8 +377,25 @@ impl Positions {
         let weight = normalised_weight(weights, [width, channels, kernel])?;
         let bias = weights.values("bias", &[width])?;
         let groups = weight.chunks_exact(channels * channels * kernel).zip(bias.chunks_exact(channels));
-        let groups = groups.map(|(weight, bias)| Convolution::new(weight, bias, kernel, 1)).collect();
-        Ok(Self { groups, activation, kernel })
+        let device = weights.device();
+        let groups = groups.map(|(weight, bias)| Convolution::new(device, weight, bias, kernel, 1));
+        Ok(Self { groups: groups.collect::<Result<_, _>>()?, activation, kernel })
+    }
+
+    fn takes_values(&self) -> bool {
+        self.groups.iter().all(Convolution::takes_values)
+    }
+
+    /// As [`Positions::forward`], in candle's operations: `[frames, width]` → the same.
+    fn forward_tensor(&self, x: &Tensor) -> Candle<Tensor> {
+        let channels = x.dim(1)? / self.groups.len();
+        let before = self.kernel / 2;
+        let padded = x.pad_with_zeros(0, before, self.kernel - 1 - before)?;
+        let group = |(i, convolution): (usize, &Convolution)| {
+            convolution.forward_tensor(&padded.narrow(1, i * channels, channels)?, Some(self.activation))
+        };
+        let groups = self.groups.iter().enumerate().map(group).collect::<Candle<Vec<_>>>()?;
+        Tensor::cat(&groups, 1)
     }
 
     /// `[frames, width]` → the same; before the first frame and behind the last there are zeros.

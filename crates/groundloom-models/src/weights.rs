@@ -24,6 +24,7 @@ use crate::{
     ModelError,
     folder::{ModelFolder, hexadecimal},
     fromage,
+    layers::compute,
 };
 
 mod checkpoint;
@@ -39,12 +40,14 @@ const SCALES: &str = "scales";
 
 /// A place among the tensors of a model: names are looked up behind its prefix.
 ///
-/// Tensors come out as f32 on the CPU whatever they are stored as: f32, f16, bf16, f64, or 8-bit integers with a
+/// Tensors come out as f32 on the device of the network (the CPU unless [`Weights::on`] says otherwise) whatever they are stored as: f32, f16, bf16, f64, or 8-bit integers with a
 /// tensor `NAME.scales` beside them (row-major; each row of `[rows, columns]` in equal blocks with one scale each).
 #[derive(Clone)]
 pub(crate) struct Weights {
     files: Arc<Files>,
     prefix: String,
+    /// Where the network computes.
+    device: Device,
 }
 
 struct Files {
@@ -153,7 +156,7 @@ impl Weights {
         let tensors = tensors.into_iter().map(|(name, info)| (name, Place { file: 0, info })).collect();
         let files = vec![Arc::new(Mapped { bytes, data: 0 })];
         let files = Files { origin, files, tensors, read: Mutex::default(), sha256 };
-        Ok(Self { files: Arc::new(files), prefix: String::new() })
+        Ok(Self { files: Arc::new(files), prefix: String::new(), device: Device::Cpu })
     }
 
     /// Several models as one: the tensors of each behind its name and a dot, or as they are where the name is empty. The
@@ -178,7 +181,7 @@ impl Weights {
         let origins: Vec<&str> = parts.iter().map(|(_, weights)| weights.files.origin.as_str()).collect();
         let (origin, sha256) = (origins.join(", "), hexadecimal(&digests.finalize()));
         let files = Files { origin, files, tensors, read: Mutex::default(), sha256 };
-        Ok(Self { files: Arc::new(files), prefix: String::new() })
+        Ok(Self { files: Arc::new(files), prefix: String::new(), device: Device::Cpu })
     }
 
     /// Reads one safetensors buffer; `origin` names it in errors.
@@ -221,7 +224,17 @@ impl Weights {
             several => hexadecimal(&Sha256::digest(several.concat())),
         };
         let files = Files { origin, files, tensors, read: Mutex::default(), sha256 };
-        Ok(Self { files: Arc::new(files), prefix: String::new() })
+        Ok(Self { files: Arc::new(files), prefix: String::new(), device: Device::Cpu })
+    }
+
+    /// The same for a network that computes on `device`.
+    pub(crate) fn on(self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self }
+    }
+
+    /// Where the network computes.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Sha256 of the file in hexadecimal; for shards, of their digests one after the other in the order of their names.
@@ -236,7 +249,8 @@ impl Weights {
 
     /// The tensors behind `PREFIX.name.`
     pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
-        Self { files: self.files.clone(), prefix: self.full(&name.to_string()) + "." }
+        let prefix = self.full(&name.to_string()) + ".";
+        Self { files: self.files.clone(), prefix, device: self.device.clone() }
     }
 
     /// The first of `names` behind which there are tensors, or else the first: checkpoints of other ages and heads
@@ -263,11 +277,20 @@ impl Weights {
         self.files.tensors.get(&self.full(name)).map(|place| place.info.shape.as_slice())
     }
 
-    /// The tensor `name`, which must have the shape `shape`, as f32.
+    /// The tensor `name`, which must have the shape `shape`, as f32 on the network's device.
     ///
     /// # Errors
-    /// [`ModelError::BadWeights`] where it is missing, has another shape, or does not hold floats.
+    /// [`ModelError::BadWeights`] where it is missing, has another shape, or does not hold floats;
+    /// [`ModelError::DeviceMemory`].
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        self.tensor_on_cpu(name, shape)?.to_device(&self.device).map_err(compute("a model's weights"))
+    }
+
+    /// As [`Weights::tensor`], on the CPU, for what is looked at there.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub(crate) fn tensor_on_cpu(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         let name = self.full(name);
         let Some(place) = self.files.tensors.get(&name) else {
             return Err(self.bad(format!("expected a tensor {name} of shape {shape:?}, found none of that name")));
@@ -292,7 +315,7 @@ impl Weights {
     /// # Errors
     /// As [`Weights::tensor`], and where a value is not finite.
     pub(crate) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let tensor = self.tensor(name, shape)?;
+        let tensor = self.tensor_on_cpu(name, shape)?;
         let name = self.full(name);
         let values = tensor
             .flatten_all()

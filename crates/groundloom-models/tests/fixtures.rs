@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use groundloom_models::{Embedder, ModelError, Outcome, describe_embedder, resolve_embedder, verify};
+use groundloom_models::{Device, Embedder, ModelError, Outcome, describe_embedder, plainly, resolve_embedder, verify};
 use image::RgbImage;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/fixtures");
@@ -26,6 +26,16 @@ fn folders() -> Vec<PathBuf> {
 
 #[test]
 fn every_output_is_the_references() {
+    compare_all(check);
+}
+
+/// The layers of accelerators are candle's operations; on the CPU they must give what the reference gives too.
+#[test]
+fn every_output_of_plain_layers_is_the_references() {
+    compare_all(|folder| plainly(|| check(folder)));
+}
+
+fn compare_all(check: impl Fn(&Path) -> (String, Vec<String>)) {
     let mut failed = Vec::new();
     for folder in folders() {
         let (worst, problems) = check(&folder);
@@ -36,7 +46,7 @@ fn every_output_is_the_references() {
 }
 
 fn check(folder: &Path) -> (String, Vec<String>) {
-    let comparisons = match verify(folder) {
+    let comparisons = match verify(folder, Device::Cpu) {
         Ok(comparisons) => comparisons,
         Err(error) => return (error.to_string(), vec![error.to_string()]),
     };
@@ -335,7 +345,7 @@ fn a_fromage_reads_a_text_as_its_reference_does_and_names_the_models_that_it_lac
 #[test]
 fn a_difference_is_found_and_placed() {
     let folder = changed("bert", "config.json", |text| text.replace("1e-12", "1e-5"));
-    let comparisons = verify(folder.path()).unwrap();
+    let comparisons = verify(folder.path(), Device::Cpu).unwrap();
     let failed: Vec<&str> = comparisons.iter().filter(|c| !c.passed()).map(|c| c.name.as_str()).collect();
     assert!(failed.contains(&"out.hidden.3"), "{failed:?}");
     let hidden = comparisons.iter().find(|c| c.name == "out.hidden.3").unwrap();

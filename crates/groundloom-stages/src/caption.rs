@@ -10,7 +10,7 @@ use arrow::{
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
 use groundloom_models::{
-    CaptionOptions, Captioner, ModelError, ModelPool, Sampling, Work, Writing, WrittenText, resolve_captioner,
+    CaptionOptions, Captioner, ModelError, ModelOn, ModelPool, Sampling, Work, Writing, WrittenText, resolve_captioner,
 };
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -175,7 +175,7 @@ impl RowWise for Opened<Caption> {
         let Caption { image, model: name, seed, max_pixels, .. } = &self.config;
         let images = Arc::new(MediaView::try_new(inputs::column(rows, image)?).map_err(inputs::type_changed(image))?);
         let ids = row_ids(rows)?;
-        let load = |name: &str| resolve_captioner(name).map(|captioner| CaptionEncoded { captioner });
+        let load = |model: ModelOn<'_>| resolve_captioner(model).map(|captioner| CaptionEncoded { captioner });
         let model = self.model("captioner", name, load).await?;
         let options = Arc::new(self.config.options());
         let there = (0..rows.num_rows()).filter(|&row| images.bytes(row).is_some());

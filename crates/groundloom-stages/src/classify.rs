@@ -9,7 +9,7 @@ use arrow::{
 };
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
-use groundloom_models::{Classifier, ModelError, ModelPool, Work, resolve_classifier};
+use groundloom_models::{Classifier, ModelError, ModelOn, ModelPool, Work, resolve_classifier};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -120,7 +120,7 @@ impl RowWise for Opened<Classify> {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let Classify { image, model: name, top, max_pixels, .. } = &self.config;
         let images = Arc::new(MediaView::try_new(inputs::column(rows, image)?).map_err(inputs::type_changed(image))?);
-        let load = |name: &str| resolve_classifier(name).map(|classifier| ClassifyEncoded { classifier });
+        let load = |model: ModelOn<'_>| resolve_classifier(model).map(|classifier| ClassifyEncoded { classifier });
         let model = self.model("classifier", name, load).await?;
         let there = (0..rows.num_rows()).filter(|&row| images.bytes(row).is_some());
         let items = there.map(|row| Picture::new(&images, row, *max_pixels)).collect();

@@ -9,8 +9,8 @@ use arrow::{
 };
 use groundloom_data::{ColumnTypeError, DecodeLimits, MediaView, columns, media::decode_rgb};
 use groundloom_models::{
-    Embedder, EmbedderInfo, Modality, ModelError, ModelPool, PooledModel, Work, describe_embedder, describe_model,
-    resolve_embedder,
+    Embedder, EmbedderInfo, Modality, ModelError, ModelOn, ModelPool, PooledModel, Work, describe_embedder,
+    describe_model, resolve_embedder,
 };
 
 use crate::{
@@ -187,6 +187,10 @@ impl Work for EmbedEncoded {
         self.embedder.info().weights_bytes
     }
 
+    fn stays_on_cpu(&self) -> bool {
+        self.embedder.stays_on_cpu()
+    }
+
     fn run(&self, items: &[Item]) -> Vec<Result<Self::Output, ModelError>> {
         let texts: Vec<&str> = items
             .iter()
@@ -236,8 +240,9 @@ impl std::fmt::Debug for Model {
 impl Model {
     async fn load(&self) -> Result<PooledModel<EmbedEncoded>, StageError> {
         let name = self.name.clone();
-        let load = move || resolve_embedder(&name).map(|embedder| EmbedEncoded { embedder });
-        Ok(self.models.get(&format!("embedder {}", self.name), load).await?)
+        let load =
+            move |device| resolve_embedder(ModelOn::new(&name, device)).map(|embedder| EmbedEncoded { embedder });
+        Ok(self.models.get_on_devices(&format!("embedder {}", self.name), load).await?)
     }
 
     /// The vectors of the rows `rows` of a column, in their order; the column holds one of `allowed`, as [`require`] found.

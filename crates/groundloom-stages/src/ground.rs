@@ -12,7 +12,7 @@ use groundloom_data::{
     BoxesBuilder, Chunk, ChunksView, DecodeLimits, GroundedBox, MediaError, MediaView, columns, media::decode_rgb,
 };
 use groundloom_models::{
-    Classes, DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelPool, Vocabulary, Work,
+    Classes, DEFAULT_DETECTOR, DetectOptions, Detection, Detector, ModelError, ModelOn, ModelPool, Vocabulary, Work,
     describe_detector, resolve,
 };
 use groundloom_spec::Config;
@@ -205,6 +205,10 @@ impl Work for DetectEncoded {
         self.detector.info().weights_bytes
     }
 
+    fn stays_on_cpu(&self) -> bool {
+        self.detector.stays_on_cpu()
+    }
+
     fn run(&self, items: &[Picture]) -> Vec<Result<Self::Output, ModelError>> {
         let detect = |picture: &Picture| match decode_rgb(
             picture.images.bytes(picture.row).unwrap_or_default(),
@@ -243,7 +247,7 @@ impl RowWise for Opened<Ground> {
         let limits = DecodeLimits { max_pixels: self.config.max_pixels, ..DecodeLimits::default() };
         let options = DetectOptions { min_score: self.config.min_score as f32, nms_iou: self.config.nms_iou as f32 };
 
-        let load = |name: &str| resolve(name).map(|detector| DetectEncoded { detector });
+        let load = |model: ModelOn<'_>| resolve(model).map(|detector| DetectEncoded { detector });
         let model = self.model("detector", name, load).await?;
         let detector = &model.work().detector;
         let vocabulary = detector.vocabulary();

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use groundloom_llm::{Backend, Finish, LlmError, Outcome, Part, Request, Usage, chat_completion};
 use groundloom_models::{
-    ChatAnswer, ChatMessage, ChatRequest, JsonForm, LocalLlm, ModelError, ModelPool, Sampling, Work, Writing,
+    ChatAnswer, ChatMessage, ChatRequest, JsonForm, LocalLlm, ModelError, ModelOn, ModelPool, Sampling, Work, Writing,
 };
 use serde_json::Value;
 
@@ -122,6 +122,10 @@ impl Work for Answering {
         self.0.info().model.weights_bytes
     }
 
+    fn stays_on_cpu(&self) -> bool {
+        self.0.stays_on_cpu()
+    }
+
     fn run(&self, items: &[Question]) -> Vec<Result<ChatAnswer, ModelError>> {
         let answer = |item: &Question| self.0.answer(&item.request, &|| item.waited_for.load(Ordering::Acquire));
         items.iter().map(answer).collect()
@@ -136,8 +140,8 @@ impl Backend for LocalModel {
                 Err(message) => return Outcome::Refused(self.unanswerable(message)),
             };
             let folder = self.folder.clone();
-            let load = move || LocalLlm::load(&folder).map(Answering);
-            let model = match self.models.get(&format!("language model {}", self.folder), load).await {
+            let load = move |device| LocalLlm::load(ModelOn::new(&folder, device)).map(Answering);
+            let model = match self.models.get_on_devices(&format!("language model {}", self.folder), load).await {
                 Ok(model) => model,
                 Err(error) => return self.refusal(error),
             };

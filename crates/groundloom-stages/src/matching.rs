@@ -9,7 +9,7 @@ use arrow::{
 };
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
-use groundloom_models::{Matcher, ModelError, ModelPool, Work, resolve_matcher};
+use groundloom_models::{Matcher, ModelError, ModelOn, ModelPool, Work, resolve_matcher};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -149,7 +149,7 @@ impl RowWise for Opened<Match> {
         let Match { image, text, model: name, measure, max_pixels, .. } = &self.config;
         let images = Arc::new(MediaView::try_new(inputs::column(rows, image)?).map_err(inputs::type_changed(image))?);
         let texts = Arc::new(Texts::try_new(inputs::column(rows, text)?).map_err(inputs::type_changed(text))?);
-        let load = |name: &str| resolve_matcher(name).map(|matcher| MatchEncoded { matcher });
+        let load = |model: ModelOn<'_>| resolve_matcher(model).map(|matcher| MatchEncoded { matcher });
         let model = self.model("matcher", name, load).await?;
         let complete = |row: usize| match (images.bytes(row), texts.get(row)) {
             (None, _) => Err(Fault::missing(image, "give each row an image")),

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use groundloom_models::{ModelError, ModelPool, PooledModel, Work};
+use groundloom_models::{ModelError, ModelOn, ModelPool, PooledModel, Work};
 
 use crate::stage::StageError;
 
@@ -17,7 +17,7 @@ impl<C: Clone> Opened<C> {
         Arc::new(Self { config: config.clone(), models: Arc::clone(models) })
     }
 
-    /// The pool's model `name`, which `load` reads if it is not there yet; `kind` keeps apart what several stages make of the same weights.
+    /// The pool's model `name`, on its devices, which `load` reads if it is not there yet; `kind` keeps apart what several stages make of the same weights.
     ///
     /// # Errors
     /// What keeps it from loading.
@@ -25,10 +25,11 @@ impl<C: Clone> Opened<C> {
         &self,
         kind: &str,
         name: &str,
-        load: impl FnOnce(&str) -> Result<W, ModelError> + Send + 'static,
+        load: impl Fn(ModelOn<'_>) -> Result<W, ModelError> + Send + 'static,
     ) -> Result<PooledModel<W>, StageError> {
         let path = name.to_owned();
-        Ok(self.models.get(&format!("{kind} {name}"), move || load(&path)).await?)
+        let load = move |device| load(ModelOn::new(&path, device));
+        Ok(self.models.get_on_devices(&format!("{kind} {name}"), load).await?)
     }
 }
 

@@ -9,7 +9,7 @@ use arrow::{
 };
 use async_trait::async_trait;
 use groundloom_data::columns;
-use groundloom_models::{ModelError, ModelPool, TextScore, TextScorer, Work, resolve_scorer};
+use groundloom_models::{ModelError, ModelOn, ModelPool, TextScore, TextScorer, Work, resolve_scorer};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -105,7 +105,7 @@ impl RowWise for Opened<Perplexity> {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let Perplexity { text, model: name, .. } = &self.config;
         let texts = Arc::new(Texts::try_new(inputs::column(rows, text)?).map_err(inputs::type_changed(text))?);
-        let load = |name: &str| resolve_scorer(name).map(|scorer| Scores { scorer });
+        let load = |model: ModelOn<'_>| resolve_scorer(model).map(|scorer| Scores { scorer });
         let model = self.model("scorer", name, load).await?;
         let there = (0..rows.num_rows()).filter(|&row| texts.get(row).is_some());
         let items = there.map(|row| Item { texts: Arc::clone(&texts), row }).collect();

@@ -10,7 +10,7 @@ use arrow::{
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
 use groundloom_models::{
-    ModelError, ModelPool, SAMPLE_RATE, Transcriber, Transcribing, Transcript, Work, describe_model,
+    ModelError, ModelOn, ModelPool, SAMPLE_RATE, Transcriber, Transcribing, Transcript, Work, describe_model,
     resolve_transcriber,
 };
 use groundloom_spec::Config;
@@ -198,7 +198,7 @@ impl RowWise for Opened<Transcribe> {
     async fn run(&self, rows: &RecordBatch) -> Result<Outcome, StageError> {
         let Transcribe { audio, model: name, .. } = &self.config;
         let sounds = Arc::new(MediaView::try_new(inputs::column(rows, audio)?).map_err(inputs::type_changed(audio))?);
-        let load = |name: &str| resolve_transcriber(name).map(|transcriber| TranscribeEncoded { transcriber });
+        let load = |model: ModelOn<'_>| resolve_transcriber(model).map(|transcriber| TranscribeEncoded { transcriber });
         let model = self.model("transcriber", name, load).await?;
         let most = self.config.most_seconds(&model.work().transcriber.info().architecture);
         let asked = Arc::new(self.config.asked());

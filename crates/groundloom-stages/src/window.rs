@@ -51,14 +51,14 @@ impl Fault {
 /// What came of one row that a model of the pool was asked about: the answer, or the row's fault.
 ///
 /// # Errors
-/// [`StageError::Model`] where the model's threads are gone, which concerns every row.
+/// [`StageError::Model`] where the model's threads are gone or its device has no memory left, which concerns every row.
 pub(crate) fn answered<T>(
     answer: Option<Result<Result<T, Fault>, ModelError>>,
     model: &str,
 ) -> Result<Result<T, Fault>, StageError> {
     match answer {
         Some(Ok(answer)) => Ok(answer),
-        Some(Err(error @ ModelError::ShutDown { .. })) => Err(error.into()),
+        Some(Err(error @ (ModelError::ShutDown { .. } | ModelError::DeviceMemory { .. }))) => Err(error.into()),
         Some(Err(error)) => {
             // Whether the model failed, or the value is not one that it takes.
             let code = match error {

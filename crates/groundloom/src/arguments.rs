@@ -3,8 +3,9 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use groundloom_models::{Device, DeviceChoice};
 
-use crate::commands::index::arguments::IndexCommand;
+use crate::{commands::index::arguments::IndexCommand, failure::Failure};
 
 /// Makes multimodal data sets from declarative pipeline files.
 #[derive(Debug, Parser)]
@@ -272,6 +273,22 @@ pub struct Parse {
     pub model: Option<PathBuf>,
 }
 
+/// Where models compute that a command runs itself; pipeline files say it in their `settings`.
+#[derive(Debug, Args)]
+pub struct OnDevice {
+    /// Where the model computes: cpu, cuda, cuda:1, metal, or auto for the first GPU that is there, else the CPU. GPUs are
+    /// built in with `cargo build --release --features cuda` (or metal).
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::default())]
+    pub device: DeviceChoice,
+}
+
+impl OnDevice {
+    /// The device, which is there.
+    pub fn open(&self) -> Result<Device, Failure> {
+        self.device.device().map_err(|e| Failure::Usage(format!("--device: {e}")))
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Detect {
     /// The pictures.
@@ -290,6 +307,8 @@ pub struct Detect {
     /// The smallest score that is printed, from 0 to 1.
     #[arg(long, default_value_t = groundloom_models::DetectOptions::default().min_score)]
     pub min_score: f32,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 #[derive(Debug, Args)]
@@ -306,6 +325,8 @@ pub struct Embed {
     /// An embedded model's name or a local model folder.
     #[arg(long, default_value = groundloom_models::DEFAULT_SENTENCE_ENCODER)]
     pub model: String,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 #[derive(Debug, Subcommand)]
@@ -323,6 +344,8 @@ pub enum Models {
     Verify {
         /// The folder.
         folder: PathBuf,
+        #[command(flatten)]
+        on: OnDevice,
     },
 }
 

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
-use groundloom_engine::telemetry::{Reading, Telemetry};
+use groundloom_engine::telemetry::{ModelTiming, Reading, Telemetry};
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Bytes, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -135,7 +135,8 @@ impl Collector for Meters {
             "model",
             &models,
             |m| (&m.model, ConstCounter::new(m.loads)),
-        )
+        )?;
+        out.devices(&models)
     }
 }
 
@@ -153,6 +154,19 @@ impl Output<'_, '_> {
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> Done {
         let encoder = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(value.cast_signed()).encode(encoder)
+    }
+
+    /// Where each model computes.
+    fn devices(&mut self, models: &[ModelTiming]) -> Done {
+        let (name, help) = ("model_device", "1 for each device that a model computes on");
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for model in models {
+            for device in &model.devices {
+                let labels = [("model", model.model.as_str()), ("device", device.as_str())];
+                ConstGauge::new(1_i64).encode(encoder.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// One metric per item, told apart by a label.

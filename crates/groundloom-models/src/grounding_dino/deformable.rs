@@ -1,10 +1,11 @@
 //! Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021, section 4.1, equation 3).
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::{
     ModelError,
+    device::by_kernels,
     kernels::{Isa, Maps},
     layers::{Linear, with_values},
     weights::Weights,
@@ -113,10 +114,31 @@ impl DeformableAttention {
         let weights = self.weights.forward(queries)?.reshape((batch, count, self.heads, self.levels * self.points))?;
         let weights = candle_nn::ops::softmax_last_dim(&weights)?.reshape(&shape[..])?;
         let offsets = self.offsets.forward(queries)?;
-        let locations = self.locations(&offsets, references, levels)?;
-        let locations = Tensor::from_vec(locations, &[&shape[..], &[2]].concat()[..], queries.device())?;
+        let shape = [&shape[..], &[2]].concat();
+        let locations = match by_kernels(&offsets) {
+            true => Tensor::from_vec(self.locations(&offsets, references, levels)?, shape, offsets.device())?,
+            false => self.locations_plainly(&offsets.reshape(shape)?, references, levels)?,
+        };
         let output = sample(&value, &locations, &weights, levels)?;
         Ok((self.output.forward_onto(&output, residual)?, Sampling { value, locations, weights, output }))
+    }
+
+    /// As [`DeformableAttention::locations`] in candle's operations, of offsets `[batch, queries, heads, levels, points, 2]`.
+    fn locations_plainly(&self, offsets: &Tensor, references: &References<'_>, levels: &Levels) -> Result<Tensor> {
+        let (batch, count) = (offsets.dim(0)?, offsets.dim(1)?);
+        let spread = |x: &Tensor| x.reshape(&[batch, count, 1, self.levels, 1, 2][..]);
+        match references {
+            References::Points(points) => {
+                let sizes = levels.sizes.iter().flat_map(|&(height, width)| [width as f32, height as f32]).collect();
+                let sizes = Tensor::from_vec(sizes, (self.levels, 1, 2), offsets.device())?;
+                offsets.broadcast_div(&sizes)?.broadcast_add(&spread(points)?)
+            }
+            References::Boxes(boxes) => {
+                let [centres, sizes] = [boxes.narrow(3, 0, 2)?, boxes.narrow(3, 2, 2)?];
+                let offsets = offsets.affine(0.5 / self.points as f64, 0.0)?.broadcast_mul(&spread(&sizes)?)?;
+                offsets.broadcast_add(&spread(&centres)?)
+            }
+        }
     }
 
     /// `[batch, queries, heads, levels, points, 2]`, flat.
@@ -151,8 +173,62 @@ impl DeformableAttention {
     }
 }
 
+/// As [`sample`], in candle's operations: for each level and each of the four pixels around a sample.
+fn sample_plainly(value: &Tensor, locations: &Tensor, weights: &Tensor, levels: &Levels) -> Result<Tensor> {
+    let ((batch, _, heads, depth), device) = (value.dims4()?, value.device());
+    let (count, points) = (locations.dim(1)?, locations.dim(4)?);
+    let mut images = Vec::with_capacity(batch);
+    for image in 0..batch {
+        // [heads, tokens, depth]
+        let value = value.get(image)?.transpose(0, 1)?;
+        let (locations, weights) = (locations.get(image)?, weights.get(image)?);
+        let mut sum = Tensor::zeros((count, heads, depth), DType::F32, device)?;
+        for (level, (start, rows, columns)) in levels.placed().into_iter().enumerate() {
+            let pixels = rows * columns;
+            let map = value.narrow(1, start, pixels)?.contiguous()?.reshape((heads * pixels, depth))?;
+            // Whole numbers that f32 holds exactly: a head's map begins behind those of the heads before it.
+            let first = (0..heads).map(|head| (head * pixels) as f32).collect();
+            let first = Tensor::from_vec(first, (1, heads, 1), device)?;
+            let places = locations.narrow(2, level, 1)?.squeeze(2)?;
+            let weight = weights.narrow(2, level, 1)?.squeeze(2)?;
+            // As the kernel computes it. What lies far outside is brought near, where it meets no pixel either.
+            let pixel = |axis: usize, size: usize| -> Result<Tensor> {
+                let place = (places.narrow(3, axis, 1)?.squeeze(3)?.affine(2.0, -1.0)? + 1.0)?;
+                place.affine(size as f64, -1.0)?.affine(0.5, 0.0)?.clamp(-2.0_f32, (size + 1) as f32)
+            };
+            // For both neighbours along an axis the pixel, held inside the map, and its share.
+            let neighbours = |axis: usize, size: usize| -> Result<[(Tensor, Tensor); 2]> {
+                let place = pixel(axis, size)?;
+                let below = place.floor()?;
+                let share = (&place - &below)?;
+                let held = |pixel: Tensor, share: Tensor| -> Result<(Tensor, Tensor)> {
+                    let inside = pixel.clamp(0.0_f32, (size - 1) as f32)?;
+                    let share = (share * inside.eq(&pixel)?.to_dtype(DType::F32)?)?;
+                    Ok((inside, share))
+                };
+                Ok([held(below.clone(), (1.0 - &share)?)?, held((below + 1.0)?, share)?])
+            };
+            let across = neighbours(0, columns)?;
+            for (y, lower) in neighbours(1, rows)? {
+                for (x, right) in &across {
+                    let at = ((y.affine(columns as f64, 0.0)? + x)?).broadcast_add(&first)?;
+                    let seen = map.index_select(&at.to_dtype(DType::U32)?.flatten_all()?, 0)?;
+                    let share = ((&weight * &lower)? * right)?.reshape((count, heads, points, 1))?;
+                    let seen = seen.reshape((count, heads, points, depth))?.broadcast_mul(&share)?;
+                    sum = (sum + seen.sum(2)?)?;
+                }
+            }
+        }
+        images.push(sum.reshape((count, heads * depth))?);
+    }
+    Tensor::stack(&images, 0)
+}
+
 /// For every query the sum over its samples of the value there times its weight. Shapes as in [`Sampling`].
 fn sample(value: &Tensor, locations: &Tensor, weights: &Tensor, levels: &Levels) -> Result<Tensor> {
+    if !by_kernels(value) {
+        return sample_plainly(value, locations, weights, levels);
+    }
     let (batch, tokens, heads, depth) = value.dims4()?;
     let (count, points) = (locations.dim(1)?, locations.dim(4)?);
     let (width, samples) = (heads * depth, heads * levels.sizes.len() * points);

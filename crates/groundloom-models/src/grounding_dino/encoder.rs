@@ -132,7 +132,7 @@ fn scaled(weights: &Weights, scale: &[f32], inputs: usize) -> Loaded<Linear> {
         row.iter_mut().for_each(|value| *value *= scale);
         *bias *= scale;
     }
-    Ok(Linear::new(&weight, &bias))
+    Linear::new(weights.device(), &weight, &bias)
 }
 
 /// Self-attention of the text inside its phrases.

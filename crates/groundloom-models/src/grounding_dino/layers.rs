@@ -4,7 +4,8 @@ use candle_core::{D, Result, Tensor};
 
 use crate::{
     ModelError,
-    layers::{Activation, Linear, attention, with_values},
+    device::by_kernels,
+    layers::{Activation, Linear, attention, plain, with_values},
     weights::Weights,
 };
 
@@ -94,6 +95,12 @@ impl GroupNorm {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, count, channels) = x.dims3()?;
         let per_group = channels / self.groups;
+        if !by_kernels(x) {
+            let row = |values: &[f32]| Tensor::from_slice(values, channels, x.device());
+            let normed = plain::standardised(&x.reshape((batch, count, self.groups, per_group))?, (1, 3), self.eps)?;
+            let normed = normed.reshape((batch, count, channels))?.broadcast_mul(&row(&self.weight)?)?;
+            return normed.broadcast_add(&row(&self.bias)?);
+        }
         let normed = with_values(x, |x| {
             let mut out = x.to_vec();
             for image in out.chunks_mut(count * channels) {
@@ -127,12 +134,18 @@ impl GroupNorm {
 }
 
 /// Every product of a row of `left` with a row of `right`: `[batch, n, width]` and `[batch, m, width]` give `[batch, n,
-/// m]`. Each is one sum in one order, whatever is beside it.
+/// m]`. On the CPU each is one sum in one order, whatever is beside it.
 pub(crate) fn products(left: &Tensor, right: &Tensor) -> Result<Tensor> {
     let (batch, count, _) = right.dims3()?;
+    if !by_kernels(right) {
+        return left.contiguous()?.matmul(&right.contiguous()?.transpose(1, 2)?);
+    }
     let mut found = Vec::with_capacity(batch);
     for image in 0..batch {
-        let rows = with_values(&right.get(image)?, |rows| Ok(Linear::new(rows, &vec![0.0; count])))?;
+        let right = right.get(image)?;
+        let rows = with_values(&right, |rows| {
+            Linear::new(right.device(), rows, &vec![0.0; count]).map_err(|e| candle_core::Error::Msg(e.to_string()))
+        })?;
         found.push(rows.forward(&left.get(image)?)?.reshape((1, left.dim(1)?, count))?);
     }
     Tensor::cat(&found, 0)

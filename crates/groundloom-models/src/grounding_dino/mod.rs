@@ -55,16 +55,16 @@ pub(crate) struct GroundingDinoDetector {
 }
 
 impl GroundingDinoDetector {
-    /// Loads `config.json`, `model.safetensors`, `preprocessor_config.json` and `tokenizer.json`.
+    /// Loads `config.json`, `model.safetensors`, `preprocessor_config.json` and `tokenizer.json`, for a network on `device`.
     ///
     /// # Errors
     /// What is missing, wrong or not supported in them.
-    pub(crate) fn load(name: &str, folder: &ModelFolder) -> Result<Self, ModelError> {
+    pub(crate) fn load(name: &str, folder: &ModelFolder, device: &candle_core::Device) -> Result<Self, ModelError> {
         let config = GroundingDinoConfig::read(&Config::open(folder)?)?;
         let processor = ImageProcessor::open_padding(folder, IMAGE_DEFAULTS)?;
         let tokenizer = TextTokenizer::open(folder, config.max_text, |pad| Padding::Longest(pad.unwrap_or(0)))?;
         phrases::check_delimiters(folder, &tokenizer)?;
-        let weights = Weights::open(folder)?;
+        let weights = Weights::open(folder)?.on(device);
         let network = GroundingDino::load(config, &weights)?;
         weights.finish(&UNUSED)?;
         let info = ModelInfo {

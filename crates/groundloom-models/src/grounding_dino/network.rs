@@ -14,6 +14,7 @@ use super::{
 use crate::{
     ModelError,
     bert::TextEncoder,
+    device::by_kernels,
     layers::{LayerNorm, Linear, with_values},
     swin::{FeatureMap, Swin},
     weights::Weights,
@@ -122,7 +123,8 @@ impl GroundingDino {
             let convolution = at.at("0");
             let projection = if level < maps {
                 let weight = convolution.values("weight", &[width, inputs, 1, 1])?;
-                Projection::Pointwise(Linear::new(&weight, &convolution.values("bias", &[width])?))
+                let bias = convolution.values("bias", &[width])?;
+                Projection::Pointwise(Linear::new(weights.device(), &weight, &bias)?)
             } else {
                 Projection::Strided(Box::new(Strided::load(&convolution, inputs, width)?))
             };
@@ -164,7 +166,7 @@ impl GroundingDino {
         prompts: &Prompts,
         block_mask: BlockMask,
     ) -> Result<Outputs> {
-        let device = pixels.device();
+        let device = self.queries.device();
         if prompts.tokens() > self.config.max_text || prompts.tokens() == 0 {
             candle_core::bail!("expected a prompt of 1 to {} tokens, found {}", self.config.max_text, prompts.tokens());
         }
@@ -367,6 +369,12 @@ impl GroundingDino {
         let products = products(states, text)?;
         let (batch, count, words) = products.dims3()?;
         let max = self.config.max_text;
+        if !by_kernels(&products) {
+            // The logarithms of 1 and 0.
+            let products = products.broadcast_add(&real_words.log()?.unsqueeze(1)?)?;
+            let padding = Tensor::full(f32::NEG_INFINITY, (batch, count, max - words), products.device())?;
+            return Tensor::cat(&[products, padding], 2);
+        }
         let real = with_values(real_words, |real| Ok(real.to_vec()))?;
         let padded = with_values(&products, |products| {
             let mut padded = vec![f32::NEG_INFINITY; batch * count * max];
@@ -398,37 +406,57 @@ fn additive(prompts: &Prompts, outside: f32, device: &Device) -> Result<Tensor> 
 
 /// A 3×3 convolution by steps of two over a map padded by one: a layer for each place of the window, each adding to what
 /// the others gave. The maps are small, and the norm behind divides by what little they vary: short sums keep it exact.
-struct Strided([Linear; 9]);
+struct Strided(Vec<Linear>);
+
+/// Places of the window.
+const TAPS: usize = 9;
 
 impl Strided {
     fn load(weights: &Weights, inputs: usize, outputs: usize) -> Loaded<Self> {
         let kernel = weights.values("weight", &[outputs, inputs, 3, 3])?;
         let bias = weights.values("bias", &[outputs])?;
-        Ok(Self(std::array::from_fn(|tap| {
-            let weight: Vec<f32> = kernel.iter().skip(tap).step_by(9).copied().collect();
-            if tap == 0 { Linear::new(&weight, &bias) } else { Linear::new(&weight, &vec![0.0; outputs]) }
-        })))
+        let layer = |tap: usize| {
+            let weight: Vec<f32> = kernel.iter().skip(tap).step_by(TAPS).copied().collect();
+            let zeros = vec![0.0; outputs];
+            Linear::new(weights.device(), &weight, if tap == 0 { &bias } else { &zeros })
+        };
+        let layers = (0..TAPS).map(layer).collect::<Loaded<Vec<_>>>()?;
+        Ok(Self(layers))
     }
 
     fn forward(&self, from: &FeatureMap) -> Result<FeatureMap> {
         let (batch, count, channels) = from.values.dims3()?;
         let (height, width) = (from.height.div_ceil(2), from.width.div_ceil(2));
         let mut sum: Option<Tensor> = None;
+        let by_kernels = by_kernels(&from.values);
+        let padded = if by_kernels { None } else { Some(from.values.pad_with_zeros(1, 0, 1)?) };
         for (tap, layer) in self.0.iter().enumerate() {
-            let seen = with_values(&from.values, |values| {
-                let mut seen = vec![0.0; batch * height * width * channels];
-                for (pixel, out) in seen.chunks_mut(channels).enumerate() {
-                    let (image, y, x) = (pixel / (height * width), pixel / width % height, pixel % width);
-                    // One less for the padding.
-                    let (y, x) = ((2 * y + tap / 3).checked_sub(1), (2 * x + tap % 3).checked_sub(1));
-                    if let (Some(y), Some(x)) = (y.filter(|&y| y < from.height), x.filter(|&x| x < from.width)) {
-                        let at = (image * count + y * from.width + x) * channels;
-                        out.copy_from_slice(&values[at..at + channels]);
-                    }
+            // What a pixel of the output sees through this place of the window; nothing in the padding.
+            let place = |pixel: usize| {
+                // One less for the padding.
+                let (y, x) = (2 * (pixel / width) + tap / 3, 2 * (pixel % width) + tap % 3);
+                let (y, x) = (y.checked_sub(1)?, x.checked_sub(1)?);
+                (y < from.height && x < from.width).then_some(y * from.width + x)
+            };
+            let seen = match &padded {
+                Some(padded) => {
+                    let places: Vec<u32> = (0..height * width).map(|at| place(at).unwrap_or(count) as u32).collect();
+                    padded.index_select(&Tensor::from_vec(places, height * width, padded.device())?, 1)?
                 }
-                Ok(seen)
-            })?;
-            let seen = Tensor::from_vec(seen, (batch, height * width, channels), from.values.device())?;
+                None => {
+                    let seen = with_values(&from.values, |values| {
+                        let mut seen = vec![0.0; batch * height * width * channels];
+                        for (pixel, out) in seen.chunks_mut(channels).enumerate() {
+                            if let Some(at) = place(pixel % (height * width)) {
+                                let at = (pixel / (height * width) * count + at) * channels;
+                                out.copy_from_slice(&values[at..at + channels]);
+                            }
+                        }
+                        Ok(seen)
+                    })?;
+                    Tensor::from_vec(seen, (batch, height * width, channels), from.values.device())?
+                }
+            };
             sum = Some(match sum {
                 Some(sum) => layer.forward_onto(&seen, &sum)?,
                 None => layer.forward(&seen)?,

@@ -9,7 +9,7 @@ use super::*;
 
 fn own() -> GroundingDinoDetector {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/grounding_dino");
-    GroundingDinoDetector::load("own", &ModelFolder::OnDisk(path)).unwrap()
+    GroundingDinoDetector::load("own", &ModelFolder::OnDisk(path), &candle_core::Device::Cpu).unwrap()
 }
 
 fn picture(width: u32, height: u32) -> RgbImage {
@@ -100,7 +100,13 @@ fn options_that_would_change_the_answer_are_refused_by_name() {
         for file in ["model.safetensors", "preprocessor_config.json", "tokenizer.json"] {
             std::fs::copy(path.join(file), folder.path().join(file)).unwrap();
         }
-        let error = GroundingDinoDetector::load("changed", &ModelFolder::OnDisk(folder.path().into())).err().unwrap();
+        let error = GroundingDinoDetector::load(
+            "changed",
+            &ModelFolder::OnDisk(folder.path().into()),
+            &candle_core::Device::Cpu,
+        )
+        .err()
+        .unwrap();
         assert!(error.to_string().contains(expected), "{error}");
     }
 }

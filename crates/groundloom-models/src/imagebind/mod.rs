@@ -227,7 +227,7 @@ impl Tower {
         let positions = place.tensor(design.positions, &[1, 1 + design.tokens, width])?;
         Ok(Self {
             cut: design.cut,
-            stem: Linear::new(&stem, &vec![0.0; width]),
+            stem: Linear::new(weights.device(), &stem, &vec![0.0; width])?,
             stem_norm: norm(&place, design.stem_norm, width, STEM_EPS)?,
             class: place.tensor("cls_token", &[1, 1, width])?,
             positions: positions.squeeze(0).map_err(compute("the positions"))?,

@@ -157,7 +157,7 @@ impl TextModel {
     }
 
     /// Sines, then cosines of the places of `length` tokens behind `before` others, `[length, width]`.
-    fn positions(&self, before: usize, length: usize, width: usize) -> Candle<Tensor> {
+    fn positions(&self, before: usize, [length, width]: [usize; 2], device: &Device) -> Candle<Tensor> {
         let half = width / 2;
         // In single precision, as the reference multiplies them.
         let step = (10_000.0_f64.ln() / (half - 1) as f64) as f32;
@@ -168,7 +168,7 @@ impl TextModel {
             values.extend(speeds.iter().map(|speed| angle(speed).sin()));
             values.extend(speeds.iter().map(|speed| angle(speed).cos()));
         }
-        Tensor::from_vec(values, (length, width), &Device::Cpu)
+        Tensor::from_vec(values, (length, width), device)
     }
 }
 
@@ -183,7 +183,11 @@ impl LanguageModel for TextModel {
         let (_, length, width) = vectors.dims3()?;
         let before = past.len();
         let bias = causal_bias(before, length, mask)?;
-        let x = vectors.affine(self.scale, 0.0)?.broadcast_add(&self.positions(before, length, width)?)?;
+        let x = vectors.affine(self.scale, 0.0)?.broadcast_add(&self.positions(
+            before,
+            [length, width],
+            vectors.device(),
+        )?)?;
         each(&x);
         self.norm.forward(&self.decoder.forward(x, Some(&bias), Some(past), None, each)?)
     }

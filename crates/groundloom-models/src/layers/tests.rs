@@ -5,6 +5,7 @@ use candle_nn::ops::softmax_last_dim;
 use proptest::prelude::*;
 
 use super::*;
+use crate::device::plainly;
 
 fn random(shape: &[usize], seed: u64) -> Tensor {
     let mut state = seed | 1;
@@ -69,13 +70,27 @@ proptest! {
         let (x, weight) = (random(&[rows, inputs], seed), random(&[outputs, inputs], seed ^ 1));
         let (bias, residual) = (random(&[outputs], seed ^ 2), random(&[rows, outputs], seed ^ 3));
         let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let layer = Linear::new(&values(&weight), &values(&bias));
+        let layer = Linear::new(&Device::Cpu, &values(&weight), &values(&bias)).unwrap();
         let expected = x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
         prop_assert!(difference(&layer.forward(&x).unwrap(), &expected) < 2e-5);
         let onto = layer.forward_onto(&x.reshape((rows, 1, inputs)).unwrap(), &residual).unwrap();
         prop_assert!(difference(&onto.squeeze(1).unwrap(), &(&expected + &residual).unwrap()) < 2e-5);
         let activated = layer.forward_activated(&x, Activation::Gelu).unwrap();
         prop_assert!(difference(&activated, &expected.gelu_erf().unwrap()) < 2e-5);
+        // The layer of other devices, and the same of columns.
+        let columns = values(&weight.t().unwrap().contiguous().unwrap());
+        let plain = plainly(|| {
+            [
+                Linear::new(&Device::Cpu, &values(&weight), &values(&bias)).unwrap(),
+                Linear::of_columns(&Device::Cpu, &columns, &values(&bias)).unwrap(),
+            ]
+        });
+        for plain in plain {
+            prop_assert!(matches!(plain.form, LinearForm::Tensors(_)));
+            let wide = plain.forward_onto(&x.reshape((rows, 1, inputs)).unwrap(), &residual).unwrap();
+            prop_assert!(difference(&wide, &onto) < 2e-5);
+            prop_assert!(difference(&plain.forward_activated(&x, Activation::Gelu).unwrap(), &activated) < 2e-5);
+        }
         prop_assert!(layer.forward(&weight.i(..1).unwrap().pad_with_zeros(D::Minus1, 0, 1).unwrap()).is_err());
     }
 
@@ -83,16 +98,59 @@ proptest! {
     fn patches_are_a_convolution(n in 1_usize..3, patch in 1_usize..5, height in 5_usize..20, width in 5_usize..20, seed: u64) {
         let (pixels, weight) = (random(&[n, 3, height, width], seed), random(&[7, 3, patch, patch], seed ^ 1));
         let expected = pixels.conv2d(&weight, 0, patch, 1, 1).unwrap().flatten_from(2).unwrap().transpose(1, 2).unwrap();
-        let layer = Linear::new(&weight.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &[0.0; 7]);
+        let kernel = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let layer = Linear::new(&Device::Cpu, &kernel, &[0.0; 7]).unwrap();
         let found = layer.forward(&patches(&pixels, patch).unwrap()).unwrap();
         prop_assert!(difference(&found, &expected.contiguous().unwrap()) < 2e-5);
     }
+}
+
+/// Every layer without weights of its own, and the norms, by this crate's kernels and by candle's operations.
+#[test]
+fn plain_layers_are_the_kernels() {
+    let x = random(&[3, 7, 24], 5);
+    for name in ["gelu", "gelu_new", "quick_gelu", "relu", "silu", "tanh"] {
+        let activation: Activation = name.parse().unwrap();
+        let x = (&x * 6.0).unwrap();
+        let mut values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        activation.apply(Isa::detect(), &mut values);
+        let values = Tensor::from_vec(values, x.dims(), &Device::Cpu).unwrap();
+        assert!(difference(&plain::activate(activation, &x).unwrap(), &values) < 2e-6, "{name}");
+    }
+    let values = |seed| Factors::Values(random(&[24], seed).to_vec1::<f32>().unwrap());
+    let tensor = |seed| Factors::Tensor(random(&[24], seed));
+    let norms = [
+        LayerNorm { weight: values(1), bias: values(2), eps: 1e-5 },
+        LayerNorm { weight: tensor(1), bias: tensor(2), eps: 1e-5 },
+    ];
+    let [kernel, plain] = norms.map(|norm| norm.forward(&x).unwrap());
+    assert!(difference(&kernel, &plain) < 2e-6);
+    let norms = [RmsNorm { weight: values(3), eps: 1e-6 }, RmsNorm { weight: tensor(3), eps: 1e-6 }];
+    let [kernel, plain] = norms.map(|norm| norm.forward(&x).unwrap());
+    assert!(difference(&kernel, &plain) < 2e-6);
+    let bias = random(&[3, 1, 7, 7], 4);
+    let attend = || self_attention(&x, 2, Some(&bias)).unwrap();
+    assert!(difference(&attend(), &plainly(attend)) < 2e-6);
+    let apart = || attention_scaled(&x.narrow(1, 0, 2).unwrap(), &x, &x, 3, 0.5, None).unwrap();
+    assert!(difference(&apart(), &plainly(apart)) < 2e-6);
+    assert!(difference(&normalise(&x).unwrap(), &plainly(|| normalise(&x)).unwrap()) < 1e-6);
+}
+
+#[test]
+fn a_device_without_memory_is_told_from_a_defect() {
+    let out = |words: &str| compute("a layer")(candle_core::Error::Msg(words.to_owned()));
+    let words = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+    assert!(matches!(out(words), ModelError::DeviceMemory { .. }));
+    assert!(out(words).to_string().contains("--threads"));
+    assert!(matches!(out("shape mismatch in matmul"), ModelError::Compute { .. }));
 }
 
 #[test]
 fn vectors_are_normalised_and_zeros_stay() {
     let x = Tensor::new(&[[3.0_f32, 4.0], [0.0, 0.0], [1e-30, 0.0]], &Device::Cpu).unwrap();
     assert_eq!(normalise(&x).unwrap().to_vec2::<f32>().unwrap(), [[0.6, 0.8], [0.0, 0.0], [1.0, 0.0]]);
+    let plain = plainly(|| normalise(&x)).unwrap();
+    assert!(difference(&plain, &normalise(&x).unwrap()) < 1e-6);
     let ids = Tensor::new(&[[1_u32, 0]], &Device::Cpu).unwrap();
     let table = Embedding { table: x.to_dtype(DType::F32).unwrap() };
     assert_eq!(table.forward(&ids).unwrap().to_vec3::<f32>().unwrap(), [[[0.0, 0.0], [3.0, 4.0]]]);

@@ -59,13 +59,18 @@ enum Pixels {
 }
 
 impl OwlDetector {
-    /// Loads `config.json`, `model.safetensors`, `preprocessor_config.json` and `tokenizer.json`.
+    /// Loads `config.json`, `model.safetensors`, `preprocessor_config.json` and `tokenizer.json`, for a network on `device`.
     ///
     /// # Errors
     /// What is missing, wrong or not supported in them.
-    pub(crate) fn load(name: &str, folder: &ModelFolder, generation: Generation) -> Result<Self, ModelError> {
+    pub(crate) fn load(
+        name: &str,
+        folder: &ModelFolder,
+        generation: Generation,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         let second = generation == Generation::Second;
-        let weights = Weights::open(folder)?;
+        let weights = Weights::open(folder)?.on(device);
         let network = Owl::load(&Config::open(folder)?, &weights, second)?;
         let side = network.vision.config.image_size;
         let file = Config::read(folder, "preprocessor_config.json")?;

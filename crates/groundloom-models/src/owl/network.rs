@@ -1,6 +1,6 @@
 //! The network: CLIP's towers, and heads that make a box and a match of every patch.
 
-use candle_core::{Device, IndexOp, Result, Tensor};
+use candle_core::{IndexOp, Result, Tensor};
 
 use crate::{
     ModelError,
@@ -85,7 +85,7 @@ impl Owl {
             scale: Linear::load(&class.at("logit_scale"), width, 1, true)?,
             boxes: Head::load(&weights.at("box_head"), width, 4)?,
             objectness: if second { Some(Head::load(&weights.at("objectness_head"), width, 1)?) } else { None },
-            box_bias: Tensor::from_vec(box_bias(side), (side * side, 4), &Device::Cpu)
+            box_bias: Tensor::from_vec(box_bias(side), (side * side, 4), weights.device())
                 .map_err(|e| weights.bad(format!("cannot lay out {side}×{side} boxes: {e}")))?,
         };
         // What compares a whole image with a text; a table that older files carry.
@@ -138,7 +138,7 @@ impl Owl {
                 }
                 Ok(masked)
             })?;
-            logits = Tensor::from_vec(masked, (batch, patches, count), &Device::Cpu)?;
+            logits = Tensor::from_vec(masked, (batch, patches, count), logits.device())?;
         }
         Ok((logits, classes))
     }

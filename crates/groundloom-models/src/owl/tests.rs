@@ -10,7 +10,8 @@ fn picture(width: u32, height: u32) -> RgbImage {
 fn any_image_any_phrases_and_any_example_get_an_answer() {
     for (name, generation) in [("owlvit", Generation::First), ("owlv2", Generation::Second)] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures").join(name);
-        let detector = OwlDetector::load(name, &ModelFolder::OnDisk(path), generation).unwrap();
+        let detector =
+            OwlDetector::load(name, &ModelFolder::OnDisk(path), generation, &candle_core::Device::Cpu).unwrap();
         let options = DetectOptions { min_score: 0.0, nms_iou: 1.0 };
         let long = "a photo of two cats ".repeat(30);
         let phrases = ["a cat", " ", &long, "the remote control"];

@@ -30,6 +30,10 @@ impl Work for DetectorWork {
         self.detector.info().weights_bytes
     }
 
+    fn stays_on_cpu(&self) -> bool {
+        self.detector.stays_on_cpu()
+    }
+
     fn run(&self, items: &[DetectRequest]) -> Vec<Result<Vec<Detection>, ModelError>> {
         items.iter().map(|item| self.detector.detect(&item.image, &item.options)).collect()
     }

@@ -37,6 +37,10 @@ impl Work for EmbedderWork {
         self.embedder.info().weights_bytes
     }
 
+    fn stays_on_cpu(&self) -> bool {
+        self.embedder.stays_on_cpu()
+    }
+
     fn run(&self, items: &[EmbedRequest]) -> Vec<Result<Vec<f32>, ModelError>> {
         let (mut texts, mut images, mut sounds) = (Vec::new(), Vec::new(), Vec::new());
         for item in items {

@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
+
+use crate::Device;
 
 /// A reading of one model's counters. Times are sums over batches; nothing of this is data-set bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,8 +31,10 @@ pub struct ModelMetrics {
     pub wait: Duration,
     /// How often its weights were loaded.
     pub loads: u64,
-    /// Bytes of its weights while they are loaded, else 0.
+    /// Bytes of its weights while they are loaded, on all devices together, else 0.
     pub weights_bytes: u64,
+    /// Where it computes, or did last.
+    pub devices: Vec<Device>,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +49,7 @@ pub(super) struct Meter {
     wait_ns: AtomicU64,
     loads: AtomicU64,
     weights_bytes: AtomicU64,
+    devices: Mutex<Vec<Device>>,
 }
 
 /// Counts one batch as waiting for as long as it lives.
@@ -78,7 +83,8 @@ impl Meter {
         self.busy_ns.fetch_add(busy.as_nanos() as u64, Relaxed);
     }
 
-    pub(super) fn loaded(&self, weights_bytes: u64) {
+    pub(super) fn loaded(&self, weights_bytes: u64, devices: &[Device]) {
+        *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = devices.to_vec();
         self.loads.fetch_add(1, Relaxed);
         self.weights_bytes.store(weights_bytes, Relaxed);
     }
@@ -99,6 +105,7 @@ impl Meter {
             wait: Duration::from_nanos(self.wait_ns.load(Relaxed)),
             loads: self.loads.load(Relaxed),
             weights_bytes: self.weights_bytes.load(Relaxed),
+            devices: self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }

@@ -69,6 +69,73 @@ async fn answers_come_in_order_one_for_one() {
     assert!(model.submit(Vec::new()).await.is_empty());
 }
 
+/// Says on which device it is, once as many batches are computed as there are devices.
+struct Replica {
+    device: Device,
+    together: Arc<Barrier>,
+    alone: bool,
+}
+
+impl Work for Replica {
+    type Item = u64;
+    type Output = (u64, Device);
+
+    fn weights_bytes(&self) -> u64 {
+        10
+    }
+
+    fn stays_on_cpu(&self) -> bool {
+        self.alone
+    }
+
+    fn run(&self, items: &[u64]) -> Vec<Result<(u64, Device), ModelError>> {
+        self.together.wait();
+        items.iter().map(|item| Ok((item * item, self.device))).collect()
+    }
+}
+
+fn two_gpus() -> Devices {
+    Devices::of(vec![Device::Cuda(0), Device::Cuda(1)], vec!["cuda (A)".to_owned(); 2]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_device_has_a_replica_and_answers_come_in_order() {
+    // Fewer threads than devices are not enough.
+    for threads in [1, 2] {
+        let (pool, together) = (pool(threads).on(two_gpus()), Arc::new(Barrier::new(2)));
+        let load = move |device| Ok(Replica { device, together: together.clone(), alone: false });
+        let model = pool.get_on_devices("m", load).await.unwrap();
+        let answers = model.submit((0..6).collect()).await;
+        let answers: Vec<(u64, Device)> = answers.into_iter().map(Result::unwrap).collect();
+        assert_eq!(answers.iter().map(|answer| answer.0).collect::<Vec<_>>(), [0, 1, 4, 9, 16, 25]);
+        // Two at a time, of which neither can end without the other.
+        for device in two_gpus().all() {
+            assert_eq!(answers.iter().filter(|answer| answer.1 == *device).count(), 3);
+        }
+        let metrics = pool.metrics();
+        assert_eq!((metrics[0].weights_bytes, metrics[0].devices.as_slice()), (20, two_gpus().all()));
+    }
+}
+
+#[tokio::test]
+async fn work_of_the_cpu_is_loaded_once() {
+    let (pool, loads) = (pool(2).on(two_gpus()), Arc::new(AtomicUsize::new(0)));
+    let counted = loads.clone();
+    let load = move |device| {
+        counted.fetch_add(1, SeqCst);
+        Ok(Replica { device, together: Arc::new(Barrier::new(1)), alone: true })
+    };
+    let model = pool.get_on_devices("m", load).await.unwrap();
+    assert_eq!(model.submit(vec![3]).await[0].as_ref().unwrap().0, 9);
+    assert_eq!((loads.load(SeqCst), pool.metrics()[0].devices.as_slice()), (1, &[Device::Cpu][..]));
+    let failing = |device: Device| match device {
+        Device::Cuda(1) => Err(refused()),
+        _ => Ok(Replica { device, together: Arc::new(Barrier::new(1)), alone: false }),
+    };
+    let error = pool.get_on_devices("n", failing).await.err().unwrap();
+    assert_eq!(error.to_string(), refused().to_string());
+}
+
 #[tokio::test]
 async fn a_bad_item_fails_alone() {
     let pool = pool(2);

@@ -6,6 +6,7 @@ use super::Opened;
 use crate::{
     ModelError,
     ctc::Alphabet,
+    device::ModelOn,
     family::Family,
     speech::{AudioEncoder, Standardiser, Transcriber, Wav2Vec2Encoder, Wav2Vec2Transcriber},
     text_tokenizer::{Padding, TextTokenizer},
@@ -18,8 +19,8 @@ use crate::{
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
-pub fn resolve_audio_encoder(name: &str) -> Result<Arc<dyn AudioEncoder>, ModelError> {
-    let opened = Opened::by_name(name)?;
+pub fn resolve_audio_encoder<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn AudioEncoder>, ModelError> {
+    let opened = Opened::by_name(model.into())?;
     match opened.family {
         Family::Speech(kind) => Ok(Arc::new(encoder(opened, kind)?)),
         Family::Whisper => Ok(Arc::new(opened.whisper_encoder()?)),
@@ -32,8 +33,8 @@ pub fn resolve_audio_encoder(name: &str) -> Result<Arc<dyn AudioEncoder>, ModelE
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
-pub fn resolve_transcriber(name: &str) -> Result<Arc<dyn Transcriber>, ModelError> {
-    let opened = Opened::by_name(name)?;
+pub fn resolve_transcriber<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Transcriber>, ModelError> {
+    let opened = Opened::by_name(model.into())?;
     match opened.family {
         Family::Speech(kind) if opened.has("lm_head") => {
             let folder = opened.folder.clone();

@@ -10,6 +10,7 @@ use crate::{
     clip,
     coca::{self, Coca},
     config::Config,
+    device::{Device, ModelOn},
     family::Family,
     folder::ModelFolder,
     gpt2::Gpt2,
@@ -40,21 +41,22 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens the model that `name` stands for.
+    /// Opens the model that a name stands for.
     ///
     /// # Errors
     /// As [`super::resolve`].
-    pub(crate) fn by_name(name: &str) -> Result<Self, ModelError> {
-        Self::of(name, find(name)?)
+    pub(crate) fn by_name(ModelOn { name, device }: ModelOn<'_>) -> Result<Self, ModelError> {
+        Self::of(name, find(name)?, device)
     }
 
-    /// Opens `folder`, which the user called `name`.
+    /// Opens `folder`, which the user called `name`, for a network on `device`.
     ///
     /// # Errors
     /// As [`super::resolve`].
-    pub(crate) fn of(name: &str, folder: ModelFolder) -> Result<Self, ModelError> {
+    pub(crate) fn of(name: &str, folder: ModelFolder, device: Device) -> Result<Self, ModelError> {
+        let device = device.open()?;
         let family = Family::of(name, &folder)?;
-        let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?);
+        let (config, weights) = (Config::open(&folder)?, Weights::open(&folder)?.on(&device));
         let info = ModelIdentity {
             name: name.to_owned(),
             architecture: family.name().to_owned(),
@@ -185,7 +187,7 @@ impl Opened {
 /// # Errors
 /// As [`super::resolve`].
 pub fn describe_model(name: &str) -> Result<ModelIdentity, ModelError> {
-    Opened::by_name(name).map(|opened| opened.info)
+    Opened::by_name(name.into()).map(|opened| opened.info)
 }
 
 /// Loads the captioner that `name` stands for: the path of a folder in Hugging Face layout that holds BLIP for captions,
@@ -193,8 +195,8 @@ pub fn describe_model(name: &str) -> Result<ModelIdentity, ModelError> {
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
-pub fn resolve_captioner(name: &str) -> Result<Arc<dyn Captioner>, ModelError> {
-    let opened = Opened::by_name(name)?;
+pub fn resolve_captioner<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Captioner>, ModelError> {
+    let opened = Opened::by_name(model.into())?;
     match opened.family {
         Family::Blip if opened.has("text_decoder") => Ok(Arc::new(opened.blip_captioner()?)),
         Family::Blip2 => Ok(Arc::new(opened.blip2_captioner()?)),
@@ -213,8 +215,8 @@ pub fn resolve_captioner(name: &str) -> Result<Arc<dyn Captioner>, ModelError> {
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
-pub fn resolve_grounded_captioner(name: &str) -> Result<Arc<dyn GroundedCaptioner>, ModelError> {
-    let opened = Opened::by_name(name)?;
+pub fn resolve_grounded_captioner<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn GroundedCaptioner>, ModelError> {
+    let opened = Opened::by_name(model.into())?;
     match opened.family {
         Family::Kosmos2 => Ok(Arc::new(opened.kosmos2_captioner()?)),
         _ => Err(opened.unable("say where the phrases of a caption are", "Kosmos-2")),
@@ -225,8 +227,8 @@ pub fn resolve_grounded_captioner(name: &str) -> Result<Arc<dyn GroundedCaptione
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
-pub fn resolve_matcher(name: &str) -> Result<Arc<dyn Matcher>, ModelError> {
-    let opened = Opened::by_name(name)?;
+pub fn resolve_matcher<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Matcher>, ModelError> {
+    let opened = Opened::by_name(model.into())?;
     match opened.family {
         Family::Blip if opened.has("itm_head") => Ok(Arc::new(opened.blip_matcher()?)),
         _ => Err(opened.unable("match images and texts", "BLIP for retrieval (with an itm_head)")),
@@ -238,8 +240,8 @@ pub fn resolve_matcher(name: &str) -> Result<Arc<dyn Matcher>, ModelError> {
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
-pub fn resolve_scorer(name: &str) -> Result<Arc<dyn TextScorer>, ModelError> {
-    let opened = Opened::by_name(name)?;
+pub fn resolve_scorer<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn TextScorer>, ModelError> {
+    let opened = Opened::by_name(model.into())?;
     match opened.family {
         Family::Opt | Family::Gpt2 => Ok(Arc::new(opened.text_model()?)),
         _ => Err(opened.unable("score texts", "GPT-2 or OPT")),
@@ -251,8 +253,8 @@ pub fn resolve_scorer(name: &str) -> Result<Arc<dyn TextScorer>, ModelError> {
 ///
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
-pub fn resolve_generator(name: &str) -> Result<Arc<dyn Generator>, ModelError> {
-    let opened = Opened::by_name(name)?;
+pub fn resolve_generator<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Generator>, ModelError> {
+    let opened = Opened::by_name(model.into())?;
     match opened.family {
         Family::T5 => Ok(Arc::new(opened.t5_generator()?)),
         Family::Opt | Family::Gpt2 => Ok(Arc::new(opened.text_model()?)),

@@ -237,6 +237,11 @@ impl Detector for SsdMobileNetV2 {
         &self.info
     }
 
+    /// Its convolutions are kernels of the CPU.
+    fn stays_on_cpu(&self) -> bool {
+        true
+    }
+
     fn vocabulary(&self) -> Option<&Vocabulary> {
         Some(&self.vocabulary)
     }

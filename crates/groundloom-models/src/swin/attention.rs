@@ -1,10 +1,11 @@
 //! Self-attention inside windows of a map, with a bias for each relative place.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use crate::{
     ModelError,
+    device::by_kernels,
     layers::{Linear, self_attention, with_values},
     weights::Weights,
 };
@@ -100,7 +101,7 @@ impl WindowAttention {
         }
         let table = inner.values("relative_position_bias_table", &[(2 * side - 1).pow(2), heads])?;
         let area = side * side;
-        let bias = Tensor::from_vec(relative_bias(&table, side, heads), (1, heads, area, area), &Device::Cpu);
+        let bias = Tensor::from_vec(relative_bias(&table, side, heads), (1, heads, area, area), weights.device());
         Ok(Self {
             heads,
             width,
@@ -117,6 +118,9 @@ impl WindowAttention {
         let qkv = self.qkv.forward(tokens)?;
         // Most windows share one bias; those that the roll put together of several regions have their own.
         let (whole, mixed): (Vec<_>, Vec<_>) = windows.all().into_iter().partition(Window::is_whole);
+        if !by_kernels(&qkv) {
+            return self.output.forward_onto(&self.attend_plainly(&qkv, [&whole, &mixed])?, residual);
+        }
         let mut attended = vec![0.0_f32; batch * count * self.width];
         self.attend(&qkv, &whole, &self.bias, &mut attended)?;
         if !mixed.is_empty() {
@@ -156,6 +160,40 @@ impl WindowAttention {
         })
     }
 
+    /// Attention in windows of one region and in those of several, in candle's operations: `[batch, height * width,
+    /// channels]`.
+    fn attend_plainly(&self, qkv: &Tensor, kinds: [&[Window]; 2]) -> Result<Tensor> {
+        let ((batch, count, triple), device) = (qkv.dims3()?, qkv.device());
+        // What stands for padding lies behind the map's own tokens.
+        let padding = Tensor::from_slice(&self.padding, (1, 1, triple), device)?;
+        let padded = Tensor::cat(&[qkv, &padding.broadcast_as((batch, 1, triple))?], 1)?;
+        let (mut attended, mut back) = (Vec::new(), vec![0_u32; count]);
+        let mut before = 0;
+        for (kind, windows) in kinds.into_iter().enumerate() {
+            let Some(area) = windows.first().map(|window| window.places.len()) else { continue };
+            let places = windows.iter().flat_map(|window| &window.places);
+            let places: Vec<u32> = places.map(|place| place.unwrap_or(count) as u32).collect();
+            for (i, &place) in places.iter().enumerate() {
+                if let Some(back) = back.get_mut(place as usize) {
+                    *back = before + i as u32;
+                }
+            }
+            let tokens = places.len();
+            before += tokens as u32;
+            let gathered = padded.index_select(&Tensor::from_vec(places, tokens, device)?, 1)?;
+            let gathered = gathered.reshape((batch * windows.len(), area, triple))?;
+            let seen = match kind {
+                0 => self_attention(&gathered, self.heads, Some(&self.bias))?,
+                _ => {
+                    let bias = self.bias.broadcast_add(&self.apart(windows, batch)?)?;
+                    self_attention(&gathered, self.heads, Some(&bias))?
+                }
+            };
+            attended.push(seen.reshape((batch, tokens, self.width))?);
+        }
+        Tensor::cat(&attended, 1)?.index_select(&Tensor::from_vec(back, count, device)?, 1)
+    }
+
     /// What keeps the regions of `windows` apart: `[batch * windows, 1, side², side²]`.
     fn apart(&self, windows: &[Window], batch: usize) -> Result<Tensor> {
         let area = windows.first().map_or(0, |window| window.places.len());
@@ -165,7 +203,7 @@ impl WindowAttention {
                 apart.extend(window.regions.iter().map(|key| if key == query { 0.0 } else { APART }));
             }
         }
-        Tensor::from_vec(apart, (batch * windows.len(), 1, area, area), &Device::Cpu)
+        Tensor::from_vec(apart, (batch * windows.len(), 1, area, area), self.bias.device())
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 const NAME: &str = "fixture";
 
 pub(super) fn grounding_dino(fixture: &Fixture) -> Result<Outputs, ModelError> {
-    let detector = GroundingDinoDetector::load(NAME, fixture.folder())?;
+    let detector = GroundingDinoDetector::load(NAME, fixture.folder(), &fixture.device().open()?)?;
     token_table(fixture, detector.tokenizer())?;
     let images = fixture.images()?;
     let replayed = detector.replay(&grounding_dino::replay::Recorded {
@@ -27,7 +27,7 @@ pub(super) fn grounding_dino(fixture: &Fixture) -> Result<Outputs, ModelError> {
 }
 
 pub(super) fn owl(fixture: &Fixture, generation: Generation) -> Result<Outputs, ModelError> {
-    let detector = OwlDetector::load(NAME, fixture.folder(), generation)?;
+    let detector = OwlDetector::load(NAME, fixture.folder(), generation, &fixture.device().open()?)?;
     token_table(fixture, detector.tokenizer())?;
     let images = fixture.images()?;
     let lists = fixture.notes.get("text_labels").and_then(Value::as_array);

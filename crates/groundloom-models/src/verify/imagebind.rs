@@ -7,6 +7,7 @@ use super::{Fixture, Outputs};
 use crate::{
     ModelError, Plane,
     config::Config,
+    device::ModelOn,
     imagebind::{ImageBind, Spectra, processor, still},
     layers::{compute, normalise},
     registry::resolve_embedder,
@@ -79,7 +80,8 @@ fn made(fixture: &Fixture, config: &Config) -> Result<Outputs, ModelError> {
 
 /// The vectors of a picture, texts, a waveform, a film, two planes and a recording, by the embedder that users have.
 fn embedded(fixture: &Fixture) -> Result<Outputs, ModelError> {
-    let model = resolve_embedder(&fixture.folder().file_name(""))?;
+    let name = fixture.folder().file_name("");
+    let model = resolve_embedder(ModelOn::new(&name, fixture.device()))?;
     let flat = |name: &str| -> Result<Vec<f32>, ModelError> {
         fixture.input(name)?.flatten_all().and_then(|x| x.to_vec1()).map_err(compute("an input"))
     };

@@ -25,7 +25,7 @@ const BLIP2_PROMPT: &str = "Question: what is in the image? Answer:";
 const NAME: &str = "fixture";
 
 pub(super) fn open(fixture: &Fixture) -> Result<Opened, ModelError> {
-    Opened::of(NAME, fixture.folder().clone())
+    Opened::of(NAME, fixture.folder().clone(), fixture.device())
 }
 
 pub(super) fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> Outputs {

@@ -15,7 +15,7 @@ use crate::{
     convolution::Convolution,
     decoder::{CrossAttention, Decoder, DecoderBlock, Memory, Norm, Past},
     kernels::Epilogue,
-    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias, compute},
+    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias},
     opt,
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     weights::Weights,
@@ -98,7 +98,7 @@ impl Whisper {
             positions: encoder.tensor("embed_positions.weight", &[frames, width])?,
             encoder: Stack::load(&encoder.at("layers"), reading, NormPlace::Before, NAMES)?,
             encoder_norm: LayerNorm::load(&encoder.at("layer_norm"), width, EPS)?,
-            head: Linear::tied(&words, None).map_err(compute("the word layer"))?,
+            head: Linear::tied(&words, None)?,
             words,
             word_positions: Embedding::load(&decoder.at("embed_positions"), longest, width)?,
             decoder: Decoder::new(&layers, writing, NormPlace::Before, blocks)?,
@@ -123,13 +123,22 @@ impl Whisper {
     /// spectrum, `[2 · frames, mels]` → the last of them, `[1, frames, width]`.
     pub(crate) fn encode(&self, spectrum: &[f32], blocks: usize, each: &mut dyn FnMut(&Tensor)) -> Candle<Tensor> {
         let [first, second] = &self.convolutions;
-        let convolved = |layer: &Convolution, x: &[f32], channels: usize| {
-            // A frame of zeros at each end.
-            let silence = vec![0.0; channels];
-            layer.forward(&[&silence, x, &silence].concat(), Epilogue::Activate(Activation::Gelu))
+        // A frame of zeros at each end.
+        let x = if first.takes_values() {
+            let convolved = |layer: &Convolution, x: &[f32], channels: usize| {
+                let silence = vec![0.0; channels];
+                layer.forward(&[&silence, x, &silence].concat(), Epilogue::Activate(Activation::Gelu))
+            };
+            let x = convolved(second, &convolved(first, spectrum, self.mels)?, self.width)?;
+            Tensor::from_vec(x, (self.frames, self.width), &Device::Cpu)?
+        } else {
+            let convolved = |layer: &Convolution, x: &Tensor| {
+                layer.forward_tensor(&x.pad_with_zeros(0, 1, 1)?, Some(Activation::Gelu))
+            };
+            let x = Tensor::from_slice(spectrum, (spectrum.len() / self.mels, self.mels), &Device::Cpu)?;
+            convolved(second, &convolved(first, &x)?)?
         };
-        let x = convolved(second, &convolved(first, spectrum, self.mels)?, self.width)?;
-        let x = (Tensor::from_vec(x, (self.frames, self.width), &Device::Cpu)? + &self.positions)?.unsqueeze(0)?;
+        let x = (x + &self.positions)?.unsqueeze(0)?;
         each(&x);
         self.encoder.forward_some(blocks, x, None, each)
     }
@@ -147,7 +156,8 @@ impl Whisper {
     /// Token ids `[1, length]` behind `past` → a value for each token of the vocabulary, `[1, length, vocabulary]`.
     pub(crate) fn decode(&self, ids: &Tensor, past: &mut Past, memory: &Memory) -> Candle<Tensor> {
         let (before, length) = (past.len(), ids.dim(1)?);
-        let places = Tensor::arange(before as u32, (before + length) as u32, &Device::Cpu)?;
+        let device = self.word_positions.table().device();
+        let places = Tensor::arange(before as u32, (before + length) as u32, device)?;
         let x = self.words.forward(ids)?.broadcast_add(&self.word_positions.forward(&places)?)?;
         let bias = causal_bias(before, length, None)?;
         let x = self.decoder.forward(x, Some(&bias), Some(past), Some(memory), &mut |_| ())?;

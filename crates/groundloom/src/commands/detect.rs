@@ -6,14 +6,15 @@ use std::{
 };
 
 use groundloom_data::{DecodeLimits, media::RgbImage, media::decode_rgb};
-use groundloom_models::{Classes, DetectOptions, Detection, Detector, ModelError, resolve};
+use groundloom_models::{Classes, DetectOptions, Detection, Detector, ModelError, ModelOn, resolve};
 use groundloom_syntax::Pipeline;
 use serde_json::{Value, json};
 
 use crate::{arguments::Detect, failure::Failure};
 
 pub fn run(command: &Detect) -> Result<(), Failure> {
-    let detector = resolve(&command.model).map_err(|e| Failure::Usage(e.to_string()))?;
+    let model = ModelOn::new(&command.model, command.on.open()?);
+    let detector = resolve(model).map_err(|e| Failure::Usage(e.to_string()))?;
     let options = DetectOptions { min_score: command.min_score, ..DetectOptions::default() };
     options.check().map_err(|e| Failure::Usage(e.to_string()))?;
     let wanted = wanted(command, detector.as_ref())?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use groundloom_data::{DecodeLimits, SoundLimits, media::RgbImage, media::decode_rgb, sound::decode_mono};
-use groundloom_models::{Embedder, resolve_embedder};
+use groundloom_models::{Embedder, ModelOn, resolve_embedder};
 use serde_json::{Value, json};
 
 use crate::{arguments::Embed, failure::Failure};
@@ -19,7 +19,8 @@ pub fn run(command: &Embed) -> Result<(), Failure> {
         let expected = "expected something to embed: --text \"a dog\", --image photo.jpg or --audio bark.wav";
         return Err(Failure::Usage(expected.to_owned()));
     }
-    let model = resolve_embedder(&command.model).map_err(|e| Failure::Usage(e.to_string()))?;
+    let model = ModelOn::new(&command.model, command.on.open()?);
+    let model = resolve_embedder(model).map_err(|e| Failure::Usage(e.to_string()))?;
     let rate = model.info().sample_rate;
     if rate.is_none() && !command.audio.is_empty() {
         let takes: Vec<&str> = model.info().modalities().map(|modality| modality.plural()).collect();

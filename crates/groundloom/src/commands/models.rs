@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use groundloom_models::{Comparison, Hub, Outcome, PullProgress, Pulling, describe_embedder, embedded_names, verify};
+use groundloom_models::{
+    Comparison, Device, Hub, Outcome, PullProgress, Pulling, describe_embedder, embedded_names, verify,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -16,7 +18,7 @@ pub async fn run(command: &Models) -> Result<(), Failure> {
     match command {
         Models::List => list(),
         Models::Pull { name } => pull(name).await,
-        Models::Verify { folder } => check(folder),
+        Models::Verify { folder, on } => check(folder, on.open()?),
     }
 }
 
@@ -66,8 +68,8 @@ async fn pull(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check(folder: &Path) -> Result<(), Failure> {
-    let comparisons = verify(folder).map_err(|e| Failure::Failed(e.to_string()))?;
+fn check(folder: &Path, device: Device) -> Result<(), Failure> {
+    let comparisons = verify(folder, device).map_err(|e| Failure::Failed(e.to_string()))?;
     let mut out = std::io::stdout().lock();
     for comparison in &comparisons {
         writeln!(out, "{}", row(comparison))?;

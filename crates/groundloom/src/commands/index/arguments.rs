@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use groundloom_index::{Coding, Metric, serve::Limits};
 
+use crate::arguments::OnDevice;
+
 #[derive(Debug, Subcommand)]
 pub enum IndexCommand {
     /// Build an index over rows with vectors, or embed them on the way.
@@ -68,6 +70,8 @@ pub struct Build {
     /// What close means: cosine, ip or l2.
     #[arg(long, default_value = "cosine")]
     pub metric: Metric,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 /// How graphs are built and walked.
@@ -133,6 +137,8 @@ pub struct Add {
     pub index: PathBuf,
     #[command(flatten)]
     pub rows: Rows,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 #[derive(Debug, Args)]
@@ -181,6 +187,8 @@ pub struct Query {
     /// Write the rows found, with their scores, to this Parquet file instead of printing them.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 #[derive(Debug, Args)]
@@ -293,4 +301,6 @@ pub struct Serve {
     /// Seconds for the work of a request.
     #[arg(long, default_value_t = Limits::default().work.as_secs())]
     pub timeout: u64,
+    #[command(flatten)]
+    pub on: OnDevice,
 }

@@ -37,7 +37,7 @@ struct Preparation {
 pub fn build(command: &arguments::Build) -> Result<(), Failure> {
     let files = parquet_files(&command.rows.rows)?;
     let schema = schema_of(&files[0])?;
-    let encoders = Encoders::default();
+    let encoders = Encoders::on(command.on.open()?);
     let settings = settings_of(&command.graph);
     let mut columns = Vec::new();
     let mut embed = Vec::new();
@@ -156,7 +156,7 @@ pub fn add(command: &arguments::Add) -> Result<(), Failure> {
     let files = parquet_files(&command.rows.rows)?;
     let mut writer = Writer::open(&command.index).map_err(failure)?;
     let schema = schema_of(&files[0])?;
-    let encoders = Encoders::default();
+    let encoders = Encoders::on(command.on.open()?);
     let mut embed = Vec::new();
     for column in writer.manifest().columns.iter().filter(|c| schema.field_with_name(&c.name).is_err()) {
         // The rows have no vectors: make them as the index's own were made.

@@ -7,20 +7,28 @@ use std::{
 
 use groundloom_data::{DecodeLimits, media::decode_rgb};
 use groundloom_index::{Manifest, ModelIdentity, serve::Kind};
-use groundloom_models::{Embedder, resolve_embedder};
+use groundloom_models::{Device, Embedder, ModelOn, resolve_embedder};
 
 /// Loaded models by name.
 #[derive(Default)]
-pub struct Encoders(Mutex<HashMap<String, Arc<dyn Embedder>>>);
+pub struct Encoders {
+    device: Device,
+    loaded: Mutex<HashMap<String, Arc<dyn Embedder>>>,
+}
 
 impl Encoders {
+    /// None yet; they compute on `device`.
+    pub fn on(device: Device) -> Self {
+        Self { device, ..Self::default() }
+    }
+
     /// The model called `name`.
     pub fn get(&self, name: &str) -> Result<Arc<dyn Embedder>, String> {
-        let mut all = self.0.lock().map_err(|e| e.to_string())?;
+        let mut all = self.loaded.lock().map_err(|e| e.to_string())?;
         if let Some(model) = all.get(name) {
             return Ok(Arc::clone(model));
         }
-        let model = resolve_embedder(name).map_err(|e| e.to_string())?;
+        let model = resolve_embedder(ModelOn::new(name, self.device)).map_err(|e| e.to_string())?;
         all.insert(name.to_owned(), Arc::clone(&model));
         Ok(model)
     }

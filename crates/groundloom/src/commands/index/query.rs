@@ -25,7 +25,7 @@ use crate::failure::Failure;
 
 pub fn run(command: &Query) -> Result<(), Failure> {
     let index = open(&command.index)?;
-    let encoders = Encoders::default();
+    let encoders = Encoders::on(command.on.open()?);
     let question = &command.question;
     let mut kinds = Vec::new();
     kinds.extend(question.text.first().map(|_| Kind::Text));

@@ -68,7 +68,7 @@ pub async fn run(command: arguments::Serve, machine: Machine) -> Result<(), Fail
         index: command.index.clone(),
         limits,
         token,
-        questions: Arc::new(Encoders::default()),
+        questions: Arc::new(Encoders::on(command.on.open()?)),
         reload: Duration::from_secs(1),
     };
     let server = Server::bind(SocketAddr::new(host, command.port), settings).await.map_err(failure)?;
