@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     family::Family,
     folder::{ModelFolder, hexadecimal},
+    generation,
     json_form::{Following, FormVocabulary, JsonForm},
     language_model::{LanguageModel, continue_until, row},
     layers::compute,
@@ -108,7 +109,8 @@ impl Source {
             }
         }
         let (name, licence) = (name.to_owned(), folder.licence());
-        let model = ModelIdentity { name, architecture, weights_sha256, weights_bytes, licence };
+        let generation_sha256 = generation::digest(folder)?;
+        let model = ModelIdentity { name, architecture, weights_sha256, weights_bytes, generation_sha256, licence };
         Ok(LocalLlmInfo { model, fingerprint: hexadecimal(&all.finalize()) })
     }
 }

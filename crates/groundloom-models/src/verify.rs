@@ -12,6 +12,7 @@ use crate::{
     ModelError, config::Config, family::Family, folder::ModelFolder, layers::compute, owl::Generation, weights::Weights,
 };
 
+mod beams;
 mod clap;
 mod detectors;
 mod dual;
@@ -84,6 +85,8 @@ pub(crate) struct Fixture {
     folder: ModelFolder,
     tensors: BTreeMap<String, Tensor>,
     notes: Value,
+    /// Beam searches.
+    beams: beams::Cases,
     /// Names that stand in the file without `in.` or `out.`, by the names here.
     bare: BTreeMap<String, String>,
 }
@@ -99,6 +102,7 @@ impl Fixture {
             .map_err(|e| ModelError::Unreadable { path, reason: format!("{e}; expected a fixture's outputs") })?;
         let notes = folder.json_if_there(NOTES)?.unwrap_or_default();
         let mut bare = BTreeMap::new();
+        let beams = beams::Cases::open(&folder)?;
         let tensors = tensors.into_iter().map(|(name, tensor)| {
             if name.starts_with("in.") || name.starts_with("out.") {
                 return (name, tensor);
@@ -108,7 +112,9 @@ impl Fixture {
             bare.insert(full.clone(), name);
             (full, tensor)
         });
-        Ok(Self { tensors: tensors.collect(), folder, notes, bare })
+        let mut tensors: BTreeMap<String, Tensor> = tensors.collect();
+        tensors.extend(beams.expected()?);
+        Ok(Self { tensors, folder, notes, bare, beams })
     }
 
     /// The folder itself.

@@ -42,7 +42,7 @@ fn with_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
 }
 
-const PLAIN: Transcribing = Transcribing { language: None, translate: false, timestamps: false };
+const PLAIN: Transcribing = Transcribing { language: None, translate: false, timestamps: false, beams: None };
 
 #[test]
 fn whisper_writes_what_the_reference_writes() {
@@ -120,7 +120,7 @@ fn what_a_transcriber_cannot_do_it_says() {
     let asked = |language: Option<&str>, translate| Transcribing {
         language: language.map(str::to_owned),
         translate,
-        timestamps: false,
+        ..Transcribing::default()
     };
     let error = |family: &str, asked: &Transcribing| {
         resolve_transcriber(family).unwrap().transcribe(&[&waveform], asked).remove(0).unwrap_err().to_string()

@@ -28,7 +28,7 @@ use crate::{
 /// Adds what is said in each row's sound, written down by a model of speech that runs in this process.
 ///
 /// Whisper hears windows of 30 seconds one after the other, each beginning where the last whole segment of the one before ends, as transformers' `generate` does without conditioning on
-/// earlier text and without falling back to higher temperatures; the likeliest token is taken each time. wav2vec 2.0 and HuBERT write the likeliest token of each frame (CTC) of the whole
+/// earlier text and without falling back to higher temperatures; the likeliest token is taken each time, or beams are searched. wav2vec 2.0 and HuBERT write the likeliest token of each frame (CTC) of the whole
 /// sound at once. Silence and music may come out as words: a model writes something.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +48,11 @@ pub struct Transcribe {
     /// Writes English, whatever is spoken (Whisper of several languages).
     #[serde(default)]
     pub translate: bool,
+    /// Writes so many texts of each window side by side and takes the likeliest (Whisper), by the beam search of transformers' `generate`; openai-whisper's command line uses 5.
+    /// Default: `num_beams` of the folder's `generation_config.json`, else 1: the likeliest token each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub beams: Option<usize>,
     /// Column to write: the text.
     #[serde(default = "default_output")]
     #[schemars(length(min = 1))]
@@ -85,6 +90,7 @@ impl Transcribe {
             language: self.language.clone(),
             translate: self.translate,
             timestamps: self.segments_output.is_some(),
+            beams: self.beams,
         }
     }
 
@@ -99,6 +105,7 @@ impl Transcribe {
             ("translate", self.translate),
             ("language_output", self.language_output.is_some()),
             ("segments_output", self.segments_output.is_some()),
+            ("beams", self.beams.is_some()),
         ]
         .into_iter()
         .find_map(|(key, asked)| asked.then_some(key))
@@ -156,7 +163,7 @@ impl Stage for Transcribe {
     }
 
     fn models(&self) -> Result<Vec<String>, StageError> {
-        embeddable::identity(&self.model)
+        embeddable::writer_identity(&self.model)
     }
 }
 
@@ -388,6 +395,7 @@ mod tests {
             (json!({"model": whisper, "audio": "sound"}), "audio", "there is no column `sound` here"),
             (json!({"model": ctc, "segments_output": "s"}), "segments_output", "needs a Whisper, found"),
             (json!({"model": ctc, "language": "en"}), "language", "needs a Whisper, found"),
+            (json!({"model": ctc, "beams": 2}), "beams", "needs a Whisper, found"),
             (json!({"model": fixture("bert")}), "model", "expected Whisper, or wav2vec 2.0 or HuBERT for CTC"),
             (json!({"model": "no-such-model"}), "model", "no model is called"),
             (json!({"model": whisper, "segments_output": "text"}), "segments_output", "writes already"),

@@ -8,7 +8,13 @@ use super::{
     writers::{greedy, named, open, tokens_and_texts},
 };
 use crate::{
-    ModelError, decoder::Past, language_model::row, layers::compute, speech::Transcribing, whisper::WhisperTranscriber,
+    ModelError,
+    decoder::Past,
+    language_model::row,
+    layers::compute,
+    speech::Transcribing,
+    whisper::WhisperTranscriber,
+    writing::{Writing, Written},
 };
 
 /// How far log-mel spectra may lie from the reference's, which transforms in single precision: where a frequency is 10⁻⁸ as
@@ -48,12 +54,17 @@ pub(super) fn transcriber(fixture: &Fixture) -> Result<Outputs, ModelError> {
     let language = transcriber.prompts.language("fixture", &asked)?;
     let prompt = transcriber.prompts.prompt(language, false, false);
     outputs.extend(greedy(fixture, "greedy", &prompt, transcriber.prompts.end, |writing, each| {
-        transcriber.write(&memory, &prompt, false, writing.max_new_tokens, each)
+        transcriber.write(&memory, &prompt, false, writing, each)
     })?);
     if fixture.has("long_waveform") {
         outputs.extend(heard(fixture, &transcriber, &waveform)?);
     }
     Ok(outputs)
+}
+
+/// The likeliest tokens up to the model's own limit.
+fn endless() -> Writing {
+    Writing { max_new_tokens: usize::MAX, ..Writing::default() }
 }
 
 fn waveform(fixture: &Fixture, name: &str) -> Result<Vec<f32>, ModelError> {
@@ -68,8 +79,13 @@ fn heard(fixture: &Fixture, transcriber: &WhisperTranscriber, short: &[f32]) -> 
     for (name, waveform, timestamps, translate) in
         [("plain", short, false, false), ("timed", short, true, true), ("long", &long, true, false)]
     {
-        let heard = transcriber.listen(waveform, &Transcribing { timestamps, translate, language: None })?;
-        let ids: Vec<u32> = heard.stretches.iter().flat_map(|stretch| &stretch.ids).copied().collect();
+        let asked = Transcribing { timestamps, translate, ..Transcribing::default() };
+        outputs.extend(fixture.beams.found(name, |_, writing| {
+            let ids = transcriber.listen(waveform, &asked, writing)?.ids();
+            Ok(Written { ids, ..Written::default() })
+        })?);
+        let heard = transcriber.listen(waveform, &asked, &endless())?;
+        let ids = heard.ids();
         let times: Vec<f32> =
             heard.stretches.iter().flat_map(|stretch| [stretch.start as f32, stretch.end as f32]).collect();
         let text = transcriber.text(&ids)?;

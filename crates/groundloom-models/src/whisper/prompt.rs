@@ -5,13 +5,16 @@
 use serde_json::Value;
 
 use crate::{
-    ModelError, config::Config, folder::ModelFolder, speech::Transcribing, text_tokenizer::TextTokenizer,
-    writing::log_probability,
+    ModelError,
+    config::Config,
+    folder::ModelFolder,
+    generation::{FILE, Generation},
+    speech::Transcribing,
+    text_tokenizer::TextTokenizer,
+    writing::log_sum,
 };
 
 use super::STRIDE;
-
-const FILE: &str = "generation_config.json";
 
 /// Seconds from one timestamp to the next.
 const STEP: f64 = 0.02;
@@ -38,6 +41,8 @@ pub(crate) struct Prompts {
     latest_first: Option<u32>,
     /// Tokens of the longest text, those of the prompt not counted.
     longest: usize,
+    /// How texts are written.
+    pub(crate) generation: Generation,
 }
 
 /// A stretch of speech: when, and the tokens of what is said.
@@ -107,6 +112,7 @@ impl Prompts {
                 .size_if_there("max_new_tokens")?
                 .or(options.size_if_there("max_length")?)
                 .unwrap_or(usize::MAX),
+            generation: Generation::read(&options)?,
         };
         // Times of words, texts of windows before, what is asked for in each call.
         for inert in ["_from_model_config", "alignment_heads", "prev_sot_token_id", "return_timestamps"] {
@@ -302,15 +308,6 @@ impl Prompts {
     }
 }
 
-/// The logarithm of the sum of what `values` are the logarithms of.
-fn log_sum(values: &[f32]) -> f64 {
-    let greatest = (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b]));
-    match greatest {
-        Some(i) if values[i] > f32::NEG_INFINITY => f64::from(values[i]) - log_probability(values, i),
-        _ => f64::NEG_INFINITY,
-    }
-}
-
 /// `en` of `<|en|>`.
 fn plain(language: &str) -> &str {
     language.trim_start_matches("<|").trim_end_matches("|>")
@@ -366,6 +363,7 @@ mod tests {
             suppressed_first: vec![0],
             latest_first: Some(3),
             longest: usize::MAX,
+            generation: Generation::default(),
         }
     }
 

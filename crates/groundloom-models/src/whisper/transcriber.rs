@@ -10,7 +10,7 @@ use crate::{
     layers::compute,
     speech::{AudioEncoder, Features, Segment, Transcriber, Transcribing, Transcript, heard_samples},
     text_tokenizer::TextTokenizer,
-    writing::{Ending, Writing, Written, write},
+    writing::{Ending, Texts, Writing, Written, write},
 };
 
 const OPERATION: &str = "Whisper";
@@ -85,6 +85,13 @@ pub(crate) struct Heard {
     pub(crate) stretches: Vec<Stretch>,
 }
 
+impl Heard {
+    /// The tokens of all stretches.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.stretches.iter().flat_map(|stretch| &stretch.ids).copied().collect()
+    }
+}
+
 impl WhisperTranscriber {
     /// What the decoder sees of a window's spectrum.
     pub(crate) fn remember(&self, spectrum: &[f32]) -> Result<Memory, ModelError> {
@@ -99,39 +106,40 @@ impl WhisperTranscriber {
         }
         let run =
             || last(&self.encoder.network.decode(&row(&[self.prompts.start()])?, &mut Past::default(), memory)?);
-        Ok(self.prompts.heard(&run().map_err(compute(OPERATION))?))
+        Ok(self.prompts.heard(&run().map_err(compute(OPERATION))?.pop().unwrap_or_default()))
     }
 
-    /// Writes behind `prompt`, up to `most` tokens. `each` sees the values that the network gives, before any of them is
-    /// forbidden.
+    /// Writes behind `prompt`. `each` sees the values that the network gives, before any of them is forbidden.
     pub(crate) fn write(
         &self,
         memory: &Memory,
         prompt: &[u32],
         timed: bool,
-        most: usize,
+        writing: &Writing,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<Written, ModelError> {
         let network = &self.encoder.network;
-        let (mut past, mut written) = (Past::default(), Vec::new());
-        let mut next = |id: Option<u32>| {
-            written.extend(id);
+        let mut past = Past::default();
+        let mut next = |texts: Texts<'_>| {
             let mut run = || {
-                let ids = id.map_or_else(|| row(prompt), |id| row(&[id]))?;
+                let ids = texts.follow([&mut past])?.map_or_else(|| row(prompt), Ok)?;
                 last(&network.decode(&ids, &mut past, memory)?)
             };
-            let mut values = run().map_err(compute(OPERATION))?;
-            each(&values);
-            self.prompts.forbid(&mut values, &written, timed);
-            Ok(values)
+            run().map_err(compute(OPERATION))
         };
         let room = self.prompts.room(prompt.len(), network.longest);
-        let writing = Writing { max_new_tokens: most, ..Writing::default() };
-        write(&writing, 0, prompt, Ending::at(&[self.prompts.end]), room, &mut next, &mut |_| ())
+        let forbid = |values: &mut [f32], written: &[u32]| self.prompts.forbid(values, written, timed);
+        let ends = [self.prompts.end];
+        write(writing, 0, prompt, Ending::at(&ends).forbidding(&forbid), room, &mut next, each)
     }
 
     /// Writes down a waveform, window after window.
-    pub(crate) fn listen(&self, waveform: &[f32], asked: &Transcribing) -> Result<Heard, ModelError> {
+    pub(crate) fn listen(
+        &self,
+        waveform: &[f32],
+        asked: &Transcribing,
+        writing: &Writing,
+    ) -> Result<Heard, ModelError> {
         let WhisperEncoder { info, log_mel, network } = &self.encoder;
         let unable = |what: &'static str, supported: &'static str| ModelError::Unable {
             model: info.name.clone(),
@@ -162,7 +170,7 @@ impl WhisperTranscriber {
                 language = self.hear_language(&memory)?;
             }
             let prompt = self.prompts.prompt(language, asked.translate, timed);
-            let written = self.write(&memory, &prompt, timed, usize::MAX, &mut |_| ())?;
+            let written = self.write(&memory, &prompt, timed, writing, &mut |_| ())?;
             let (stretches, further) = self.prompts.cut(&written.ids, start, log_mel.window().min(frames - start));
             heard.stretches.extend(stretches);
             start += further;
@@ -183,9 +191,11 @@ impl Transcriber for WhisperTranscriber {
     }
 
     fn transcribe(&self, waveforms: &[&[f32]], asked: &Transcribing) -> Vec<Result<Transcript, ModelError>> {
+        let writing = Writing { max_new_tokens: usize::MAX, beams: asked.beams, ..Writing::default() };
+        let writing = self.prompts.generation.fill(&writing);
         let one = |waveform: &&[f32]| {
-            let heard = self.listen(waveform, asked)?;
-            let ids: Vec<u32> = heard.stretches.iter().flat_map(|stretch| &stretch.ids).copied().collect();
+            let heard = self.listen(waveform, asked, &writing)?;
+            let ids = heard.ids();
             let segment = |stretch: &Stretch| {
                 let text = self.text(&stretch.ids)?.trim().to_owned();
                 Ok(Segment { start: stretch.start, end: stretch.end, text })
