@@ -128,6 +128,13 @@ pub(crate) struct Memory {
     bias: Option<Tensor>,
 }
 
+impl Memory {
+    /// The keys of block `i`.
+    pub(crate) fn keys(&self, i: usize) -> Option<&Tensor> {
+        self.blocks.get(i)?.as_ref().map(|[keys, _]| keys)
+    }
+}
+
 impl Decoder {
     /// Reads blocks of layer norms at the places `0`, `1`, … of `weights`, without attention to anything else.
     ///
@@ -182,9 +189,23 @@ impl Decoder {
         &self,
         x: Tensor,
         bias: Option<&Tensor>,
+        past: Option<&mut Past>,
+        memory: Option<&Memory>,
+        each: &mut dyn FnMut(&Tensor),
+    ) -> Candle<Tensor> {
+        self.forward_watched(x, bias, past, memory, each, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Decoder::forward`]; `asks` sees the number of every block that attends to the memory, and its queries, `[batch,
+    /// length, width]`.
+    pub(crate) fn forward_watched(
+        &self,
+        x: Tensor,
+        bias: Option<&Tensor>,
         mut past: Option<&mut Past>,
         memory: Option<&Memory>,
         each: &mut dyn FnMut(&Tensor),
+        asks: &mut dyn FnMut(usize, &Tensor) -> Candle<()>,
     ) -> Candle<Tensor> {
         let mut x = x;
         let before = past.as_ref().map_or(0, |past| past.len());
@@ -220,6 +241,7 @@ impl Decoder {
                 }
                 x = self.around(&cross.norm, x, |input, residual| {
                     let queries = cross.query.forward(input)?;
+                    asks(i, &queries)?;
                     let (batch, length, width) = queries.dims3()?;
                     // Where all sequences attend to one memory, their queries are those of one sequence.
                     let shared = batch > 1 && keys.dim(0)? == 1;

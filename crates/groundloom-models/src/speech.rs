@@ -65,6 +65,8 @@ pub struct Transcribing {
     pub translate: bool,
     /// Whether the segments are to be told. A waveform longer than a window of the model is always cut into them.
     pub timestamps: bool,
+    /// Whether words are to be told, and when they are said (Whisper): it is written with timestamps then.
+    pub words: bool,
     /// As [`crate::Writing::beams`] (Whisper); without, as the model's folder says.
     pub beams: Option<usize>,
 }
@@ -78,6 +80,8 @@ pub struct Transcript {
     pub language: Option<String>,
     /// Stretches of the text in order, where they were asked for or needed and the model tells them.
     pub segments: Vec<Segment>,
+    /// Its words in order, where they were asked for, each with the space before it and the punctuation around it.
+    pub words: Vec<Segment>,
 }
 
 /// A stretch of speech.
@@ -213,6 +217,9 @@ impl Transcriber for Wav2Vec2Transcriber {
             }
             if asked.language.is_some() {
                 return Err(unable("choose among languages", several));
+            }
+            if asked.words {
+                return Err(unable("tell when words are said", "a Whisper"));
             }
             if asked.beams.is_some() {
                 return Err(unable("search beams", "a Whisper"));

@@ -114,7 +114,16 @@ impl Fixture {
         });
         let mut tensors: BTreeMap<String, Tensor> = tensors.collect();
         tensors.extend(beams.expected()?);
-        Ok(Self { tensors, folder, notes, bare, beams })
+        let mut this = Self { tensors, folder, notes, bare, beams };
+        for (name, case) in this.words() {
+            let words = case["words"].as_array().into_iter().flatten();
+            let times =
+                words.flat_map(|word| [&word[1], &word[2]]).map(|time| time.as_f64().unwrap_or(f64::NAN) as f32);
+            let times: Vec<f32> = times.collect();
+            let times = Tensor::from_vec(times.clone(), (times.len() / 2, 2), &Device::Cpu);
+            this.tensors.insert(format!("out.{name}"), times.map_err(compute("a fixture"))?);
+        }
+        Ok(this)
     }
 
     /// The folder itself.
@@ -183,6 +192,12 @@ impl Fixture {
     pub(crate) fn strings(&self, key: &str) -> Vec<&str> {
         let list = self.notes.get(key).and_then(Value::as_array);
         list.into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// Word times of the notes, by the names of their outputs.
+    fn words(&self) -> Vec<(String, Value)> {
+        let cases = self.notes.get("words").and_then(Value::as_array).into_iter().flatten();
+        cases.enumerate().map(|(i, case)| (format!("words.{i}_times"), case.clone())).collect()
     }
 
     /// The number of the notes at `key`.
@@ -270,6 +285,7 @@ fn tolerance(family: Family, name: &str) -> f32 {
         (Family::Clap, "in.input_features") => Some(clap::INPUT_TOLERANCE),
         (Family::Clap, "audio_reshaped_mel") => Some(clap::SQUARE_TOLERANCE),
         (Family::Whisper, name) if name.starts_with("in.input_features") => Some(whisper::INPUT_TOLERANCE),
+        (Family::Whisper, name) if name.starts_with("words.") => Some(whisper::WORD_TOLERANCE),
         (Family::GroundingDino, "logits" | "default_logits" | "last_hidden_state" | "intermediate_hidden_states") => {
             Some(DECODED_TOLERANCE)
         }

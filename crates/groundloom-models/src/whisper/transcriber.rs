@@ -2,13 +2,18 @@
 
 use candle_core::Tensor;
 
-use super::{LogMel, Prompts, STRIDE, Whisper, prompt::Stretch};
+use super::{
+    LogMel, Prompts, STRIDE, Whisper,
+    alignment::token_times,
+    prompt::Stretch,
+    words::{Splitter, Timed},
+};
 use crate::{
     ModelError, ModelIdentity,
     decoder::{Memory, Past},
     language_model::{last, row},
     layers::compute,
-    speech::{AudioEncoder, Features, Segment, Transcriber, Transcribing, Transcript, heard_samples},
+    speech::{AudioEncoder, Features, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript, heard_samples},
     text_tokenizer::TextTokenizer,
     writing::{Ending, Texts, Writing, Written, write},
 };
@@ -83,6 +88,8 @@ pub(crate) struct Heard {
     pub(crate) language: Option<u32>,
     pub(crate) timed: bool,
     pub(crate) stretches: Vec<Stretch>,
+    /// When the tokens of all stretches end, in seconds, where words were asked for.
+    pub(crate) times: Vec<f64>,
 }
 
 impl Heard {
@@ -155,7 +162,15 @@ impl WhisperTranscriber {
         let spectrum = log_mel.apply(waveform);
         let frames = spectrum.len() / network.mels;
         // Where a window is not the last, times say where the next begins.
-        let timed = asked.timestamps || frames > log_mel.window();
+        let timed = asked.timestamps || asked.words || frames > log_mel.window();
+        if asked.words && self.prompts.alignment_heads.is_none() {
+            return Err(unable(
+                "tell when words are said",
+                "a Whisper whose generation_config.json names its alignment_heads",
+            ));
+        }
+        // The silence behind the sound is not listened to.
+        let sounding = if frames > log_mel.window() { frames } else { waveform.len().div_ceil(log_mel.hop) };
         if timed && !self.prompts.tells_times() {
             return Err(unable(
                 "tell times, which waveforms longer than a window need",
@@ -172,11 +187,52 @@ impl WhisperTranscriber {
             let prompt = self.prompts.prompt(language, asked.translate, timed);
             let written = self.write(&memory, &prompt, timed, writing, &mut |_| ())?;
             let (stretches, further) = self.prompts.cut(&written.ids, start, log_mel.window().min(frames - start));
+            if asked.words {
+                let times = self.times(&memory, &prompt, &written.ids, sounding.saturating_sub(start))?;
+                let offset = (start * log_mel.hop) as f64 / f64::from(SAMPLE_RATE);
+                let of_stretches =
+                    stretches.iter().flat_map(|stretch| times.iter().skip(stretch.from).take(stretch.ids.len()));
+                heard.times.extend(of_stretches.map(|time| offset + time));
+            }
             heard.stretches.extend(stretches);
             start += further;
         }
         heard.language = language;
         Ok(heard)
+    }
+
+    /// When the tokens that were written behind `prompt` end, in seconds from the beginning of a window of which `frames`
+    /// of the spectrum hold sound.
+    fn times(&self, memory: &Memory, prompt: &[u32], written: &[u32], frames: usize) -> Result<Vec<f64>, ModelError> {
+        let network = &self.encoder.network;
+        let heads = self.prompts.alignment_heads.as_deref().unwrap_or_default();
+        let frames = (frames / STRIDE).min(network.frames);
+        // The last is not read any more: it ends with the one before it.
+        let Some((_, read)) = written.split_last() else { return Ok(Vec::new()) };
+        if read.is_empty() || frames == 0 {
+            return Ok(vec![0.0; written.len()]);
+        }
+        let ids = [prompt, read].concat();
+        let attended = network.attended(&ids, memory, heads, prompt.len(), frames).map_err(compute(OPERATION))?;
+        let mut times = token_times(&attended, read.len(), frames, network.median_width);
+        times.push(times.last().copied().unwrap_or(0.0));
+        Ok(times)
+    }
+
+    /// The words of what was heard.
+    pub(crate) fn words_of(&self, heard: &Heard) -> Result<Vec<Segment>, ModelError> {
+        let tokens: Vec<Timed> =
+            heard.ids().into_iter().zip(&heard.times).map(|(id, &end)| Timed { id, end }).collect();
+        self.split_words(&tokens, heard.language.and_then(|id| self.prompts.language_name(id)))
+    }
+
+    /// The words of tokens in a language.
+    pub(crate) fn split_words(&self, tokens: &[Timed], language: Option<&str>) -> Result<Vec<Segment>, ModelError> {
+        let added = self.tokenizer.inner().get_added_tokens_decoder();
+        let special = |id: u32| added.get(&id).is_some_and(|token| token.special);
+        let decode = |ids: &[u32]| self.tokenizer.decode(ids);
+        let first_time = self.prompts.first_time();
+        Splitter { decode: &decode, special: &special, first_time, language }.words(tokens)
     }
 
     /// The text of tokens, timestamps left out.
@@ -205,6 +261,7 @@ impl Transcriber for WhisperTranscriber {
                 text: self.text(&ids)?.trim().to_owned(),
                 language: heard.language.and_then(|id| self.prompts.language_name(id)).map(str::to_owned),
                 segments: stretches.iter().map(segment).collect::<Result<_, ModelError>>()?,
+                words: if asked.words { self.words_of(&heard)? } else { Vec::new() },
             })
         };
         waveforms.iter().map(one).collect()
