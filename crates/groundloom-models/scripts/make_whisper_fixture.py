@@ -1,23 +1,30 @@
 """Makes tests/data/fixtures/whisper anew: a tiny Whisper with random weights, and what transformers answers.
 
-    python make_whisper_fixture.py FOLDER [--seed N] [--width 16]
+    python make_whisper_fixture.py FOLDER [--seed N] [--width 16] [--words]
 
 FOLDER holds the tokenizer.json and tokenizer_config.json that are in the repository. Needs torch, transformers 5.23 and
 safetensors. A window is 1 s long, the long waveform 2.7 s. `generate` is run as a user runs it: with languages to choose
 from, tokens that are suppressed, a short and a long waveform, with timestamps and without. Weights are drawn until the
 texts have several stretches and no token is a close choice.
+
+When words are said is told too, by heads that the seed draws; with --words, that alone is added to FOLDER as it lies. Heads
+with which the times in double precision are others are passed over.
 """
 
 import argparse
+import copy
+import itertools
 import json
 import pathlib
+import random
 
 import numpy as np
 import tokenizers
 import torch
 import transformers as tf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers.generation import GenerationMixin, LogitsProcessor
+from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words, _decode_asr
 
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)
@@ -44,13 +51,72 @@ class Gaps(LogitsProcessor):
         return scores
 
 
+def said(model, tokenizer, extractor, waveform, options):
+    """The words of a waveform as the reference's own pipeline tells them: texts, beginnings and ends in seconds."""
+    length = {} if len(waveform) <= extractor.n_samples else {"truncation": False, "padding": "longest"}
+    inputs = extractor(waveform, sampling_rate=16000, return_tensors="pt", return_attention_mask=True, **length)
+    found = model.generate(
+        inputs["input_features"].to(model.dtype), attention_mask=inputs["attention_mask"], return_timestamps=True,
+        return_token_timestamps=True, return_segments=True, task="transcribe", **options)
+    segments = found["segments"][0]
+    first = tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+    begins = [float(segment["start"]) - 0.02 * float(segment["tokens"][0] - first) for segment in segments]
+    if max(begins) > len(waveform) / 16000 - 0.02:
+        # Of a window behind the sound the reference would listen to all but the last frames.
+        return None
+    times = torch.cat([segment["token_timestamps"] for segment in segments])
+    outputs = [{"tokens": found["sequences"], "token_timestamps": times[None]}]
+    words = _decode_asr(tokenizer, outputs, return_timestamps="word", return_language=None, time_precision=0.02)[1]
+    return [[word["text"], *word["timestamp"]] for word in words["chunks"]]
+
+
+def tell_words(folder, seed):
+    """Names heads that follow the speech in the folder's generation_config.json, and writes words into its notes."""
+    draw = random.Random(seed)
+    tokenizer = tf.WhisperTokenizer.from_pretrained(folder)
+    # The released tokenizers name them all, but for the timestamps behind them.
+    special = range(tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1)
+    tokenizer = tf.WhisperTokenizer.from_pretrained(
+        folder, extra_special_tokens=tokenizer.convert_ids_to_tokens(list(special)))
+    extractor = tf.WhisperFeatureExtractor.from_pretrained(folder)
+    file = folder / "generation_config.json"
+    given = load_file(folder / "expected.safetensors")
+    notes = json.loads((folder / "expected.json").read_text())
+    model = tf.WhisperForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
+    layers, heads = model.config.decoder_layers, model.config.decoder_attention_heads
+    all_heads = [list(pair) for pair in itertools.product(range(layers), range(heads))]
+    while True:
+        chosen = sorted(draw.sample(all_heads, draw.randint(1, min(3, len(all_heads)))))
+        model.generation_config.alignment_heads = chosen
+        exact = copy.deepcopy(model).double()
+        cases = []
+        for samples, options in itertools.product([9_000, 16_000, 30_001, 38_217], [{}, {"num_beams": 3}]):
+            waveform = given["in.long_waveform"].numpy()[:samples]
+            words = said(model, tokenizer, extractor, waveform, options)
+            if words and words == said(exact, tokenizer, extractor, waveform, options):
+                cases.append({"samples": samples} | options | {"words": words})
+        starts = {word[1] for case in cases for word in case["words"]}
+        if len(cases) >= 3 and len(starts) > 6:
+            break
+    # Any tokens that are texts, also such as are parts of characters.
+    ids = [draw.randrange(model.config.eos_token_id) for _ in range(60)]
+    notes["unspaced"] = {"ids": ids, "words": _combine_tokens_into_words(tokenizer, list(ids), "japanese")[0]}
+    notes["words"] = cases
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"alignment_heads": chosen}, indent=2, sort_keys=True) + "\n")
+    (folder / "expected.json").write_text(json.dumps(notes, indent=1, sort_keys=True) + "\n")
+    print(chosen, [(case["samples"], len(case["words"])) for case in cases], len(starts))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--words", action="store_true")
     arguments = parser.parse_args()
     folder, width = arguments.folder, arguments.width
+    if arguments.words:
+        return tell_words(folder, arguments.seed)
     tokenizer = tf.AutoTokenizer.from_pretrained(folder)
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in
            ["endoftext", "startoftranscript", "en", "de", "translate", "transcribe", "startofprev", "notimestamps"]}
@@ -141,6 +207,7 @@ def main():
         for text in ["a photo of a cat", "it's the café — résumé", ""]]
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "expected.safetensors")
     (folder / "expected.json").write_text(json.dumps(notes, indent=1, sort_keys=True) + "\n")
+    tell_words(folder, arguments.seed)
     print({name: value.tolist() for name, value in tensors.items() if "_ids" in name or "_times" in name}, notes)
 
 

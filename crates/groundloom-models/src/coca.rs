@@ -16,7 +16,7 @@ use crate::{
     layers::{Activation, Embedding, LayerNorm, Linear, attention, causal_bias, compute, patches},
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     weights::Weights,
-    writing::{Ending, Writing, Written, write},
+    writing::{Ending, Texts, Writing, Written, write},
 };
 
 type Candle<T> = candle_core::Result<T>;
@@ -303,7 +303,7 @@ impl TextTower {
         Ok((pooled, x.narrow(1, 0, length)?.contiguous()?))
     }
 
-    /// A text as it is written: of all its tokens `[1, length]`, those behind `past` → their vectors, `[1, newest, width]`.
+    /// A text as it is written: of all its tokens `[n, length]`, those behind `past` → their vectors, `[n, newest, width]`.
     /// None of them sees the class token.
     fn continue_with(&self, ids: &Tensor, past: &mut Past) -> Candle<Tensor> {
         let (length, before) = (ids.dim(1)?, past.len());
@@ -391,11 +391,14 @@ impl Coca {
         let failed = compute("CoCa's text decoder");
         let memory = self.remember(image).map_err(&failed)?;
         let (mut read, mut decoded) = (Past::default(), Past::default());
-        let mut ids = Vec::new();
-        let mut next = |id: Option<u32>| {
-            ids.extend_from_slice(id.as_ref().map_or(context, std::slice::from_ref));
+        let mut ids = row(context).map_err(&failed)?;
+        let mut next = |texts: Texts<'_>| {
             let mut run = || {
-                let tokens = self.text.continue_with(&row(&ids)?, &mut read)?;
+                if let (Some(newest), Texts::Grown { from, .. }) = (texts.follow([&mut read, &mut decoded])?, texts) {
+                    let from = Tensor::from_iter(from.iter().map(|&text| text as u32), ids.device())?;
+                    ids = Tensor::cat(&[&ids.index_select(&from, 0)?, &newest], 1)?;
+                }
+                let tokens = self.text.continue_with(&ids, &mut read)?;
                 last(&self.logits(tokens, &mut decoded, &memory)?)
             };
             run().map_err(&failed)

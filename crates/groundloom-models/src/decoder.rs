@@ -1,7 +1,7 @@
 //! Transformer blocks that write texts: what came before is kept as keys and values, and what a text is about (an
 //! image, a sentence) is attended to between the tokens and the feed-forward layers. Without either they are encoders.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::{
     ModelError,
@@ -95,6 +95,19 @@ impl Past {
         self.blocks.first().and_then(|[keys, _]| keys.dim(1).ok()).unwrap_or(0)
     }
 
+    /// Puts the text `from[i]` in the place `i`: a text may come to stand in several places, or in none.
+    pub(crate) fn keep(&mut self, from: &[usize]) -> Candle<()> {
+        let Some(texts) = self.blocks.first().map(|[keys, _]| keys.dim(0)).transpose()? else { return Ok(()) };
+        if from.iter().copied().eq(0..texts) {
+            return Ok(());
+        }
+        let from = Tensor::from_iter(from.iter().map(|&text| text as u32), &Device::Cpu)?;
+        for kept in self.blocks.iter_mut().flatten() {
+            *kept = kept.index_select(&from.to_device(kept.device())?, 0)?;
+        }
+        Ok(())
+    }
+
     /// The keys and values of block `i` with those of the newest tokens behind them.
     fn extend(&mut self, i: usize, newest: [Tensor; 2]) -> Candle<[Tensor; 2]> {
         if let Some(block) = self.blocks.get_mut(i) {
@@ -114,6 +127,13 @@ impl Past {
 pub(crate) struct Memory {
     blocks: Vec<Option<[Tensor; 2]>>,
     bias: Option<Tensor>,
+}
+
+impl Memory {
+    /// The keys of block `i`.
+    pub(crate) fn keys(&self, i: usize) -> Option<&Tensor> {
+        self.blocks.get(i)?.as_ref().map(|[keys, _]| keys)
+    }
 }
 
 impl Decoder {
@@ -168,15 +188,29 @@ impl Decoder {
     }
 
     /// `[batch, length, width]` → the same. `bias` is added to the scores, `[batch or 1, heads or 1, length or 1, past +
-    /// length]`; `past` grows by these tokens; without `memory` nothing else is attended to. `each` sees the output of
-    /// every block.
+    /// length]`; `past` grows by these tokens; without `memory` nothing else is attended to, and a memory of one sequence is
+    /// that of all. `each` sees the output of every block.
     pub(crate) fn forward(
+        &self,
+        x: Tensor,
+        bias: Option<&Tensor>,
+        past: Option<&mut Past>,
+        memory: Option<&Memory>,
+        each: &mut dyn FnMut(&Tensor),
+    ) -> Candle<Tensor> {
+        self.forward_watched(x, bias, past, memory, each, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Decoder::forward`]; `asks` sees the number of every block that attends to the memory, and its queries, `[batch,
+    /// length, width]`.
+    pub(crate) fn forward_watched(
         &self,
         x: Tensor,
         bias: Option<&Tensor>,
         mut past: Option<&mut Past>,
         memory: Option<&Memory>,
         each: &mut dyn FnMut(&Tensor),
+        asks: &mut dyn FnMut(usize, &Tensor) -> Candle<()>,
     ) -> Candle<Tensor> {
         // Once for all blocks.
         let bias = bias.map(|bias| bias.to_device(x.device())).transpose()?;
@@ -214,7 +248,13 @@ impl Decoder {
                 }
                 x = self.around(&cross.norm, x, |input, residual| {
                     let queries = cross.query.forward(input)?;
+                    asks(i, &queries)?;
+                    let (batch, length, width) = queries.dims3()?;
+                    // Where all sequences attend to one memory, their queries are those of one sequence.
+                    let shared = batch > 1 && keys.dim(0)? == 1;
+                    let queries = if shared { queries.reshape((1, batch * length, width))? } else { queries };
                     let attended = attention_scaled(&queries, keys, values, self.heads, self.scale, bias.as_ref())?;
+                    let attended = if shared { attended.reshape((batch, length, ()))? } else { attended };
                     cross.output.forward_onto(&attended, residual)
                 })?;
             }

@@ -7,7 +7,7 @@ use crate::{
     decoder::Past,
     layers::{Embedding, Linear, compute},
     weights::Weights,
-    writing::{Ending, Writing, Written, write},
+    writing::{Ending, Texts, Writing, Written, write},
 };
 
 type Candle<T> = candle_core::Result<T>;
@@ -91,9 +91,9 @@ pub(crate) fn row(ids: &[u32]) -> Candle<Tensor> {
     Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)
 }
 
-/// Values behind the last token: `[1, length, vocabulary]` of one text → as many as the vocabulary has.
-pub(crate) fn last(logits: &Tensor) -> Candle<Vec<f32>> {
-    logits.i((0, logits.dim(1)?.saturating_sub(1)))?.to_vec1()
+/// Values behind the last token: `[n, length, vocabulary]` → for each text as many as the vocabulary has.
+pub(crate) fn last(logits: &Tensor) -> Candle<Vec<Vec<f32>>> {
+    logits.i((.., logits.dim(1)?.saturating_sub(1)))?.to_vec2()
 }
 
 /// Writes on behind `vectors` (`[1, length, width]`: tokens, or what stands in their place), `context` being the tokens
@@ -128,10 +128,10 @@ pub(crate) fn continue_until(
     let room = room(vectors.dim(1).map_err(compute("a text's vectors"))?, model.longest())?;
     let mut past = Past::default();
     let mut vectors = Some(vectors);
-    let mut next = |id: Option<u32>| {
-        let mut run = || -> Candle<Vec<f32>> {
-            let input = match (id, vectors.take()) {
-                (Some(id), _) => model.embed(&row(&[id])?)?,
+    let mut next = |texts: Texts<'_>| {
+        let mut run = || -> Candle<Vec<Vec<f32>>> {
+            let input = match (texts.follow([&mut past])?, vectors.take()) {
+                (Some(ids), _) => model.embed(&ids)?,
                 (None, Some(vectors)) => vectors,
                 (None, None) => candle_core::bail!("a text was begun twice"),
             };

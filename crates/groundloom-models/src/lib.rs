@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+mod beams;
 mod bert;
 mod blip;
 mod blip2;
+mod captioners;
 mod chat_template;
 mod clap;
 mod classifier;
@@ -21,6 +23,7 @@ mod family;
 mod fbank;
 mod folder;
 mod fromage;
+mod generation;
 mod gpt2;
 mod grounding_dino;
 mod hub;
@@ -50,6 +53,7 @@ pub mod ssd;
 mod swin;
 mod t5;
 mod text_tokenizer;
+mod top_k;
 mod transformer;
 mod verify;
 mod videomae;
@@ -84,4 +88,4 @@ pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify}
 pub use vocabulary::Vocabulary;
 pub use writers::{CaptionOptions, Captioner, Generator, Matcher, ModelIdentity, TextScore, TextScorer, WrittenText};
 pub use writers::{GroundedCaption, GroundedCaptioner, GroundedPhrase};
-pub use writing::{Sampling, Writing};
+pub use writing::{EarlyStopping, Sampling, Writing};

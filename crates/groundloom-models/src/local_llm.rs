@@ -15,6 +15,7 @@ use crate::{
     device::{Device, ModelOn},
     family::Family,
     folder::{ModelFolder, hexadecimal},
+    generation,
     json_form::{Following, FormVocabulary, JsonForm},
     language_model::{LanguageModel, continue_until, row},
     layers::compute,
@@ -110,7 +111,8 @@ impl Source {
             }
         }
         let (name, licence) = (name.to_owned(), folder.licence());
-        let model = ModelIdentity { name, architecture, weights_sha256, weights_bytes, licence };
+        let generation_sha256 = generation::digest(folder)?;
+        let model = ModelIdentity { name, architecture, weights_sha256, weights_bytes, generation_sha256, licence };
         Ok(LocalLlmInfo { model, fingerprint: hexadecimal(&all.finalize()) })
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     language_model::{room, row},
     layers::compute,
     weights::{bytes, digest},
-    writing::{Ending, Writing, Written, write},
+    writing::{Ending, Texts, Writing, Written, write},
 };
 
 use turning::Turning;
@@ -143,7 +143,7 @@ impl Quantized {
     /// Writes on behind `context`; `waited_for` is asked between parts of a long one.
     ///
     /// # Errors
-    /// [`ModelError::NoRoom`], those of `waited_for`, and [`crate::writing::write`]'s.
+    /// [`ModelError::NoRoom`], those of `waited_for`, and [`crate::writing::write`]'s; [`ModelError::BadWriting`] for beams.
     pub(crate) fn write(
         &self,
         context: &[u32],
@@ -152,14 +152,18 @@ impl Quantized {
         ending: Ending<'_>,
         waited_for: &dyn Fn() -> Result<(), ModelError>,
     ) -> Result<Written, ModelError> {
+        if writing.beams() > 1 {
+            let (expected, found) = ("1 for a GGUF file, whose network remembers one text", writing.beams() as f32);
+            return Err(ModelError::BadWriting { option: "beams", expected, found });
+        }
         let room = room(context.len(), self.longest)?;
         let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
         network.forget();
         let mut before = 0;
-        let mut next = |id: Option<u32>| {
-            let ids = match &id {
-                Some(id) => std::slice::from_ref(id),
-                None => context,
+        let mut next = |texts: Texts<'_>| {
+            let ids = match texts {
+                Texts::Begun => context,
+                Texts::Grown { ids, .. } => ids,
             };
             let (mut rest, mut values) = (ids, Vec::new());
             while !rest.is_empty() {
@@ -170,7 +174,7 @@ impl Quantized {
                 before += part.len();
                 rest = behind;
             }
-            Ok(values)
+            Ok(vec![values])
         };
         let written = write(writing, seed, context, ending, room, &mut next, &mut |_| ());
         network.forget();

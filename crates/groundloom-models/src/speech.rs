@@ -49,7 +49,7 @@ pub trait Transcriber: Send + Sync {
 
     /// What is said in each of `waveforms`, as in [`AudioEncoder::features`]. CTC: the likeliest token of each frame,
     /// repeats once, blanks left out; it knows no languages and no times. Whisper: the likeliest token each time, window
-    /// after window.
+    /// after window, or a beam search where beams are asked for.
     ///
     /// A waveform fails by itself: [`ModelError::ShortWaveform`], [`ModelError::BadSample`]; all fail by
     /// [`ModelError::Unable`] and [`ModelError::UnknownLanguage`].
@@ -65,6 +65,10 @@ pub struct Transcribing {
     pub translate: bool,
     /// Whether the segments are to be told. A waveform longer than a window of the model is always cut into them.
     pub timestamps: bool,
+    /// Whether words are to be told, and when they are said (Whisper): it is written with timestamps then.
+    pub words: bool,
+    /// As [`crate::Writing::beams`] (Whisper); without, as the model's folder says.
+    pub beams: Option<usize>,
 }
 
 /// What is said.
@@ -76,6 +80,8 @@ pub struct Transcript {
     pub language: Option<String>,
     /// Stretches of the text in order, where they were asked for or needed and the model tells them.
     pub segments: Vec<Segment>,
+    /// Its words in order, where they were asked for, each with the space before it and the punctuation around it.
+    pub words: Vec<Segment>,
 }
 
 /// A stretch of speech.
@@ -199,17 +205,24 @@ impl Transcriber for Wav2Vec2Transcriber {
     fn transcribe(&self, waveforms: &[&[f32]], asked: &Transcribing) -> Vec<Result<Transcript, ModelError>> {
         let Wav2Vec2Encoder { info, network, .. } = &self.encoder;
         let one = |waveform: &&[f32]| {
-            let unable = |what| ModelError::Unable {
+            let unable = |what, supported| ModelError::Unable {
                 model: info.name.clone(),
                 architecture: info.architecture.clone(),
                 what,
-                supported: "a Whisper of several languages",
+                supported,
             };
+            let several = "a Whisper of several languages";
             if asked.translate {
-                return Err(unable("translate speech"));
+                return Err(unable("translate speech", several));
             }
             if asked.language.is_some() {
-                return Err(unable("choose among languages"));
+                return Err(unable("choose among languages", several));
+            }
+            if asked.words {
+                return Err(unable("tell when words are said", "a Whisper"));
+            }
+            if asked.beams.is_some() {
+                return Err(unable("search beams", "a Whisper"));
             }
             let input = self.encoder.input(waveform)?;
             let ids = network.features(&input, None).and_then(|x| network.likeliest(&x));

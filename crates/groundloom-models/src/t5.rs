@@ -15,7 +15,7 @@ use crate::{
     text_tokenizer::configured_pad,
     transformer::NormPlace,
     weights::Weights,
-    writing::{Ending, Writing, Written, write},
+    writing::{Ending, Texts, Writing, Written, write},
 };
 
 type Candle<T> = candle_core::Result<T>;
@@ -193,9 +193,11 @@ impl T5 {
         let memory = read().map_err(&failed)?;
         let mut past = Past::default();
         let start = [self.start];
-        let mut next = |id: Option<u32>| {
-            let ids = id.map_or(start, |id| [id]);
-            let mut run = || last(&self.decode(&row(&ids)?, &mut past, &memory)?);
+        let mut next = |texts: Texts<'_>| {
+            let mut run = || {
+                let ids = texts.follow([&mut past])?.map_or_else(|| row(&start), Ok)?;
+                last(&self.decode(&ids, &mut past, &memory)?)
+            };
             run().map_err(&failed)
         };
         write(writing, seed, &start, Ending::at(&[self.end]), LONGEST_ANSWER, &mut next, each)

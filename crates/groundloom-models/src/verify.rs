@@ -12,6 +12,7 @@ use crate::{
     ModelError, config::Config, family::Family, folder::ModelFolder, layers::compute, owl::Generation, weights::Weights,
 };
 
+mod beams;
 mod clap;
 mod detectors;
 mod dual;
@@ -84,6 +85,8 @@ pub(crate) struct Fixture {
     folder: ModelFolder,
     tensors: BTreeMap<String, Tensor>,
     notes: Value,
+    /// Beam searches.
+    beams: beams::Cases,
     /// Names that stand in the file without `in.` or `out.`, by the names here.
     bare: BTreeMap<String, String>,
     /// Where the network computes.
@@ -101,6 +104,7 @@ impl Fixture {
             .map_err(|e| ModelError::Unreadable { path, reason: format!("{e}; expected a fixture's outputs") })?;
         let notes = folder.json_if_there(NOTES)?.unwrap_or_default();
         let mut bare = BTreeMap::new();
+        let beams = beams::Cases::open(&folder)?;
         let tensors = tensors.into_iter().map(|(name, tensor)| {
             if name.starts_with("in.") || name.starts_with("out.") {
                 return (name, tensor);
@@ -110,7 +114,18 @@ impl Fixture {
             bare.insert(full.clone(), name);
             (full, tensor)
         });
-        Ok(Self { tensors: tensors.collect(), folder, notes, bare, device })
+        let mut tensors: BTreeMap<String, Tensor> = tensors.collect();
+        tensors.extend(beams.expected()?);
+        let mut this = Self { tensors, folder, notes, bare, device, beams };
+        for (name, case) in this.words() {
+            let words = case["words"].as_array().into_iter().flatten();
+            let times =
+                words.flat_map(|word| [&word[1], &word[2]]).map(|time| time.as_f64().unwrap_or(f64::NAN) as f32);
+            let times: Vec<f32> = times.collect();
+            let times = Tensor::from_vec(times.clone(), (times.len() / 2, 2), &Device::Cpu);
+            this.tensors.insert(format!("out.{name}"), times.map_err(compute("a fixture"))?);
+        }
+        Ok(this)
     }
 
     /// Where the network computes.
@@ -184,6 +199,12 @@ impl Fixture {
     pub(crate) fn strings(&self, key: &str) -> Vec<&str> {
         let list = self.notes.get(key).and_then(Value::as_array);
         list.into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// Word times of the notes, by the names of their outputs.
+    fn words(&self) -> Vec<(String, Value)> {
+        let cases = self.notes.get("words").and_then(Value::as_array).into_iter().flatten();
+        cases.enumerate().map(|(i, case)| (format!("words.{i}_times"), case.clone())).collect()
     }
 
     /// The number of the notes at `key`.
@@ -272,6 +293,7 @@ fn tolerance(family: Family, name: &str) -> f32 {
         (Family::Clap, "in.input_features") => Some(clap::INPUT_TOLERANCE),
         (Family::Clap, "audio_reshaped_mel") => Some(clap::SQUARE_TOLERANCE),
         (Family::Whisper, name) if name.starts_with("in.input_features") => Some(whisper::INPUT_TOLERANCE),
+        (Family::Whisper, name) if name.starts_with("words.") => Some(whisper::WORD_TOLERANCE),
         (Family::GroundingDino, "logits" | "default_logits" | "last_hidden_state" | "intermediate_hidden_states") => {
             Some(DECODED_TOLERANCE)
         }

@@ -7,17 +7,15 @@ use rayon::prelude::*;
 
 use crate::{
     ModelError,
-    blip::{BlipCaption, BlipMatch},
-    blip2::{Blip2, Text},
-    coca::Coca,
+    blip::BlipMatch,
     decoder::Past,
+    generation::Generation,
     image_processor::ImageProcessor,
-    language_model::{LanguageModel, continue_behind, last, room, row},
+    language_model::{LanguageModel, continue_behind, row},
     layers::compute,
-    llava::Llava,
     t5::T5,
     text_tokenizer::TextTokenizer,
-    writing::{Ending, Writing, Written, log_probability, write},
+    writing::{Writing, Written, log_probability},
 };
 
 /// Who a model is, for cards and fingerprints.
@@ -31,6 +29,8 @@ pub struct ModelIdentity {
     pub weights_sha256: String,
     /// Bytes of the files that hold the weights.
     pub weights_bytes: u64,
+    /// Sha256 of `generation_config.json` in hexadecimal, where the folder has one: it decides texts too.
+    pub generation_sha256: Option<String>,
     /// SPDX identifier of the weights' licence, as the folder's model card says; `unknown` where it does not.
     pub licence: String,
 }
@@ -143,234 +143,12 @@ pub trait TextScorer: Send + Sync {
 }
 
 /// A text, from what was written.
-fn text_of(tokenizer: &TextTokenizer, written: &Written, end: u32) -> Result<WrittenText, ModelError> {
+pub(crate) fn text_of(tokenizer: &TextTokenizer, written: &Written, end: u32) -> Result<WrittenText, ModelError> {
     Ok(WrittenText {
         text: tokenizer.decode(written.words(end))?.trim().to_owned(),
         tokens: written.ids.len(),
         log_probability: written.log_probability,
     })
-}
-
-/// BLIP for captions.
-pub(crate) struct BlipCaptioner {
-    pub(crate) info: ModelIdentity,
-    pub(crate) network: BlipCaption,
-    pub(crate) processor: ImageProcessor,
-    pub(crate) tokenizer: TextTokenizer,
-}
-
-impl BlipCaptioner {
-    /// What a caption begins with: the tokens of `prompt`, behind the start instead of the first special token and
-    /// without the last.
-    pub(crate) fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
-        let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
-        ids.pop();
-        match ids.first_mut() {
-            Some(first) => *first = self.network.start,
-            None => ids.push(self.network.start),
-        }
-        Ok(ids)
-    }
-
-    /// Writes behind `context` about the image whose tokens are `image`, `[1, length, width]`.
-    pub(crate) fn write(
-        &self,
-        image: &Tensor,
-        context: &[u32],
-        writing: &Writing,
-        seed: u64,
-        each: &mut dyn FnMut(&[f32]),
-    ) -> Result<Written, ModelError> {
-        let failed = compute("BLIP's text decoder");
-        let memory = self.network.text.remember(image).map_err(&failed)?;
-        let mut past = Past::default();
-        let mut next = |id: Option<u32>| {
-            let mut run = || {
-                let ids = row(id.as_ref().map_or(context, std::slice::from_ref))?;
-                let hidden = self.network.text.continue_with(&ids, None, &mut past, &memory)?;
-                last(&self.network.logits(&hidden.narrow(1, hidden.dim(1)?.saturating_sub(1), 1)?)?)
-            };
-            run().map_err(&failed)
-        };
-        let room = room(context.len(), self.network.text.longest)?;
-        write(writing, seed, context, Ending::at(&[self.network.end]), room, &mut next, each)
-    }
-}
-
-impl Captioner for BlipCaptioner {
-    fn info(&self) -> &ModelIdentity {
-        &self.info
-    }
-
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let pixels = self.processor.batch(&[image])?;
-            let image = self.network.vision.forward(&pixels, &mut |_| ()).map_err(compute("the vision tower"))?;
-            let context = self.context(&options.prompt)?;
-            let written = self.write(&image, &context, &options.writing, seed, &mut |_| ())?;
-            text_of(&self.tokenizer, &written, self.network.end)
-        };
-        images.par_iter().map(one).collect()
-    }
-}
-
-/// BLIP-2.
-pub(crate) struct Blip2Captioner {
-    pub(crate) info: ModelIdentity,
-    pub(crate) network: Blip2,
-    pub(crate) processor: ImageProcessor,
-    pub(crate) tokenizer: TextTokenizer,
-}
-
-impl Blip2Captioner {
-    /// The tokens of `prompt`: an OPT's behind the one that begins texts, a T5's before the one that ends them.
-    pub(crate) fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
-        let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
-        if let Text::Opt(text) = &self.network.text
-            && ids.first() != Some(&text.start())
-        {
-            ids.insert(0, text.start());
-        }
-        Ok(ids)
-    }
-
-    /// What stands for an image, then the vectors of the text's tokens: `[1, queries + length, width]`.
-    pub(crate) fn vectors(&self, projected: &Tensor, context: &[u32]) -> candle_core::Result<Tensor> {
-        Tensor::cat(&[projected, &self.network.text.embed(&row(context)?)?], 1)
-    }
-
-    /// Writes on behind `vectors`, `context` being the tokens among them (OPT), or the answer to them (T5).
-    pub(crate) fn write(
-        &self,
-        vectors: Tensor,
-        context: &[u32],
-        writing: &Writing,
-        seed: u64,
-        each: &mut dyn FnMut(&[f32]),
-    ) -> Result<Written, ModelError> {
-        match &self.network.text {
-            Text::Opt(text) => continue_behind(text, vectors, context, writing, seed, each),
-            Text::T5(text) => text.answer(vectors, writing, seed, each),
-        }
-    }
-}
-
-impl Captioner for Blip2Captioner {
-    fn info(&self) -> &ModelIdentity {
-        &self.info
-    }
-
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let pixels = self.processor.batch(&[image])?;
-            let context = self.context(&options.prompt)?;
-            let run = || {
-                let tokens = self.network.vision.forward(&pixels, &mut |_| ())?;
-                self.vectors(&self.network.projected(&self.network.queried(&tokens)?)?, &context)
-            };
-            let vectors = run().map_err(compute("BLIP-2's image side"))?;
-            let written = self.write(vectors, &context, &options.writing, seed, &mut |_| ())?;
-            text_of(&self.tokenizer, &written, self.network.text.end())
-        };
-        images.par_iter().map(one).collect()
-    }
-}
-
-/// LLaVA.
-pub(crate) struct LlavaCaptioner {
-    pub(crate) info: ModelIdentity,
-    pub(crate) network: Llava,
-    pub(crate) processor: ImageProcessor,
-    pub(crate) tokenizer: TextTokenizer,
-}
-
-/// Where a prompt of LLaVA has its image.
-const IMAGE: &str = "<image>";
-
-impl LlavaCaptioner {
-    /// The tokens of `prompt`, before and behind the image. A prompt without an image becomes a question in the form that
-    /// LLaVA 1.5 was trained on; none at all asks for a description.
-    ///
-    /// # Errors
-    /// [`ModelError::Untokenized`], also where there are several images.
-    pub(crate) fn context(&self, prompt: &str) -> Result<[Vec<u32>; 2], ModelError> {
-        let whole = match (prompt.contains(IMAGE), prompt) {
-            (true, prompt) => prompt.to_owned(),
-            (false, "") => format!("USER: {IMAGE}\nDescribe the image. ASSISTANT:"),
-            (false, question) => format!("USER: {IMAGE}\n{question} ASSISTANT:"),
-        };
-        let ids = self.tokenizer.encode_whole(&whole)?.ids;
-        let mut parts = ids.split(|&id| id == self.network.image_token);
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some(before), Some(behind), None) => Ok([before.to_vec(), behind.to_vec()]),
-            _ => {
-                let found = ids.iter().filter(|&&id| id == self.network.image_token).count();
-                Err(ModelError::Untokenized { reason: format!("expected one {IMAGE} in the prompt, found {found}") })
-            }
-        }
-    }
-
-    /// What the language model reads: words, the image's patches (`[1, patches, width]`), words.
-    pub(crate) fn vectors(&self, [before, behind]: &[Vec<u32>; 2], projected: &Tensor) -> candle_core::Result<Tensor> {
-        let words = |ids: &[u32]| self.network.text.embed(&row(ids)?);
-        Tensor::cat(&[&words(before)?, projected, &words(behind)?], 1)
-    }
-}
-
-impl Captioner for LlavaCaptioner {
-    fn info(&self) -> &ModelIdentity {
-        &self.info
-    }
-
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let pixels = self.processor.batch(&[image])?;
-            let parts = self.context(&options.prompt)?;
-            let run = || self.vectors(&parts, &self.network.projected(&self.network.selected(&pixels)?)?);
-            let vectors = run().map_err(compute("LLaVA's image side"))?;
-            let text = &self.network.text;
-            let written = continue_behind(text, vectors, &parts.concat(), &options.writing, seed, &mut |_| ())?;
-            text_of(&self.tokenizer, &written, text.end())
-        };
-        images.par_iter().map(one).collect()
-    }
-}
-
-/// CoCa.
-pub(crate) struct CocaCaptioner {
-    pub(crate) info: ModelIdentity,
-    pub(crate) network: Coca,
-    pub(crate) processor: ImageProcessor,
-    pub(crate) tokenizer: TextTokenizer,
-    /// Ends every caption.
-    pub(crate) end: u32,
-}
-
-impl CocaCaptioner {
-    /// The tokens of `prompt` behind the one that begins texts, without the one that ends them.
-    fn context(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
-        let mut ids = self.tokenizer.encode_whole(prompt)?.ids;
-        ids.pop_if(|id| *id == self.end);
-        Ok(ids)
-    }
-}
-
-impl Captioner for CocaCaptioner {
-    fn info(&self) -> &ModelIdentity {
-        &self.info
-    }
-
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let pixels = self.processor.batch(&[image])?;
-            let run = || self.network.vision.tokens(&self.network.vision.forward(&pixels)?);
-            let image = run().map_err(compute("CoCa's vision tower"))?;
-            let context = self.context(&options.prompt)?;
-            let written = self.network.write(&image, &context, self.end, &options.writing, seed)?;
-            text_of(&self.tokenizer, &written, self.end)
-        };
-        images.par_iter().map(one).collect()
-    }
 }
 
 /// BLIP for retrieval.
@@ -428,6 +206,7 @@ pub(crate) struct T5Generator {
     pub(crate) info: ModelIdentity,
     pub(crate) network: T5,
     pub(crate) tokenizer: TextTokenizer,
+    pub(crate) generation: Generation,
 }
 
 impl T5Generator {
@@ -450,8 +229,9 @@ impl Generator for T5Generator {
     }
 
     fn generate(&self, texts: &[(&str, u64)], writing: &Writing) -> Vec<Result<WrittenText, ModelError>> {
+        let writing = self.generation.fill(writing);
         let one = |&(text, seed): &(&str, u64)| {
-            let written = self.write(&self.tokenizer.encode(text)?.ids, writing, seed, &mut |_| ())?;
+            let written = self.write(&self.tokenizer.encode(text)?.ids, &writing, seed, &mut |_| ())?;
             text_of(&self.tokenizer, &written, self.network.end)
         };
         texts.par_iter().map(one).collect()
@@ -463,6 +243,7 @@ pub(crate) struct TextModel {
     pub(crate) info: ModelIdentity,
     pub(crate) network: Box<dyn LanguageModel>,
     pub(crate) tokenizer: TextTokenizer,
+    pub(crate) generation: Generation,
 }
 
 /// Tokens whose values for the whole vocabulary are held at once.
@@ -516,10 +297,11 @@ impl Generator for TextModel {
     }
 
     fn generate(&self, texts: &[(&str, u64)], writing: &Writing) -> Vec<Result<WrittenText, ModelError>> {
+        let writing = self.generation.fill(writing);
         let one = |&(text, seed): &(&str, u64)| {
             let ids = self.begun(self.tokenizer.encode_whole(text)?.ids);
             let vectors = row(&ids).and_then(|ids| self.network.embed(&ids)).map_err(compute("a text's vectors"))?;
-            let written = continue_behind(&*self.network, vectors, &ids, writing, seed, &mut |_| ())?;
+            let written = continue_behind(&*self.network, vectors, &ids, &writing, seed, &mut |_| ())?;
             text_of(&self.tokenizer, &written, self.network.end())
         };
         texts.par_iter().map(one).collect()

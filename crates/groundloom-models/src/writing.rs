@@ -1,8 +1,10 @@
 //! Writing a text token by token: which token comes next, and when the text ends.
 
-use crate::ModelError;
+use candle_core::{Device, Tensor};
 
-/// How a text is written.
+use crate::{ModelError, beams, decoder::Past};
+
+/// How a text is written. What is `None` is as `generation_config.json` in the model's folder says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Writing {
     /// The text ends after so many tokens, or where the model ends it before.
@@ -10,10 +12,34 @@ pub struct Writing {
     /// Before so many tokens it does not end.
     pub min_new_tokens: usize,
     /// Above 1, a token that is there already becomes less likely: a positive value for it is divided by this, a negative
-    /// one multiplied (Keskar et al., "CTRL", 2019). 1 leaves the model as it is.
-    pub repetition_penalty: f32,
+    /// one multiplied (Keskar et al., "CTRL", 2019); with beams the values are logarithms of probabilities. 1 leaves the
+    /// model as it is, and is what holds where the folder says nothing.
+    pub repetition_penalty: Option<f32>,
+    /// No run of so many tokens comes twice in a text, what it is written behind included (Paulus et al., "A Deep
+    /// Reinforced Model for Abstractive Summarization", 2018, section 2.5). 0 lets all come, and holds where the folder
+    /// says nothing.
+    pub no_repeat_ngram_size: Option<usize>,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// So many texts are written side by side, and the likeliest is taken: a beam search, as transformers' `generate`
+    /// does it. 1 holds where the folder says nothing, and where tokens are drawn.
+    pub beams: Option<usize>,
+    /// The logarithm of a text's probability is divided by its length, in tokens, to the power of this before texts of a
+    /// beam search are compared: above 0 long texts gain, below 0 short ones. 1 holds where the folder says nothing.
+    pub length_penalty: Option<f64>,
+    /// When a beam search ends. [`EarlyStopping::False`] holds where the folder says nothing.
+    pub early_stopping: Option<EarlyStopping>,
+}
+
+/// When a beam search ends before every text has its most tokens, by the names that transformers gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EarlyStopping {
+    /// As soon as as many texts have ended as there are beams.
+    True,
+    /// When the likeliest open text, compared at the length that it has, is no better than the worst of those.
+    False,
+    /// As `False`, but where a length penalty above 0 lets texts gain, the open text is compared at the greatest length.
+    Never,
 }
 
 /// How the next token is chosen.
@@ -32,31 +58,93 @@ pub enum Sampling {
 }
 
 impl Default for Writing {
-    /// The likeliest token each time, up to 30.
+    /// The likeliest token each time, up to 30, unless the model's folder says otherwise.
     fn default() -> Self {
-        Self { max_new_tokens: 30, min_new_tokens: 0, repetition_penalty: 1.0, sampling: Sampling::Greedy }
+        Self {
+            max_new_tokens: 30,
+            min_new_tokens: 0,
+            repetition_penalty: None,
+            no_repeat_ngram_size: None,
+            sampling: Sampling::Greedy,
+            beams: None,
+            length_penalty: None,
+            early_stopping: None,
+        }
     }
 }
 
 impl Writing {
-    /// Refuses numbers out of their range.
+    /// Refuses numbers out of their range, and beams where tokens are drawn.
     ///
     /// # Errors
     /// [`ModelError::BadWriting`] names the option.
     pub fn check(&self) -> Result<(), ModelError> {
+        let refuse = |option: &'static str, expected: &'static str, found: f32| {
+            Err(ModelError::BadWriting { option, expected, found })
+        };
         let above_zero = |option: &'static str, found: f32| match found > 0.0 && found.is_finite() {
             true => Ok(()),
-            false => Err(ModelError::BadWriting { option, expected: "above 0", found }),
+            false => refuse(option, "above 0", found),
         };
-        above_zero("repetition_penalty", self.repetition_penalty)?;
+        above_zero("repetition_penalty", self.repetition_penalty.unwrap_or(1.0))?;
+        if self.beams == Some(0) {
+            return refuse("beams", "at least 1", 0.0);
+        }
+        if let Some(found) = self.length_penalty.filter(|found| !found.is_finite()) {
+            return refuse("length_penalty", "a finite number", found as f32);
+        }
         let Sampling::TopP { p, temperature } = self.sampling else { return Ok(()) };
         above_zero("temperature", temperature)?;
-        match p > 0.0 && p <= 1.0 {
-            true => Ok(()),
-            false => Err(ModelError::BadWriting { option: "top_p", expected: "above 0 and at most 1", found: p }),
+        if !(p > 0.0 && p <= 1.0) {
+            return refuse("top_p", "above 0 and at most 1", p);
+        }
+        match self.beams {
+            None | Some(1) => Ok(()),
+            Some(beams) => refuse("beams", "1 where tokens are drawn (top_p)", beams as f32),
+        }
+    }
+
+    /// Texts that are written side by side.
+    pub(crate) fn beams(&self) -> usize {
+        self.beams.unwrap_or(1)
+    }
+
+    /// Changes the values of the tokens behind `written`, which stands behind `context`: by the penalty of repetitions,
+    /// by the runs that may not come again, and by the least length, before which none of `ends` may come.
+    pub(crate) fn adapt(&self, values: &mut [f32], context: &[u32], written: &[u32], ends: &[u32]) {
+        penalise(values, context.iter().chain(written), self.repetition_penalty.unwrap_or(1.0));
+        let early = if written.len() < self.min_new_tokens { ends } else { &[] };
+        let again = self.no_repeat_ngram_size.filter(|&size| size > 0);
+        let again = again.map_or_else(Vec::new, |size| repeating(&[context, written].concat(), size));
+        for &id in again.iter().chain(early) {
+            if let Some(value) = values.get_mut(id as usize) {
+                *value = f32::NEG_INFINITY;
+            }
         }
     }
 }
+
+/// The texts whose next tokens are asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Texts<'a> {
+    /// One, which has nothing behind the context yet.
+    Begun,
+    /// As many as there are `ids`: text `i` is text `from[i]` of those before, with `ids[i]` behind it.
+    Grown { from: &'a [usize], ids: &'a [u32] },
+}
+
+impl Texts<'_> {
+    /// Brings `pasts`, in each of which every text has its place, to these texts, and gives their newest tokens, `[n, 1]`;
+    /// none where nothing stands behind the context.
+    pub(crate) fn follow<const N: usize>(self, pasts: [&mut Past; N]) -> candle_core::Result<Option<Tensor>> {
+        let Self::Grown { from, ids } = self else { return Ok(None) };
+        pasts.into_iter().try_for_each(|past| past.keep(from))?;
+        Tensor::from_slice(ids, (ids.len(), 1), &Device::Cpu).map(Some)
+    }
+}
+
+/// Gives, for each of the texts, a value for each token of the vocabulary that may come next.
+pub(crate) type Next<'a> = &'a mut dyn FnMut(Texts<'_>) -> Result<Vec<Vec<f32>>, ModelError>;
 
 /// A text that was written.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -75,14 +163,16 @@ impl Written {
     }
 }
 
-/// Where a text ends, short of its limit.
+/// Where a text ends, short of its limit, and what may come before.
 pub(crate) struct Ending<'a> {
     /// Behind any of these tokens.
-    tokens: &'a [u32],
+    pub(crate) tokens: &'a [u32],
     /// Behind what it is true of; its errors end the writing as well.
     when: Option<Condition<'a>>,
     /// Where it says so, and it says what may come before.
     guide: Option<&'a mut dyn Guide>,
+    /// Makes the values of tokens that may not come behind what is written negatively infinite.
+    pub(crate) forbid: Option<Forbidding<'a>>,
 }
 
 /// Says which tokens may come next.
@@ -100,55 +190,71 @@ pub(crate) trait Guide {
 /// Is asked about everything that is written so far.
 pub(crate) type Condition<'a> = &'a mut dyn FnMut(&[u32]) -> Result<bool, ModelError>;
 
+/// Is given values for what may come behind what is written, and that.
+pub(crate) type Forbidding<'a> = &'a dyn Fn(&mut [f32], &[u32]);
+
 impl<'a> Ending<'a> {
     /// Behind any of `tokens`.
     pub(crate) fn at(tokens: &'a [u32]) -> Self {
-        Self { tokens, when: None, guide: None }
+        Self { tokens, when: None, guide: None, forbid: None }
     }
 
     /// Behind any of `tokens`, or where `when` says so.
     pub(crate) fn at_or_when(tokens: &'a [u32], when: Condition<'a>) -> Self {
-        Self { tokens, when: Some(when), guide: None }
+        Self { when: Some(when), ..Self::at(tokens) }
     }
 
     /// The same, by a guide too.
     pub(crate) fn guided(self, guide: Option<&'a mut dyn Guide>) -> Self {
         Self { guide, ..self }
     }
+
+    /// The same, where tokens may be forbidden.
+    pub(crate) fn forbidding(self, forbid: Forbidding<'a>) -> Self {
+        Self { forbid: Some(forbid), ..self }
+    }
 }
 
-/// Writes behind `context` until `ending` or a limit; `room` is how many tokens the model can still take. `next` gives a
-/// value for each token of the vocabulary: behind the context where it is given none, else behind the token that was
-/// chosen last. `each` sees the values.
+/// Writes behind `context` until `ending` or a limit; `room` is how many tokens the model can still take. `each` sees the
+/// values behind the context and behind every token, where there is one beam.
 ///
 /// # Errors
-/// Those of `next` and of the ending, and [`Writing::check`]'s.
+/// Those of `next` and of the ending, and [`Writing::check`]'s; [`ModelError::BadWriting`] for beams where a condition or a
+/// guide looks at every token.
 pub(crate) fn write(
     writing: &Writing,
     seed: u64,
     context: &[u32],
     mut ending: Ending<'_>,
     room: usize,
-    next: &mut dyn FnMut(Option<u32>) -> Result<Vec<f32>, ModelError>,
+    next: Next<'_>,
     each: &mut dyn FnMut(&[f32]),
 ) -> Result<Written, ModelError> {
     writing.check()?;
+    let most = writing.max_new_tokens.min(room);
+    if writing.beams() > 1 {
+        if ending.when.is_some() || ending.guide.is_some() {
+            let (expected, found) = ("1 where stop texts or a form end a text", writing.beams() as f32);
+            return Err(ModelError::BadWriting { option: "beams", expected, found });
+        }
+        return beams::search(writing, context, &ending, most, next);
+    }
     let mut draws = Draws(seed);
     let mut written = Written::default();
-    while written.ids.len() < writing.max_new_tokens.min(room) {
-        let own = next(written.ids.last().copied())?;
+    while written.ids.len() < most {
+        let texts = match written.ids.last() {
+            None => Texts::Begun,
+            Some(last) => Texts::Grown { from: &[0], ids: std::slice::from_ref(last) },
+        };
+        let own = next(texts)?.pop().unwrap_or_default();
         each(&own);
         let mut values = own.clone();
-        penalise(&mut values, context.iter().chain(&written.ids), writing.repetition_penalty);
-        if written.ids.len() < writing.min_new_tokens {
-            for end in ending.tokens {
-                if let Some(end) = values.get_mut(*end as usize) {
-                    *end = f32::NEG_INFINITY;
-                }
-            }
+        writing.adapt(&mut values, context, &written.ids, ending.tokens);
+        if let Some(forbid) = ending.forbid {
+            forbid(&mut values, &written.ids);
         }
         if let Some(guide) = &mut ending.guide {
-            guide.allow(&mut values, writing.max_new_tokens.min(room) - written.ids.len())?;
+            guide.allow(&mut values, most - written.ids.len())?;
         }
         let chosen = match writing.sampling {
             Sampling::Greedy => likeliest(&values),
@@ -186,6 +292,14 @@ fn penalise<'a>(values: &mut [f32], known: impl Iterator<Item = &'a u32>, penalt
     }
 }
 
+/// The tokens that would end a run of `size` tokens which `ids` holds already.
+fn repeating(ids: &[u32], size: usize) -> Vec<u32> {
+    let Some(from) = (ids.len() + 1).checked_sub(size) else { return Vec::new() };
+    let newest = &ids[from..];
+    let runs = ids.windows(size).filter_map(|run| run.split_last());
+    runs.filter(|(_, before)| *before == newest).map(|(last, _)| *last).collect()
+}
+
 /// The place of the greatest value, the first of several.
 fn likeliest(values: &[f32]) -> usize {
     let mut best = 0;
@@ -199,9 +313,29 @@ fn likeliest(values: &[f32]) -> usize {
 
 /// The natural logarithm of the probability of the token `id`, from a value for each.
 pub(crate) fn log_probability(values: &[f32], id: usize) -> f64 {
+    let (greatest, whole) = log_parts(values);
+    values.get(id).map_or(f64::NEG_INFINITY, |value| f64::from(value - greatest) - whole)
+}
+
+/// The same of every token.
+pub(crate) fn log_softmax(values: &[f32]) -> Vec<f64> {
+    let (greatest, whole) = log_parts(values);
+    values.iter().map(|value| f64::from(value - greatest) - whole).collect()
+}
+
+/// The logarithm of the sum of what `values` are the logarithms of.
+pub(crate) fn log_sum(values: &[f32]) -> f64 {
+    match log_parts(values) {
+        (f32::NEG_INFINITY, _) => f64::NEG_INFINITY,
+        (greatest, whole) => f64::from(greatest) + whole,
+    }
+}
+
+/// The greatest of `values`, and the logarithm of the sum of what they are the logarithms of over that of the greatest.
+fn log_parts(values: &[f32]) -> (f32, f64) {
     let greatest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let whole: f64 = values.iter().map(|value| f64::from(value - greatest).exp()).sum();
-    values.get(id).map_or(f64::NEG_INFINITY, |value| f64::from(value - greatest) - whole.ln())
+    (greatest, whole.ln())
 }
 
 /// Numbers that a seed decides: SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators",
@@ -255,7 +389,13 @@ mod tests {
     /// A vocabulary of four tokens of which the last ends a text; behind token `i` the values are `table[i]`, and
     /// `table[4]` behind the context.
     fn run(table: [[f32; 4]; 5], writing: &Writing, seed: u64) -> Written {
-        let mut next = |last: Option<u32>| Ok(table[last.map_or(4, |id| id as usize)].to_vec());
+        let mut next = |texts: Texts<'_>| {
+            let row = |id: usize| table[id].to_vec();
+            Ok(match texts {
+                Texts::Begun => vec![row(4)],
+                Texts::Grown { ids, .. } => ids.iter().map(|&id| row(id as usize)).collect(),
+            })
+        };
         write(writing, seed, &[], Ending::at(&[3]), usize::MAX, &mut next, &mut |_| ()).unwrap()
     }
 
@@ -272,6 +412,12 @@ mod tests {
         let mut values = [2.0, -2.0, 1.0];
         penalise(&mut values, [0, 1, 0, 9].iter(), 2.0);
         assert_eq!(values, [1.0, -4.0, 1.0]);
+        // No pair of tokens comes twice, nor any token that is there.
+        let without = |size: usize| Writing { no_repeat_ngram_size: Some(size), ..Writing::default() };
+        assert_eq!(ids(Writing { min_new_tokens: 9, max_new_tokens: 6, ..without(2) }), [0, 1, 2, 0, 2, 2]);
+        assert_eq!(ids(Writing { min_new_tokens: 3, ..without(1) }), [0, 1, 2, 3]);
+        assert_eq!(repeating(&[4, 5, 6, 4, 5, 7, 4, 5], 3), [6, 7]);
+        assert_eq!((repeating(&[4, 5], 3), repeating(&[4, 5], 1)), (vec![], vec![4, 5]));
         let written = run(CYCLE, &Writing { max_new_tokens: 1, ..Writing::default() }, 0);
         let expected = -(1.0 + (-1.0_f64).exp() + 2.0 * (-9.0_f64).exp()).ln();
         assert!((written.log_probability - expected).abs() < 1e-6, "{}", written.log_probability);
@@ -307,7 +453,19 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_refused_by_name() {
         for (writing, message) in [
-            (Writing { repetition_penalty: 0.0, ..Writing::default() }, "repetition_penalty to be above 0, found 0"),
+            (
+                Writing { repetition_penalty: Some(0.0), ..Writing::default() },
+                "repetition_penalty to be above 0, found 0",
+            ),
+            (Writing { beams: Some(0), ..Writing::default() }, "beams to be at least 1, found 0"),
+            (
+                Writing { length_penalty: Some(f64::INFINITY), ..Writing::default() },
+                "length_penalty to be a finite number, found inf",
+            ),
+            (
+                Writing { sampling: Sampling::TopP { p: 0.5, temperature: 1.0 }, beams: Some(3), ..Writing::default() },
+                "beams to be 1 where tokens are drawn (top_p), found 3",
+            ),
             (
                 Writing { sampling: Sampling::TopP { p: 1.5, temperature: 1.0 }, ..Writing::default() },
                 "top_p to be above 0 and at most 1, found 1.5",

@@ -42,7 +42,8 @@ fn with_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
 }
 
-const PLAIN: Transcribing = Transcribing { language: None, translate: false, timestamps: false };
+const PLAIN: Transcribing =
+    Transcribing { language: None, translate: false, timestamps: false, words: false, beams: None };
 
 #[test]
 fn whisper_writes_what_the_reference_writes() {
@@ -97,7 +98,9 @@ fn what_whisper_says_depends_on_the_waveform_alone() {
     broken[7] = f32::INFINITY;
     let waveforms = [hum(3000, 0.05), vec![0.0; 16_000], vec![], broken, hum(1, 0.3), hum(40_001, 0.02)];
     let views: Vec<&[f32]> = waveforms.iter().map(Vec::as_slice).collect();
-    for asked in [PLAIN, Transcribing { timestamps: true, ..PLAIN }] {
+    for asked in
+        [PLAIN, Transcribing { timestamps: true, ..PLAIN }, Transcribing { words: true, beams: Some(3), ..PLAIN }]
+    {
         let together = transcriber.transcribe(&views, &asked);
         for (waveform, said) in views.iter().zip(&together) {
             assert_eq!(&transcriber.transcribe(&[waveform], &asked)[0], said);
@@ -109,6 +112,16 @@ fn what_whisper_says_depends_on_the_waveform_alone() {
         let long = segments(together[5].as_ref().unwrap());
         assert!(!long.is_empty() && long.iter().all(|(start, end)| start <= end), "{long:?}");
         assert!(long.is_sorted_by(|a, b| a.0 <= b.0), "{long:?}");
+        for said in together.iter().flatten() {
+            // The words of all stretches, none of which is told twice.
+            let words: String = said.words.iter().map(|word| word.text.as_str()).collect();
+            assert!(
+                words.is_empty() != asked.words && said.text.starts_with(words.trim()),
+                "{words:?} {:?}",
+                said.text
+            );
+            assert!(said.words.iter().all(|word| 0.0 <= word.start && word.start <= word.end), "{:?}", said.words);
+        }
         let on = |threads| with_threads(threads, || transcriber.transcribe(&views, &asked));
         assert_eq!([on(1), on(3)], [together.clone(), together]);
     }
@@ -120,7 +133,7 @@ fn what_a_transcriber_cannot_do_it_says() {
     let asked = |language: Option<&str>, translate| Transcribing {
         language: language.map(str::to_owned),
         translate,
-        timestamps: false,
+        ..Transcribing::default()
     };
     let error = |family: &str, asked: &Transcribing| {
         resolve_transcriber(family).unwrap().transcribe(&[&waveform], asked).remove(0).unwrap_err().to_string()
@@ -132,6 +145,18 @@ fn what_a_transcriber_cannot_do_it_says() {
         let message = error(&fixture("wav2vec2"), &asked);
         assert!(message.contains(&format!("cannot {what}; expected a Whisper")), "{message}");
     }
+    for (asked, what) in [
+        (Transcribing { beams: Some(2), ..PLAIN }, "search beams"),
+        (Transcribing { words: true, ..PLAIN }, "tell when words are said"),
+    ] {
+        let message = error(&fixture("wav2vec2"), &asked);
+        assert!(message.ends_with(&format!("cannot {what}; expected a Whisper")), "{message}");
+    }
+    // Words are timed by heads that the folder names.
+    let unnamed =
+        changed("whisper", "generation_config.json", |text| text.replace("alignment_heads", "_from_model_config"));
+    let message = error(unnamed.path().to_str().unwrap(), &Transcribing { words: true, ..PLAIN });
+    assert!(message.contains("expected a Whisper whose generation_config.json names its alignment_heads"), "{message}");
     // A model of English alone, as its folder says.
     let english = changed("whisper", "generation_config.json", |text| {
         text.replace("\"is_multilingual\": true", "\"is_multilingual\": false, \"forced_decoder_ids\": [[1, 338]]")
@@ -308,6 +333,27 @@ fn what_would_change_the_answer_is_refused_by_name() {
             "\"<|de|>\": 332",
             "\"<|de|>\": -1",
             "lang_to_id to be token ids by name",
+        ),
+        (
+            "whisper",
+            "generation_config.json",
+            "      0,\n      1",
+            "      9,\n      1",
+            "expected alignment_heads in 2 layers of 2 heads as config.json says, found [9, 1]",
+        ),
+        (
+            "whisper",
+            "generation_config.json",
+            "      0,\n      1",
+            "      0",
+            "alignment_heads to be pairs of a layer and a head",
+        ),
+        (
+            "whisper",
+            "config.json",
+            "\"median_filter_width\": 7",
+            "\"median_filter_width\": 6",
+            "median_filter_width to be an odd number, found 6",
         ),
         (
             "clap",

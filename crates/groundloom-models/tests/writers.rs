@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use groundloom_models::{
-    CaptionOptions, ModelError, Sampling, Writing, describe_model, resolve_captioner, resolve_generator,
+    CaptionOptions, EarlyStopping, ModelError, Sampling, Writing, describe_model, resolve_captioner, resolve_generator,
     resolve_grounded_captioner, resolve_matcher, resolve_scorer,
 };
 use image::RgbImage;
@@ -19,9 +19,14 @@ fn drawn(max_new_tokens: usize) -> Writing {
     Writing {
         max_new_tokens,
         min_new_tokens: 3,
-        repetition_penalty: 1.1,
+        repetition_penalty: Some(1.1),
         sampling: Sampling::TopP { p: 0.9, temperature: 1.0 },
+        ..Writing::default()
     }
+}
+
+fn searched(max_new_tokens: usize) -> Writing {
+    Writing { max_new_tokens, beams: Some(3), length_penalty: Some(0.5), ..Writing::default() }
 }
 
 #[test]
@@ -30,7 +35,7 @@ fn captions_depend_on_the_image_and_its_seed_alone() {
     for family in ["blip_caption", "blip2", "blip2_t5", "llava", "coca", "kosmos2"] {
         let captioner = resolve_captioner(&fixture(family)).unwrap();
         assert_eq!(captioner.info(), &describe_model(&fixture(family)).unwrap());
-        for writing in [Writing { max_new_tokens: 6, ..Writing::default() }, drawn(6)] {
+        for writing in [Writing { max_new_tokens: 6, ..Writing::default() }, drawn(6), searched(6)] {
             for prompt in ["", "a picture of"] {
                 let options = CaptionOptions { prompt: prompt.to_owned(), writing: writing.clone() };
                 let seeded: Vec<(&RgbImage, u64)> = images.iter().zip(5..).collect();
@@ -133,7 +138,7 @@ fn t5_answers_each_text_alone() {
     for family in ["t5", "t5_gated"] {
         let generator = resolve_generator(&fixture(family)).unwrap();
         let texts = [("translate english to german: two cats", 1), ("a photo of a dog", 2), ("", 3)];
-        for writing in [Writing { max_new_tokens: 8, ..Writing::default() }, drawn(8)] {
+        for writing in [Writing { max_new_tokens: 8, ..Writing::default() }, drawn(8), searched(8)] {
             let together = generator.generate(&texts, &writing);
             for (text, answer) in texts.iter().zip(&together) {
                 assert!(answer.as_ref().unwrap().tokens <= 8);
@@ -141,6 +146,53 @@ fn t5_answers_each_text_alone() {
             }
         }
     }
+}
+
+/// A copy of a fixture with a `generation_config.json`.
+fn generating(family: &str, options: &str) -> tempfile::TempDir {
+    let copy = changed(family, "config.json", "{", "{");
+    std::fs::write(copy.path().join("generation_config.json"), options).unwrap();
+    copy
+}
+
+#[test]
+fn what_is_left_open_is_as_the_folder_says() {
+    let options = r#"{"num_beams": 4, "length_penalty": -0.5, "early_stopping": true, "no_repeat_ngram_size": 1,
+        "repetition_penalty": 1.2, "do_sample": false}"#;
+    let open = Writing { max_new_tokens: 8, ..Writing::default() };
+    let stated = Writing {
+        beams: Some(4),
+        length_penalty: Some(-0.5),
+        early_stopping: Some(EarlyStopping::True),
+        no_repeat_ngram_size: Some(1),
+        repetition_penalty: Some(1.2),
+        ..open.clone()
+    };
+    let plain =
+        Writing { beams: Some(1), no_repeat_ngram_size: Some(0), repetition_penalty: Some(1.0), ..open.clone() };
+    let image = photo(40, 30);
+    for family in ["blip_caption", "blip2", "blip2_t5", "llava", "kosmos2", "gpt2", "opt", "t5"] {
+        let folder = generating(family, options);
+        let folder = folder.path().to_str().unwrap();
+        let run = |name: &str, writing: &Writing| match resolve_generator(name) {
+            Ok(generator) => generator.generate(&[("a photo of two dogs", 0)], writing).remove(0).unwrap(),
+            Err(_) => {
+                let options = CaptionOptions { writing: writing.clone(), ..CaptionOptions::default() };
+                resolve_captioner(name).unwrap().caption(&[(&image, 0)], &options).remove(0).unwrap()
+            }
+        };
+        let own = fixture(family);
+        assert_eq!(run(folder, &open), run(&own, &stated), "{family}");
+        assert_eq!(run(folder, &plain), run(&own, &open), "{family}");
+        assert_ne!(run(folder, &open), run(folder, &plain), "{family}");
+        // Draws take no beams from the folder.
+        let drawn = Writing { no_repeat_ngram_size: Some(0), ..drawn(8) };
+        assert_eq!(run(folder, &drawn), run(&own, &drawn), "{family}");
+        assert!(describe_model(folder).unwrap().generation_sha256 != describe_model(&own).unwrap().generation_sha256);
+    }
+    let folder = generating("gpt2", r#"{"num_beams": 4, "num_beam_groups": 2}"#);
+    let error = resolve_generator(folder.path().to_str().unwrap()).err().unwrap().to_string();
+    assert!(error.contains("generation_config.json: expected num_beam_groups to be 1, found 2"), "{error}");
 }
 
 #[test]

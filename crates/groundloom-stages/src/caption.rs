@@ -10,7 +10,8 @@ use arrow::{
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
 use groundloom_models::{
-    CaptionOptions, Captioner, ModelError, ModelOn, ModelPool, Sampling, Work, Writing, WrittenText, resolve_captioner,
+    CaptionOptions, Captioner, EarlyStopping, ModelError, ModelOn, ModelPool, Sampling, Work, Writing, WrittenText,
+    resolve_captioner,
 };
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -52,13 +53,29 @@ pub struct Caption {
     #[schemars(range(min = 0.000001, max = 1))]
     pub top_p: Option<f64>,
     /// Below 1 the draws keep to likely tokens, above 1 they roam; without `top_p` it does nothing.
-    #[serde(default = "default_one")]
+    #[serde(default = "default_temperature")]
     #[schemars(range(min = 0.01))]
     pub temperature: f64,
-    /// Above 1, tokens that are there already become less likely.
-    #[serde(default = "default_one")]
+    /// Above 1, tokens that are there already become less likely. Default: what `generation_config.json` in the model's folder says, else 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.01))]
-    pub repetition_penalty: f64,
+    pub repetition_penalty: Option<f64>,
+    /// No run of so many tokens comes twice, the prompt's included; 0 lets all come. Default: what `generation_config.json` says, else 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_repeat_ngram_size: Option<usize>,
+    /// Writes so many captions side by side and takes the likeliest, by the beam search of transformers' `generate`; 1 takes the likeliest token each time. LAVIS captions with 3 (BLIP)
+    /// and 5 (BLIP-2). Default: `num_beams` of `generation_config.json`, else 1; with `top_p` always 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub beams: Option<usize>,
+    /// With beams, captions are compared by the logarithm of their probability over their length to the power of this: above 0 long ones gain, below 0 short ones.
+    /// Default: what `generation_config.json` says, else 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length_penalty: Option<f64>,
+    /// With beams, whether the search ends once as many captions have ended as there are beams (`true`), once the open ones are unlikely to become better (`false`), or once they cannot
+    /// (`never`, which where `length_penalty` is above 0 compares them at their greatest length). Default: what `generation_config.json` says, else `false`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<Stopping>,
     /// Another seed draws other captions; a row's draws depend on this and on its `row_id`.
     #[serde(default)]
     pub seed: u64,
@@ -72,11 +89,39 @@ pub struct Caption {
     pub max_pixels: u64,
 }
 
+/// When a beam search ends.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Stopping {
+    /// As soon as there are enough captions that ended, or not.
+    Soon(bool),
+    /// Not before nothing better can come.
+    Late(Never),
+}
+
+/// The word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Never {
+    /// `never`
+    Never,
+}
+
+impl From<Stopping> for EarlyStopping {
+    fn from(stopping: Stopping) -> Self {
+        match stopping {
+            Stopping::Soon(true) => Self::True,
+            Stopping::Soon(false) => Self::False,
+            Stopping::Late(Never::Never) => Self::Never,
+        }
+    }
+}
+
 fn default_max_new_tokens() -> usize {
     30
 }
 
-fn default_one() -> f64 {
+fn default_temperature() -> f64 {
     1.0
 }
 
@@ -98,7 +143,11 @@ impl Caption {
             writing: Writing {
                 max_new_tokens: self.max_new_tokens,
                 min_new_tokens: self.min_new_tokens,
-                repetition_penalty: self.repetition_penalty as f32,
+                repetition_penalty: self.repetition_penalty.map(|penalty| penalty as f32),
+                no_repeat_ngram_size: self.no_repeat_ngram_size,
+                beams: self.beams,
+                length_penalty: self.length_penalty,
+                early_stopping: self.early_stopping.map(EarlyStopping::from),
                 sampling: self
                     .top_p
                     .map_or(Sampling::Greedy, |p| Sampling::TopP { p: p as f32, temperature: self.temperature as f32 }),
@@ -124,7 +173,7 @@ impl Stage for Caption {
     }
 
     fn models(&self) -> Result<Vec<String>, StageError> {
-        embeddable::identity(&self.model)
+        embeddable::writer_identity(&self.model)
     }
 }
 
@@ -232,11 +281,15 @@ mod tests {
                 [0, 3, 4, 5].map(|row| fixtures::json(&outcome.columns[0])[row].as_str().unwrap().to_owned())
             };
             let greedy = run(json!({}));
+            assert_eq!(run(json!({"beams": 1})), greedy);
             assert!(greedy.iter().all(|caption| caption == &greedy[0]), "{greedy:?}");
             let drawn = run(json!({"top_p": 0.95, "seed": 3, "min_new_tokens": 4, "prompt": "a picture of"}));
             assert!(drawn.iter().collect::<BTreeSet<_>>().len() > 1, "{drawn:?}");
             assert_eq!(run(json!({"top_p": 0.95, "seed": 3, "min_new_tokens": 4, "prompt": "a picture of"})), drawn);
             assert_ne!(run(json!({"top_p": 0.95, "seed": 4, "min_new_tokens": 4, "prompt": "a picture of"})), drawn);
+            let searched = run(json!({"beams": 4, "length_penalty": 2.0, "early_stopping": "never"}));
+            assert!(searched.iter().all(|caption| caption == &searched[0]), "{searched:?}");
+            assert_ne!(searched, run(json!({"beams": 4, "no_repeat_ngram_size": 1, "early_stopping": true})));
         }
     }
 }

@@ -122,6 +122,15 @@ pub(crate) fn identity(name: &str) -> Result<Vec<String>, StageError> {
     Ok(vec![format!("{}@{}", info.name, info.weights_sha256)])
 }
 
+/// The entries of a model that writes: how it does so, its folder may say too.
+pub(crate) fn writer_identity(name: &str) -> Result<Vec<String>, StageError> {
+    let mut entries = identity(name)?;
+    if let Some(sha256) = describe_model(name)?.generation_sha256 {
+        entries.push(format!("{name}/generation_config.json@{sha256}"));
+    }
+    Ok(entries)
+}
+
 /// Bounds on what is decoded for a model.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MediaLimits {

@@ -10,7 +10,7 @@ use arrow::{
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
 use groundloom_models::{
-    ModelError, ModelOn, ModelPool, SAMPLE_RATE, Transcriber, Transcribing, Transcript, Work, describe_model,
+    ModelError, ModelOn, ModelPool, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript, Work, describe_model,
     resolve_transcriber,
 };
 use groundloom_spec::Config;
@@ -28,7 +28,7 @@ use crate::{
 /// Adds what is said in each row's sound, written down by a model of speech that runs in this process.
 ///
 /// Whisper hears windows of 30 seconds one after the other, each beginning where the last whole segment of the one before ends, as transformers' `generate` does without conditioning on
-/// earlier text and without falling back to higher temperatures; the likeliest token is taken each time. wav2vec 2.0 and HuBERT write the likeliest token of each frame (CTC) of the whole
+/// earlier text and without falling back to higher temperatures; the likeliest token is taken each time, or beams are searched. wav2vec 2.0 and HuBERT write the likeliest token of each frame (CTC) of the whole
 /// sound at once. Silence and music may come out as words: a model writes something.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +48,11 @@ pub struct Transcribe {
     /// Writes English, whatever is spoken (Whisper of several languages).
     #[serde(default)]
     pub translate: bool,
+    /// Writes so many texts of each window side by side and takes the likeliest (Whisper), by the beam search of transformers' `generate`; openai-whisper's command line uses 5.
+    /// Default: `num_beams` of the folder's `generation_config.json`, else 1: the likeliest token each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub beams: Option<usize>,
     /// Column to write: the text.
     #[serde(default = "default_output")]
     #[schemars(length(min = 1))]
@@ -60,6 +65,12 @@ pub struct Transcribe {
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub segments_output: Option<String>,
+    /// Column to write Whisper's words to, as `segments_output`: each with the space before it and the punctuation around it, so that the texts one behind the other are the whole. Words are
+    /// timed by the heads of the decoder that `alignment_heads` of the folder's `generation_config.json` names, as transformers' `return_timestamps="word"` times them, in steps of 0.02 s; in Chinese,
+    /// Japanese, Thai, Lao, Burmese and Cantonese they are characters, as openai-whisper's. Without, none is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub words_output: Option<String>,
     /// The longest sound in seconds; a longer one goes to quarantine. Default: 3600 for Whisper; 60 for the others, which take a whole sound at once and need 7 MB for each second of it.
     #[serde(default)]
     #[schemars(range(min = 0.001))]
@@ -85,6 +96,8 @@ impl Transcribe {
             language: self.language.clone(),
             translate: self.translate,
             timestamps: self.segments_output.is_some(),
+            words: self.words_output.is_some(),
+            beams: self.beams,
         }
     }
 
@@ -99,6 +112,8 @@ impl Transcribe {
             ("translate", self.translate),
             ("language_output", self.language_output.is_some()),
             ("segments_output", self.segments_output.is_some()),
+            ("words_output", self.words_output.is_some()),
+            ("beams", self.beams.is_some()),
         ]
         .into_iter()
         .find_map(|(key, asked)| asked.then_some(key))
@@ -133,9 +148,15 @@ impl Stage for Transcribe {
         }
         let mut written = vec![columns::column(&self.output, DataType::Utf8)];
         written.extend(self.language_output.iter().map(|name| columns::column(name, DataType::Utf8)));
-        written.extend(self.segments_output.iter().map(|name| columns::column(name, segments_type())));
+        for output in [&self.segments_output, &self.words_output] {
+            written.extend(output.iter().map(|name| columns::column(name, segments_type())));
+        }
         let names: Vec<&String> = written.iter().map(|field| field.name()).collect();
-        for (key, name) in [("language_output", &self.language_output), ("segments_output", &self.segments_output)] {
+        for (key, name) in [
+            ("language_output", &self.language_output),
+            ("segments_output", &self.segments_output),
+            ("words_output", &self.words_output),
+        ] {
             if name.as_ref().is_some_and(|name| names.iter().filter(|other| **other == name).count() > 1) {
                 return Err(error(
                     key,
@@ -156,7 +177,7 @@ impl Stage for Transcribe {
     }
 
     fn models(&self) -> Result<Vec<String>, StageError> {
-        embeddable::identity(&self.model)
+        embeddable::writer_identity(&self.model)
     }
 }
 
@@ -230,23 +251,24 @@ impl RowWise for Opened<Transcribe> {
 struct Written {
     texts: StringBuilder,
     languages: StringBuilder,
-    segments: ListBuilder<StructBuilder>,
+    segments: Stretches,
+    words: Stretches,
 }
 
-impl Written {
+/// A column of stretches of texts.
+struct Stretches(ListBuilder<StructBuilder>);
+
+impl Stretches {
     fn new() -> Self {
         let (starts, ends, texts) = (Float64Builder::new(), Float64Builder::new(), StringBuilder::new());
         let segment = StructBuilder::new(segment_fields(), vec![Box::new(starts), Box::new(ends), Box::new(texts)]);
         let item = columns::column("item", DataType::Struct(segment_fields()));
-        let segments = ListBuilder::new(segment).with_field(item);
-        Self { texts: StringBuilder::new(), languages: StringBuilder::new(), segments }
+        Self(ListBuilder::new(segment).with_field(item))
     }
 
-    fn append(&mut self, transcript: Option<Transcript>) {
-        self.languages.append_option(transcript.as_ref().and_then(|said| said.language.as_deref()));
-        self.texts.append_option(transcript.as_ref().map(|said| said.text.as_str()));
-        let values = self.segments.values();
-        for segment in transcript.iter().flat_map(|said| &said.segments) {
+    fn append(&mut self, stretches: Option<&[Segment]>) {
+        let values = self.0.values();
+        for segment in stretches.unwrap_or_default() {
             for (field, seconds) in [(0, segment.start), (1, segment.end)] {
                 if let Some(times) = values.field_builder::<Float64Builder>(field) {
                     times.append_value(seconds);
@@ -257,7 +279,21 @@ impl Written {
             }
             values.append(true);
         }
-        self.segments.append(transcript.is_some());
+        self.0.append(stretches.is_some());
+    }
+}
+
+impl Written {
+    fn new() -> Self {
+        let (texts, languages) = (StringBuilder::new(), StringBuilder::new());
+        Self { texts, languages, segments: Stretches::new(), words: Stretches::new() }
+    }
+
+    fn append(&mut self, transcript: Option<Transcript>) {
+        self.languages.append_option(transcript.as_ref().and_then(|said| said.language.as_deref()));
+        self.texts.append_option(transcript.as_ref().map(|said| said.text.as_str()));
+        self.segments.append(transcript.as_ref().map(|said| said.segments.as_slice()));
+        self.words.append(transcript.as_ref().map(|said| said.words.as_slice()));
     }
 
     /// The columns that are asked for, in their order.
@@ -266,8 +302,12 @@ impl Written {
         if config.language_output.is_some() {
             columns.push(Arc::new(self.languages.finish()));
         }
-        if config.segments_output.is_some() {
-            columns.push(Arc::new(self.segments.finish()));
+        for (output, Stretches(mut stretches)) in
+            [(&config.segments_output, self.segments), (&config.words_output, self.words)]
+        {
+            if output.is_some() {
+                columns.push(Arc::new(stretches.finish()));
+            }
         }
         columns
     }
@@ -324,7 +364,10 @@ mod tests {
                 Some((b"", "e")),
             ]),
         )]);
-        let config = json!({"model": fixture("whisper"), "segments_output": "segments", "language_output": "language"});
+        let config = json!({
+            "model": fixture("whisper"), "segments_output": "segments", "language_output": "language",
+            "words_output": "words",
+        });
         let outcome = fixtures::run(&stage(config), &rows);
         let failures = fixtures::failures(&outcome);
         let found: Vec<_> = failures.iter().map(|f| (f.0, f.1)).collect();
@@ -332,8 +375,8 @@ mod tests {
         assert!(failures[1].2.starts_with("cut.wav: the wav sound is cut off"), "{}", failures[1].2);
         assert_eq!(fixtures::counts(&outcome), [("transcribed", 2)]);
         let transcriber = resolve_transcriber(&fixture("whisper")).unwrap();
-        let asked = Transcribing { timestamps: true, ..Transcribing::default() };
-        let [texts, languages, segments] = [0, 1, 2].map(|i| fixtures::json(&outcome.columns[i]));
+        let asked = Transcribing { timestamps: true, words: true, ..Transcribing::default() };
+        let [texts, languages, segments, words] = [0, 1, 2, 3].map(|i| fixtures::json(&outcome.columns[i]));
         for (row, bytes) in [(0, &wav), (3, &long)] {
             let waveform = decode_mono(bytes, Some(SAMPLE_RATE), &Default::default()).unwrap().samples;
             let said = transcriber.transcribe(&[&waveform], &asked).remove(0).unwrap();
@@ -341,20 +384,26 @@ mod tests {
                 (texts[row].as_str(), languages[row].as_str()),
                 (Some(said.text.as_str()), said.language.as_deref())
             );
-            let found = segments[row].as_array().unwrap();
-            assert_eq!(found.len(), said.segments.len(), "{row}");
-            for (found, expected) in found.iter().zip(&said.segments) {
-                assert_eq!(found["text"], expected.text);
-                let apart = |key: &str, expected: f64| (found[key].as_f64().unwrap() - expected).abs();
-                assert!(apart("start", expected.start) < 1e-9 && apart("end", expected.end) < 1e-9, "{found}");
+            for (found, said) in [(&segments, &said.segments), (&words, &said.words)] {
+                let found = found[row].as_array().unwrap();
+                assert_eq!(found.len(), said.len(), "{row}");
+                for (found, expected) in found.iter().zip(said) {
+                    assert_eq!(found["text"], expected.text);
+                    let apart = |key: &str, expected: f64| (found[key].as_f64().unwrap() - expected).abs();
+                    assert!(apart("start", expected.start) < 1e-9 && apart("end", expected.end) < 1e-9, "{found}");
+                }
             }
+            assert!(said.words.iter().all(|word| word.start <= word.end), "{:?}", said.words);
         }
+        assert!(words[1].is_null() && words[3].as_array().unwrap().len() > 1, "{words:?}");
         // The window of this model is one second: five of them.
         assert!(segments[3].as_array().unwrap().len() > 1, "{}", segments[3]);
 
         // Another language, and another task, are another text.
         let german = fixtures::run(&stage(json!({"model": fixture("whisper"), "language": "de"})), &rows);
         assert_eq!(german.columns.len(), 1);
+        let searched = fixtures::run(&stage(json!({"model": fixture("whisper"), "beams": 3})), &rows);
+        assert_ne!(fixtures::json(&searched.columns[0])[3], texts[3]);
         assert_ne!(fixtures::json(&german.columns[0])[0], texts[0]);
     }
 
@@ -388,6 +437,13 @@ mod tests {
             (json!({"model": whisper, "audio": "sound"}), "audio", "there is no column `sound` here"),
             (json!({"model": ctc, "segments_output": "s"}), "segments_output", "needs a Whisper, found"),
             (json!({"model": ctc, "language": "en"}), "language", "needs a Whisper, found"),
+            (json!({"model": ctc, "beams": 2}), "beams", "needs a Whisper, found"),
+            (json!({"model": ctc, "words_output": "w"}), "words_output", "needs a Whisper, found"),
+            (
+                json!({"model": whisper, "segments_output": "w", "words_output": "w"}),
+                "segments_output",
+                "writes already",
+            ),
             (json!({"model": fixture("bert")}), "model", "expected Whisper, or wav2vec 2.0 or HuBERT for CTC"),
             (json!({"model": "no-such-model"}), "model", "no model is called"),
             (json!({"model": whisper, "segments_output": "text"}), "segments_output", "writes already"),

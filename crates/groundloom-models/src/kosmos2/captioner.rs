@@ -7,12 +7,13 @@ use rayon::prelude::*;
 use super::{Kosmos2, grounded};
 use crate::{
     ModelError,
+    generation::Generation,
     image_processor::ImageProcessor,
     language_model::{LanguageModel, continue_behind, row},
     layers::compute,
     text_tokenizer::TextTokenizer,
     writers::{CaptionOptions, Captioner, GroundedCaption, GroundedCaptioner, ModelIdentity, WrittenText},
-    writing::Written,
+    writing::{Writing, Written},
 };
 
 /// What begins and ends the image in a text.
@@ -28,6 +29,7 @@ pub(crate) struct Kosmos2Captioner {
     pub(crate) network: Kosmos2,
     pub(crate) processor: ImageProcessor,
     pub(crate) tokenizer: TextTokenizer,
+    pub(crate) generation: Generation,
     /// The token in whose place the first of an image's vectors stands; the others follow.
     pub(crate) first_image_token: u32,
 }
@@ -81,7 +83,7 @@ impl Kosmos2Captioner {
         image: &RgbImage,
         seed: u64,
         prompt: &str,
-        options: &CaptionOptions,
+        writing: &Writing,
     ) -> Result<(Written, String, usize), ModelError> {
         let pixels = self.processor.batch(&[image])?;
         let context = self.context(prompt)?;
@@ -91,7 +93,7 @@ impl Kosmos2Captioner {
         };
         let vectors = run().map_err(compute("Kosmos-2's image side"))?;
         let text = &self.network.text;
-        let written = continue_behind(text, vectors, &self.ids(&context), &options.writing, seed, &mut |_| ())?;
+        let written = continue_behind(text, vectors, &self.ids(&context), writing, seed, &mut |_| ())?;
         // Without the tag that ends the image.
         let prompt = self.tokenizer.decode(&context.behind[1..])?;
         let whole = self.tokenizer.decode(&[&context.behind[1..], written.words(text.end())].concat())?;
@@ -111,8 +113,9 @@ impl Captioner for Kosmos2Captioner {
     }
 
     fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
+        let writing = self.generation.fill(&options.writing);
         let one = |&(image, seed): &(&RgbImage, u64)| {
-            let (written, whole, begins) = self.write(image, seed, or_default(&options.prompt), options)?;
+            let (written, whole, begins) = self.write(image, seed, or_default(&options.prompt), &writing)?;
             Ok(WrittenText {
                 text: grounded(&whole[begins..]).0,
                 tokens: written.ids.len(),
@@ -131,8 +134,9 @@ impl GroundedCaptioner for Kosmos2Captioner {
     ) -> Vec<Result<GroundedCaption, ModelError>> {
         let prompt = or_default(&options.prompt);
         let prompt = if prompt.contains(GROUNDING) { prompt.to_owned() } else { format!("{GROUNDING}{prompt}") };
+        let writing = self.generation.fill(&options.writing);
         let one = |&(image, seed): &(&RgbImage, u64)| {
-            let (written, whole, _) = self.write(image, seed, &prompt, options)?;
+            let (written, whole, _) = self.write(image, seed, &prompt, &writing)?;
             let (text, phrases) = grounded(&whole);
             let (tokens, log_probability) = (written.ids.len(), written.log_probability);
             Ok(GroundedCaption { caption: WrittenText { text, tokens, log_probability }, phrases })

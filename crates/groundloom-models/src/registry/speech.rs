@@ -8,6 +8,7 @@ use crate::{
     ctc::Alphabet,
     device::ModelOn,
     family::Family,
+    generation,
     speech::{AudioEncoder, Standardiser, Transcriber, Wav2Vec2Encoder, Wav2Vec2Transcriber},
     text_tokenizer::{Padding, TextTokenizer},
     wav2vec2::{Kind, Wav2Vec2},
@@ -72,6 +73,13 @@ impl Opened {
         let tokenizer =
             TextTokenizer::open(&folder, encoder.network.longest, |pad| Padding::Longest(pad.unwrap_or(0)))?;
         let prompts = Prompts::open(&folder, &tokenizer, encoder.network.vocabulary)?;
+        let [blocks, heads] = encoder.network.decoder_heads();
+        let mut named = prompts.alignment_heads.iter().flatten();
+        if let Some([block, head]) = named.find(|[block, head]| *block >= blocks || *head >= heads) {
+            let expected = format!("expected alignment_heads in {blocks} layers of {heads} heads as config.json says");
+            let problem = format!("{expected}, found [{block}, {head}]");
+            return Err(ModelError::BadConfig { origin: folder.file_name(generation::FILE), problem });
+        }
         Ok(WhisperTranscriber { prompts, tokenizer, encoder })
     }
 }

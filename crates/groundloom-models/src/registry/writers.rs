@@ -7,12 +7,14 @@ use crate::{
     ModelError,
     blip::{self, BlipCaption, BlipMatch},
     blip2::Blip2,
+    captioners::{Blip2Captioner, BlipCaptioner, CocaCaptioner, LlavaCaptioner},
     clip,
     coca::{self, Coca},
     config::Config,
     device::{Device, ModelOn},
     family::Family,
     folder::ModelFolder,
+    generation::{self, Generation},
     gpt2::Gpt2,
     kosmos2::{Kosmos2, Kosmos2Captioner},
     language_model::LanguageModel,
@@ -23,8 +25,8 @@ use crate::{
     text_tokenizer::{Padding, TextTokenizer},
     weights::Weights,
     writers::{
-        Blip2Captioner, BlipCaptioner, BlipMatcher, Captioner, CocaCaptioner, Generator, GroundedCaptioner,
-        LlavaCaptioner, Matcher, ModelIdentity, T5Generator, TextModel, TextScorer,
+        BlipMatcher, Captioner, Generator, GroundedCaptioner, Matcher, ModelIdentity, T5Generator, TextModel,
+        TextScorer,
     },
 };
 
@@ -62,6 +64,7 @@ impl Opened {
             architecture: family.name().to_owned(),
             weights_sha256: weights.sha256().to_owned(),
             weights_bytes: weights.file_bytes(),
+            generation_sha256: generation::digest(&folder)?,
             licence: folder.licence(),
         };
         Ok(Self { folder, family, config, weights, info })
@@ -86,6 +89,7 @@ impl Opened {
         Ok(BlipCaptioner {
             processor: sized(&self.folder, blip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
             tokenizer: self.tokenizer(network.text.longest, 0)?,
+            generation: Generation::open(&self.folder)?,
             network,
             info: self.info,
         })
@@ -108,6 +112,7 @@ impl Opened {
         Ok(Blip2Captioner {
             processor: sized(&self.folder, blip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
             tokenizer: self.tokenizer(network.text.longest(), 1)?,
+            generation: Generation::open(&self.folder)?,
             network,
             info: self.info,
         })
@@ -119,6 +124,7 @@ impl Opened {
         Ok(LlavaCaptioner {
             processor: sized(&self.folder, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
             tokenizer: self.tokenizer(network.text.longest(), 0)?,
+            generation: Generation::open(&self.folder)?,
             network,
             info: self.info,
         })
@@ -136,6 +142,7 @@ impl Opened {
             processor: sized(&self.folder, clip::IMAGE_DEFAULTS, network.vision.config.image_size)?,
             tokenizer,
             first_image_token: unknown + 1,
+            generation: Generation::open(&self.folder)?,
             network,
             info: self.info,
         })
@@ -155,7 +162,8 @@ impl Opened {
             });
         };
         let processor = coca::processor(&self.config, network.vision.image_size)?;
-        Ok(CocaCaptioner { processor, tokenizer, end, network, info: self.info })
+        let generation = Generation::open(&self.folder)?;
+        Ok(CocaCaptioner { processor, tokenizer, generation, end, network, info: self.info })
     }
 
     /// GPT-2, OPT, Llama.
@@ -166,14 +174,16 @@ impl Opened {
             Family::Llama(kind) => Box::new(Llama::load(&self.config, kind, &self.weights)?),
             _ => return Err(self.unable("continue texts", "GPT-2 or OPT")),
         };
-        Ok(TextModel { tokenizer: self.tokenizer(network.longest(), 1)?, network, info: self.info })
+        let generation = Generation::open(&self.folder)?;
+        Ok(TextModel { tokenizer: self.tokenizer(network.longest(), 1)?, generation, network, info: self.info })
     }
 
     /// T5.
     pub(crate) fn t5_generator(self) -> Result<T5Generator, ModelError> {
         let network = T5::load(&self.config, &self.weights)?;
         // Its positions are distances: only the file's own limit cuts a text.
-        Ok(T5Generator { tokenizer: self.tokenizer(usize::MAX, network.pad)?, network, info: self.info })
+        let (tokenizer, generation) = (self.tokenizer(usize::MAX, network.pad)?, Generation::open(&self.folder)?);
+        Ok(T5Generator { tokenizer, generation, network, info: self.info })
     }
 
     /// Whether the checkpoint has tensors behind `name.`

@@ -10,12 +10,12 @@ use crate::{
     clip,
     decoder::Past,
     kosmos2::grounded,
-    language_model::{LanguageModel, continue_behind, row},
+    language_model::{LanguageModel, continue_behind, continue_until, row},
     layers::compute,
     registry::Opened,
     text_tokenizer::{TextTokenizer, Tokens},
     writers::TextModel,
-    writing::{Writing, Written},
+    writing::{Ending, Writing, Written},
 };
 
 /// What BLIP-2 was asked where the notes say nothing.
@@ -104,7 +104,7 @@ pub(super) fn blip(fixture: &Fixture) -> Result<Outputs, ModelError> {
     let (pixels, ids, mask) =
         (fixture.input("pixel_values")?, fixture.ids("input_ids")?, fixture.ids("attention_mask")?);
     if opened.has("text_decoder") {
-        let captioner = opened.blip_captioner()?;
+        let mut captioner = opened.blip_captioner()?;
         let network = &captioner.network;
         tokens_and_texts(fixture, &captioner.tokenizer)?;
         outputs.extend(texts(fixture, "captions", &captioner.tokenizer)?);
@@ -122,9 +122,15 @@ pub(super) fn blip(fixture: &Fixture) -> Result<Outputs, ModelError> {
             if !prompt.is_empty() {
                 outputs.push(("in.prompt_ids".to_owned(), row(&context).map_err(compute("a fixture"))?));
             }
-            outputs.extend(greedy(fixture, key, &context, network.end, |writing, each| {
+            outputs.extend(greedy(fixture, key, &context, captioner.network.end, |writing, each| {
                 captioner.write(&image, &context, writing, 0, each)
             })?);
+            let end = captioner.network.end;
+            outputs.extend(fixture.beams.found(key, |ends, writing| {
+                captioner.network.end = ends.first().copied().unwrap_or(end);
+                captioner.write(&image, &context, writing, 0, &mut |_| ())
+            })?);
+            captioner.network.end = end;
         }
         return Ok(outputs);
     }
@@ -153,7 +159,7 @@ pub(super) fn blip(fixture: &Fixture) -> Result<Outputs, ModelError> {
 }
 
 pub(super) fn blip2(fixture: &Fixture) -> Result<Outputs, ModelError> {
-    let captioner = open(fixture)?.blip2_captioner()?;
+    let mut captioner = open(fixture)?.blip2_captioner()?;
     let network = &captioner.network;
     tokens_and_texts(fixture, &captioner.tokenizer)?;
     let mut outputs = pixels(fixture, blip::IMAGE_DEFAULTS)?;
@@ -199,7 +205,19 @@ pub(super) fn blip2(fixture: &Fixture) -> Result<Outputs, ModelError> {
     outputs.extend(greedy(fixture, "greedy", &begun, network.text.end(), |writing, each| {
         // The loop of the reference with an OPT knows no end, and its own generation was forbidden it: so it is here.
         let min_new_tokens = if unending { usize::MAX } else { writing.min_new_tokens };
-        captioner.write(vectors, &ids, &Writing { min_new_tokens, ..writing.clone() }, 0, each)
+        captioner.write(vectors.clone(), &ids, &Writing { min_new_tokens, ..writing.clone() }, 0, each)
+    })?);
+    outputs.extend(fixture.beams.found("greedy", |ends, writing| {
+        if let Text::T5(text) = &mut captioner.network.text {
+            text.end = ends.first().copied().unwrap_or(text.end);
+        }
+        match &captioner.network.text {
+            Text::T5(text) => text.answer(vectors.clone(), writing, 0, &mut |_| ()),
+            Text::Opt(text) => {
+                let whole = captioner.ids(&vectors, &ids)?;
+                continue_until(text, vectors.clone(), &whole, writing, 0, Ending::at(ends), &mut |_| ())
+            }
+        }
     })?);
     Ok(outputs)
 }
@@ -230,8 +248,9 @@ pub(super) fn llava(fixture: &Fixture) -> Result<Outputs, ModelError> {
     let (vectors, whole, more) = run().map_err(compute("LLaVA"))?;
     outputs.extend(more);
     outputs.extend(greedy(fixture, "greedy", &whole, network.text.end(), |writing, each| {
-        continue_behind(&network.text, vectors.clone(), &parts.concat(), writing, 0, each)
+        continue_behind(&network.text, vectors.clone(), &whole, writing, 0, each)
     })?);
+    outputs.extend(continued(fixture, &network.text, &vectors, &whole)?);
     Ok(outputs)
 }
 
@@ -266,7 +285,20 @@ pub(super) fn kosmos2(fixture: &Fixture) -> Result<Outputs, ModelError> {
     outputs.extend(greedy(fixture, "greedy", &whole, network.text.end(), |writing, each| {
         continue_behind(&network.text, vectors.clone(), &whole, writing, 0, each)
     })?);
+    outputs.extend(continued(fixture, &network.text, &vectors, &whole)?);
     Ok(outputs)
+}
+
+/// The beam searches of a model that continues texts.
+fn continued(
+    fixture: &Fixture,
+    model: &dyn LanguageModel,
+    vectors: &Tensor,
+    context: &[u32],
+) -> Result<Outputs, ModelError> {
+    fixture.beams.found("greedy", |ends, writing| {
+        continue_until(model, vectors.clone(), context, writing, 0, Ending::at(ends), &mut |_| ())
+    })
 }
 
 /// Compares the notes' phrases with those of the notes' text.
@@ -320,13 +352,14 @@ pub(super) fn language_model(fixture: &Fixture) -> Result<Outputs, ModelError> {
     };
     let (vectors, context, mut outputs) = run().map_err(compute("the language model"))?;
     outputs.extend(greedy(fixture, "greedy", &context, network.end(), |writing, each| {
-        continue_behind(&*network, vectors, &context, writing, 0, each)
+        continue_behind(&*network, vectors.clone(), &context, writing, 0, each)
     })?);
+    outputs.extend(continued(fixture, &*network, &vectors, &context)?);
     Ok(outputs)
 }
 
 pub(super) fn t5(fixture: &Fixture) -> Result<Outputs, ModelError> {
-    let generator = open(fixture)?.t5_generator()?;
+    let mut generator = open(fixture)?.t5_generator()?;
     let network = &generator.network;
     tokens_and_texts(fixture, &generator.tokenizer)?;
     let mut outputs = texts(fixture, "sentences", &generator.tokenizer)?;
@@ -349,6 +382,10 @@ pub(super) fn t5(fixture: &Fixture) -> Result<Outputs, ModelError> {
     let first = first.map(|tokens| tokens.ids).unwrap_or_default();
     outputs.extend(greedy(fixture, "greedy", &[network.start], network.end, |writing, each| {
         generator.write(&first, writing, 0, each)
+    })?);
+    outputs.extend(fixture.beams.found("greedy", |ends, writing| {
+        generator.network.end = ends.first().copied().unwrap_or(generator.network.end);
+        generator.write(&first, writing, 0, &mut |_| ())
     })?);
     Ok(outputs)
 }

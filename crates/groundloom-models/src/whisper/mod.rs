@@ -3,11 +3,13 @@
 //!
 //! Reference: transformers' `modeling_whisper.py`, `generation_whisper.py`, `feature_extraction_whisper.py`.
 
+mod alignment;
 mod log_mel;
 mod prompt;
 mod transcriber;
+mod words;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, IndexOp, Tensor};
 
 use crate::{
     ModelError,
@@ -15,14 +17,17 @@ use crate::{
     convolution::Convolution,
     decoder::{CrossAttention, Decoder, DecoderBlock, Memory, Norm, Past},
     kernels::Epilogue,
-    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias},
+    language_model::row,
+    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias, compute},
     opt,
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     weights::Weights,
 };
+use alignment::Attended;
 pub(crate) use log_mel::LogMel;
 pub(crate) use prompt::Prompts;
 pub(crate) use transcriber::{WhisperEncoder, WhisperTranscriber};
+pub(crate) use words::Timed;
 
 type Candle<T> = candle_core::Result<T>;
 
@@ -57,6 +62,8 @@ pub(crate) struct Whisper {
     pub(crate) longest: usize,
     /// Tokens that it chooses from.
     pub(crate) vocabulary: usize,
+    /// Frames of the encoder that a median is taken of, to tell when words are said.
+    pub(crate) median_width: usize,
 }
 
 impl Whisper {
@@ -82,6 +89,10 @@ impl Whisper {
         let frames = config.size_or("max_source_positions", 1500)?;
         let longest = config.size_or("max_target_positions", 448)?;
         let vocabulary = config.size_or("vocab_size", 51_865)?;
+        let median_width = config.size_or("median_filter_width", 7)?;
+        if median_width.is_multiple_of(2) {
+            return Err(config.bad("median_filter_width", "an odd number", median_width));
+        }
         unused_options(config)?;
         config.finish()?;
 
@@ -108,6 +119,7 @@ impl Whisper {
             frames,
             longest,
             vocabulary,
+            median_width,
         };
         // Older files hold the table of words twice.
         weights.finish(&["proj_out."])?;
@@ -153,15 +165,54 @@ impl Whisper {
         self.decoder.remember(encoded, None)
     }
 
-    /// Token ids `[1, length]` behind `past` → a value for each token of the vocabulary, `[1, length, vocabulary]`.
+    /// Token ids `[n, length]` behind `past` → a value for each token of the vocabulary, `[n, length, vocabulary]`.
     pub(crate) fn decode(&self, ids: &Tensor, past: &mut Past, memory: &Memory) -> Candle<Tensor> {
-        let (before, length) = (past.len(), ids.dim(1)?);
+        let (x, bias) = self.placed(ids, past.len())?;
+        let x = self.decoder.forward(x, Some(&bias), Some(past), Some(memory), &mut |_| ())?;
+        self.head.forward(&self.decoder_norm.forward(&x)?)
+    }
+
+    /// The decoder's input for tokens behind `before` others, and what keeps each from those behind it.
+    fn placed(&self, ids: &Tensor, before: usize) -> Candle<(Tensor, Tensor)> {
+        let length = ids.dim(1)?;
         let device = self.word_positions.table().device();
         let places = Tensor::arange(before as u32, (before + length) as u32, device)?;
         let x = self.words.forward(ids)?.broadcast_add(&self.word_positions.forward(&places)?)?;
-        let bias = causal_bias(before, length, None)?;
-        let x = self.decoder.forward(x, Some(&bias), Some(past), Some(memory), &mut |_| ())?;
-        self.head.forward(&self.decoder_norm.forward(&x)?)
+        Ok((x, causal_bias(before, length, None)?))
+    }
+
+    /// Where `heads` (a block and one of its heads each) look while the decoder reads `ids`: for each head, of the tokens
+    /// behind the first `skipped`, how much it attends to the first `frames` vectors of the encoder, `[tokens, frames]`.
+    pub(crate) fn attended(
+        &self,
+        ids: &[u32],
+        memory: &Memory,
+        heads: &[[usize; 2]],
+        skipped: usize,
+        frames: usize,
+    ) -> Candle<Vec<Attended>> {
+        let mut attended: Vec<Attended> = vec![Vec::new(); heads.len()];
+        let width = self.width / self.decoder.heads;
+        let mut asks = |block: usize, queries: &Tensor| {
+            let Some(keys) = memory.keys(block) else { return Ok(()) };
+            for (attended, [_, head]) in attended.iter_mut().zip(heads).filter(|(_, [of, _])| *of == block) {
+                let part = |x: &Tensor| x.i(0)?.narrow(1, head * width, width)?.contiguous();
+                let queries = part(&queries.narrow(1, skipped, ids.len() - skipped)?)?;
+                let scores = queries.matmul(&part(keys)?.t()?)?.affine(f64::from(self.decoder.scale), 0.0)?;
+                let all = candle_nn::ops::softmax_last_dim(&scores)?;
+                *attended = all.narrow(1, 0, frames)?.flatten_all()?.to_vec1()?;
+            }
+            Ok(())
+        };
+        let (x, bias) = self.placed(&row(ids)?, 0)?;
+        let past = &mut Past::default();
+        self.decoder.forward_watched(x, Some(&bias), Some(past), Some(memory), &mut |_| (), &mut asks)?;
+        Ok(attended)
+    }
+
+    /// Blocks of the decoder, and heads of each.
+    pub(crate) fn decoder_heads(&self) -> [usize; 2] {
+        [self.decoder.blocks.len(), self.decoder.heads]
     }
 }
 
@@ -193,8 +244,7 @@ fn unused_options(config: &Config) -> Result<(), ModelError> {
         // Written by older versions beside encoder_layers.
         "num_hidden_layers",
         "forced_decoder_ids",
-        // Times of words, classes of sounds.
-        "median_filter_width",
+        // Classes of sounds.
         "classifier_proj_size",
         "use_weighted_layer_sum",
         // Training.

@@ -5,16 +5,19 @@
 use serde_json::Value;
 
 use crate::{
-    ModelError, config::Config, folder::ModelFolder, speech::Transcribing, text_tokenizer::TextTokenizer,
-    writing::log_probability,
+    ModelError,
+    config::Config,
+    folder::ModelFolder,
+    generation::{FILE, Generation},
+    speech::Transcribing,
+    text_tokenizer::TextTokenizer,
+    writing::log_sum,
 };
 
 use super::STRIDE;
 
-const FILE: &str = "generation_config.json";
-
-/// Seconds from one timestamp to the next.
-const STEP: f64 = 0.02;
+/// Seconds from one timestamp, and from one vector of the encoder, to the next.
+pub(super) const STEP: f64 = 0.02;
 
 /// What `generation_config.json` says of texts, and where it is silent, the tokenizer.
 #[derive(Debug)]
@@ -38,6 +41,10 @@ pub(crate) struct Prompts {
     latest_first: Option<u32>,
     /// Tokens of the longest text, those of the prompt not counted.
     longest: usize,
+    /// How texts are written.
+    pub(crate) generation: Generation,
+    /// Heads that follow the speech, a block of the decoder and one of its heads each, where the folder names them.
+    pub(crate) alignment_heads: Option<Vec<[usize; 2]>>,
 }
 
 /// A stretch of speech: when, and the tokens of what is said.
@@ -47,6 +54,8 @@ pub(crate) struct Stretch {
     pub(crate) start: f64,
     pub(crate) end: f64,
     pub(crate) ids: Vec<u32>,
+    /// The place of the first of them among the window's.
+    pub(crate) from: usize,
 }
 
 impl Prompts {
@@ -107,9 +116,11 @@ impl Prompts {
                 .size_if_there("max_new_tokens")?
                 .or(options.size_if_there("max_length")?)
                 .unwrap_or(usize::MAX),
+            generation: Generation::read(&options)?,
+            alignment_heads: alignment_heads(&options)?,
         };
-        // Times of words, texts of windows before, what is asked for in each call.
-        for inert in ["_from_model_config", "alignment_heads", "prev_sot_token_id", "return_timestamps"] {
+        // Texts of windows before, what is asked for in each call.
+        for inert in ["_from_model_config", "prev_sot_token_id", "return_timestamps"] {
             options.value(inert);
         }
         if own {
@@ -254,7 +265,8 @@ impl Prompts {
         ids.iter().copied().filter(|&id| id < first && id != self.end).collect()
     }
 
-    fn first_time(&self) -> u32 {
+    /// The first token that is a timestamp.
+    pub(crate) fn first_time(&self) -> u32 {
         self.no_timestamps.map_or(u32::MAX, |id| id + 1)
     }
 
@@ -273,7 +285,7 @@ impl Prompts {
             let whole = (frames as f64 * (STEP / STRIDE as f64) / STEP).floor();
             let stated = ids.iter().copied().rfind(|&id| is_time(id)).filter(|&id| id != first);
             let steps = stated.map_or(whole, |id| f64::from(id - first));
-            let stretch = Stretch { start: offset, end: offset + steps * STEP, ids: ids.to_vec() };
+            let stretch = Stretch { start: offset, end: offset + steps * STEP, ids: ids.to_vec(), from: 0 };
             return (vec![stretch], frames);
         };
         if ends_with_one {
@@ -289,7 +301,7 @@ impl Prompts {
             let part = &ids[begin..end];
             let stop = if unfinished { part.len().checked_sub(2) } else { part.len().checked_sub(1) };
             if let (Some(&from), Some(&to)) = (part.first(), stop.and_then(|stop| part.get(stop))) {
-                stretches.push(Stretch { start: time(from), end: time(to), ids: part.to_vec() });
+                stretches.push(Stretch { start: time(from), end: time(to), ids: part.to_vec(), from: begin });
             }
             begin = end;
         }
@@ -299,15 +311,6 @@ impl Prompts {
         };
         // A window that begins where this one does would give the same text for ever.
         (stretches, if heard == 0 { frames } else { heard })
-    }
-}
-
-/// The logarithm of the sum of what `values` are the logarithms of.
-fn log_sum(values: &[f32]) -> f64 {
-    let greatest = (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b]));
-    match greatest {
-        Some(i) if values[i] > f32::NEG_INFINITY => f64::from(values[i]) - log_probability(values, i),
-        _ => f64::NEG_INFINITY,
     }
 }
 
@@ -321,6 +324,17 @@ fn ids(config: &Config, key: &str) -> Result<Vec<u32>, ModelError> {
     let Some(value) = config.value(key) else { return Ok(Vec::new()) };
     let list = value.as_array().and_then(|list| list.iter().map(id).collect());
     list.ok_or_else(|| config.bad(key, "a list of token ids", value))
+}
+
+/// Pairs of a block and a head.
+fn alignment_heads(config: &Config) -> Result<Option<Vec<[usize; 2]>>, ModelError> {
+    let Some(value) = config.value("alignment_heads") else { return Ok(None) };
+    let pair = |pair: &Value| {
+        let [block, head] = pair.as_array()?.as_slice() else { return None };
+        Some([block.as_u64()? as usize, head.as_u64()? as usize])
+    };
+    let list = value.as_array().filter(|list| !list.is_empty()).and_then(|list| list.iter().map(pair).collect());
+    list.map(Some).ok_or_else(|| config.bad("alignment_heads", "pairs of a layer and a head", value))
 }
 
 /// Token ids by name.
@@ -366,6 +380,8 @@ mod tests {
             suppressed_first: vec![0],
             latest_first: Some(3),
             longest: usize::MAX,
+            generation: Generation::default(),
+            alignment_heads: None,
         }
     }
 

@@ -2,15 +2,20 @@
 
 use candle_core::Tensor;
 
-use super::{LogMel, Prompts, STRIDE, Whisper, prompt::Stretch};
+use super::{
+    LogMel, Prompts, STRIDE, Whisper,
+    alignment::token_times,
+    prompt::Stretch,
+    words::{Splitter, Timed},
+};
 use crate::{
     ModelError, ModelIdentity,
     decoder::{Memory, Past},
     language_model::{last, row},
     layers::compute,
-    speech::{AudioEncoder, Features, Segment, Transcriber, Transcribing, Transcript, heard_samples},
+    speech::{AudioEncoder, Features, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript, heard_samples},
     text_tokenizer::TextTokenizer,
-    writing::{Ending, Writing, Written, write},
+    writing::{Ending, Texts, Writing, Written, write},
 };
 
 const OPERATION: &str = "Whisper";
@@ -83,6 +88,15 @@ pub(crate) struct Heard {
     pub(crate) language: Option<u32>,
     pub(crate) timed: bool,
     pub(crate) stretches: Vec<Stretch>,
+    /// When the tokens of all stretches end, in seconds, where words were asked for.
+    pub(crate) times: Vec<f64>,
+}
+
+impl Heard {
+    /// The tokens of all stretches.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.stretches.iter().flat_map(|stretch| &stretch.ids).copied().collect()
+    }
 }
 
 impl WhisperTranscriber {
@@ -99,39 +113,40 @@ impl WhisperTranscriber {
         }
         let run =
             || last(&self.encoder.network.decode(&row(&[self.prompts.start()])?, &mut Past::default(), memory)?);
-        Ok(self.prompts.heard(&run().map_err(compute(OPERATION))?))
+        Ok(self.prompts.heard(&run().map_err(compute(OPERATION))?.pop().unwrap_or_default()))
     }
 
-    /// Writes behind `prompt`, up to `most` tokens. `each` sees the values that the network gives, before any of them is
-    /// forbidden.
+    /// Writes behind `prompt`. `each` sees the values that the network gives, before any of them is forbidden.
     pub(crate) fn write(
         &self,
         memory: &Memory,
         prompt: &[u32],
         timed: bool,
-        most: usize,
+        writing: &Writing,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<Written, ModelError> {
         let network = &self.encoder.network;
-        let (mut past, mut written) = (Past::default(), Vec::new());
-        let mut next = |id: Option<u32>| {
-            written.extend(id);
+        let mut past = Past::default();
+        let mut next = |texts: Texts<'_>| {
             let mut run = || {
-                let ids = id.map_or_else(|| row(prompt), |id| row(&[id]))?;
+                let ids = texts.follow([&mut past])?.map_or_else(|| row(prompt), Ok)?;
                 last(&network.decode(&ids, &mut past, memory)?)
             };
-            let mut values = run().map_err(compute(OPERATION))?;
-            each(&values);
-            self.prompts.forbid(&mut values, &written, timed);
-            Ok(values)
+            run().map_err(compute(OPERATION))
         };
         let room = self.prompts.room(prompt.len(), network.longest);
-        let writing = Writing { max_new_tokens: most, ..Writing::default() };
-        write(&writing, 0, prompt, Ending::at(&[self.prompts.end]), room, &mut next, &mut |_| ())
+        let forbid = |values: &mut [f32], written: &[u32]| self.prompts.forbid(values, written, timed);
+        let ends = [self.prompts.end];
+        write(writing, 0, prompt, Ending::at(&ends).forbidding(&forbid), room, &mut next, each)
     }
 
     /// Writes down a waveform, window after window.
-    pub(crate) fn listen(&self, waveform: &[f32], asked: &Transcribing) -> Result<Heard, ModelError> {
+    pub(crate) fn listen(
+        &self,
+        waveform: &[f32],
+        asked: &Transcribing,
+        writing: &Writing,
+    ) -> Result<Heard, ModelError> {
         let WhisperEncoder { info, log_mel, network } = &self.encoder;
         let unable = |what: &'static str, supported: &'static str| ModelError::Unable {
             model: info.name.clone(),
@@ -147,7 +162,15 @@ impl WhisperTranscriber {
         let spectrum = log_mel.apply(waveform);
         let frames = spectrum.len() / network.mels;
         // Where a window is not the last, times say where the next begins.
-        let timed = asked.timestamps || frames > log_mel.window();
+        let timed = asked.timestamps || asked.words || frames > log_mel.window();
+        if asked.words && self.prompts.alignment_heads.is_none() {
+            return Err(unable(
+                "tell when words are said",
+                "a Whisper whose generation_config.json names its alignment_heads",
+            ));
+        }
+        // The silence behind the sound is not listened to.
+        let sounding = if frames > log_mel.window() { frames } else { waveform.len().div_ceil(log_mel.hop) };
         if timed && !self.prompts.tells_times() {
             return Err(unable(
                 "tell times, which waveforms longer than a window need",
@@ -162,13 +185,54 @@ impl WhisperTranscriber {
                 language = self.hear_language(&memory)?;
             }
             let prompt = self.prompts.prompt(language, asked.translate, timed);
-            let written = self.write(&memory, &prompt, timed, usize::MAX, &mut |_| ())?;
+            let written = self.write(&memory, &prompt, timed, writing, &mut |_| ())?;
             let (stretches, further) = self.prompts.cut(&written.ids, start, log_mel.window().min(frames - start));
+            if asked.words {
+                let times = self.times(&memory, &prompt, &written.ids, sounding.saturating_sub(start))?;
+                let offset = (start * log_mel.hop) as f64 / f64::from(SAMPLE_RATE);
+                let of_stretches =
+                    stretches.iter().flat_map(|stretch| times.iter().skip(stretch.from).take(stretch.ids.len()));
+                heard.times.extend(of_stretches.map(|time| offset + time));
+            }
             heard.stretches.extend(stretches);
             start += further;
         }
         heard.language = language;
         Ok(heard)
+    }
+
+    /// When the tokens that were written behind `prompt` end, in seconds from the beginning of a window of which `frames`
+    /// of the spectrum hold sound.
+    fn times(&self, memory: &Memory, prompt: &[u32], written: &[u32], frames: usize) -> Result<Vec<f64>, ModelError> {
+        let network = &self.encoder.network;
+        let heads = self.prompts.alignment_heads.as_deref().unwrap_or_default();
+        let frames = (frames / STRIDE).min(network.frames);
+        // The last is not read any more: it ends with the one before it.
+        let Some((_, read)) = written.split_last() else { return Ok(Vec::new()) };
+        if read.is_empty() || frames == 0 {
+            return Ok(vec![0.0; written.len()]);
+        }
+        let ids = [prompt, read].concat();
+        let attended = network.attended(&ids, memory, heads, prompt.len(), frames).map_err(compute(OPERATION))?;
+        let mut times = token_times(&attended, read.len(), frames, network.median_width);
+        times.push(times.last().copied().unwrap_or(0.0));
+        Ok(times)
+    }
+
+    /// The words of what was heard.
+    pub(crate) fn words_of(&self, heard: &Heard) -> Result<Vec<Segment>, ModelError> {
+        let tokens: Vec<Timed> =
+            heard.ids().into_iter().zip(&heard.times).map(|(id, &end)| Timed { id, end }).collect();
+        self.split_words(&tokens, heard.language.and_then(|id| self.prompts.language_name(id)))
+    }
+
+    /// The words of tokens in a language.
+    pub(crate) fn split_words(&self, tokens: &[Timed], language: Option<&str>) -> Result<Vec<Segment>, ModelError> {
+        let added = self.tokenizer.inner().get_added_tokens_decoder();
+        let special = |id: u32| added.get(&id).is_some_and(|token| token.special);
+        let decode = |ids: &[u32]| self.tokenizer.decode(ids);
+        let first_time = self.prompts.first_time();
+        Splitter { decode: &decode, special: &special, first_time, language }.words(tokens)
     }
 
     /// The text of tokens, timestamps left out.
@@ -183,9 +247,11 @@ impl Transcriber for WhisperTranscriber {
     }
 
     fn transcribe(&self, waveforms: &[&[f32]], asked: &Transcribing) -> Vec<Result<Transcript, ModelError>> {
+        let writing = Writing { max_new_tokens: usize::MAX, beams: asked.beams, ..Writing::default() };
+        let writing = self.prompts.generation.fill(&writing);
         let one = |waveform: &&[f32]| {
-            let heard = self.listen(waveform, asked)?;
-            let ids: Vec<u32> = heard.stretches.iter().flat_map(|stretch| &stretch.ids).copied().collect();
+            let heard = self.listen(waveform, asked, &writing)?;
+            let ids = heard.ids();
             let segment = |stretch: &Stretch| {
                 let text = self.text(&stretch.ids)?.trim().to_owned();
                 Ok(Segment { start: stretch.start, end: stretch.end, text })
@@ -195,6 +261,7 @@ impl Transcriber for WhisperTranscriber {
                 text: self.text(&ids)?.trim().to_owned(),
                 language: heard.language.and_then(|id| self.prompts.language_name(id)).map(str::to_owned),
                 segments: stretches.iter().map(segment).collect::<Result<_, ModelError>>()?,
+                words: if asked.words { self.words_of(&heard)? } else { Vec::new() },
             })
         };
         waveforms.iter().map(one).collect()
