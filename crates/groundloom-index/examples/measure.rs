@@ -42,6 +42,13 @@ fn batches(base: &[f32], dims: usize) -> impl Iterator<Item = RecordBatch> + '_ 
     })
 }
 
+/// Bytes of this process that are in memory, mapped files among them; `None` where Linux does not tell.
+fn resident() -> Option<u64> {
+    let told = fs::read_to_string("/proc/self/status").ok()?;
+    let line = told.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 /// Seconds that this thread has had a processor: what a machine that is shared says least wrongly. 0 where Linux does not
 /// tell.
 fn worked() -> f64 {
@@ -132,6 +139,10 @@ fn search(arguments: &[String]) {
             break;
         }
     }
+    println!(
+        "{}",
+        json!({ "what": "memory", "resident": resident(), "vectors": rows * dims * size_of::<f32>(), "file": column.file.bytes })
+    );
     for filter in filters {
         let (every, truth) = filter.split_once(':').unwrap();
         let every: u32 = every.parse().unwrap();

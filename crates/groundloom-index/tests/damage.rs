@@ -151,7 +151,6 @@ fn a_killed_writer_leaves_a_whole_index() {
         // Between an add and the delete after it there are 400 rows more, afterwards 300.
         assert!([0, 100].contains(&((index.rows() - 400) % 300)), "{} rows", index.rows());
         assert!(index.manifest().generation >= last);
-        last = index.manifest().generation;
         let query = vec![1.0; DIMS];
         let search = Search { column: 0, k: 50, ef: None, exact: false, filter: None };
         assert_eq!(index.search(&query, &search).unwrap().hits.len(), 50);

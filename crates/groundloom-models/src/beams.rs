@@ -68,7 +68,9 @@ pub(crate) fn search(
         if search.is_over(longer.iter().all(|text| text.ends)) {
             return Ok(search.ended.into_iter().next().map(|ended| ended.text).unwrap_or_default());
         }
-        let from: Vec<usize> = chosen.iter().map(|text| text.from).collect();
+        // Where the texts are still alike, one stands for all.
+        let alike = values.len() == 1;
+        let from: Vec<usize> = chosen.iter().map(|text| if alike { 0 } else { text.from }).collect();
         let ids: Vec<u32> = chosen.iter().map(|text| text.id).collect();
         values = next(Texts::Grown { from: &from, ids: &ids })?;
     }

@@ -66,7 +66,7 @@ pub(crate) fn read_line(line: &str, url: &str) -> Option<(RequestHash, Line)> {
     // vLLM puts the words beside a body that is null.
     let said = if body.is_null() { &value["error"] } else { body };
     let outcome = match failed.map(|status| judge(url, status, &HeaderMap::new(), said.to_string().as_bytes())) {
-        None if body.is_object() => Line::Answered(body.clone()),
+        None if status.is_some() && body.is_object() => Line::Answered(body.clone()),
         None => Line::Failed(value["error"]["message"].as_str().unwrap_or("a line without an answer").to_owned()),
         Some(Outcome::Refused(error)) => Line::Refused(error),
         Some(Outcome::Failed { what, .. } | Outcome::Throttled { what, .. } | Outcome::Lost { what }) => {

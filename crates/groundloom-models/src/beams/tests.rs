@@ -53,8 +53,9 @@ fn as_many_beams_as_texts_find_the_best_of_all() {
             let found = search_with(&writing);
             let score = |ids: &[u32]| logarithm(ids) / (ids.len() as f64).powf(penalty);
             let best = all(most).into_iter().max_by(|a, b| score(a).total_cmp(&score(b))).unwrap();
-            assert_eq!(found.ids, best, "{most} {penalty}");
-            assert!((found.log_probability - logarithm(&best)).abs() < 1e-9);
+            // Several may be as good as each other.
+            assert!((score(&found.ids) - score(&best)).abs() < 1e-6, "{most} {penalty}: {found:?}, {best:?}");
+            assert!((found.log_probability - logarithm(&found.ids)).abs() < 1e-9);
         }
     }
 }

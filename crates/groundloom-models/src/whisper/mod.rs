@@ -18,7 +18,7 @@ use crate::{
     decoder::{CrossAttention, Decoder, DecoderBlock, Memory, Norm, Past},
     kernels::Epilogue,
     language_model::row,
-    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias, compute},
+    layers::{Activation, Embedding, LayerNorm, Linear, activation, causal_bias},
     opt,
     transformer::{BlockNames, NormPlace, Stack, StackShape},
     weights::Weights,
