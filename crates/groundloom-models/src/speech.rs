@@ -67,7 +67,7 @@ pub struct Transcribing {
     pub timestamps: bool,
     /// Whether words are to be told, and when they are said (Whisper): it is written with timestamps then.
     pub words: bool,
-    /// As [`crate::Writing::beams`] (Whisper); without, as the model's folder says.
+    /// As in [`crate::Writing`] (Whisper); without, as the model's folder says.
     pub beams: Option<usize>,
 }
 
