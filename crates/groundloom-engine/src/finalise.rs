@@ -27,7 +27,7 @@ use crate::{
     error::EngineError,
     generation::{MANIFEST, Manifest, PublishedFile, Target},
     graph::{Node, NodeId, Work},
-    ledger::{Entry, Ledger, PartKind, is_superseded},
+    ledger::{Entry, Ledger, Part, PartKind, is_superseded},
     mirror::generation_folder,
     run::{Finished, added},
 };
@@ -109,7 +109,8 @@ pub fn publish(
     // The rows that the report shows are the parts' own, so they are read while those are joined.
     let shown = || match sink.extension() {
         "parquet" => {
-            let parts: Vec<PathBuf> = jobs[..data_jobs].iter().flat_map(|join| &join.parts).cloned().collect();
+            let parts: Vec<(PathBuf, u64)> =
+                parts_of(entries, PartKind::Data).map(|part| (ledger.part_path(part), part.rows)).collect();
             parquet_sink::sample(&parts, report::GALLERY_ROWS).map(Some)
         }
         _ => Ok(None),
@@ -195,6 +196,13 @@ struct Join {
     rows: u64,
 }
 
+/// The parts of a kind in the order of their tasks.
+fn parts_of(entries: &[Entry], kind: PartKind) -> impl Iterator<Item = &Part> {
+    // What was tried again has left the quarantine, or stands there once more by its retry.
+    let stands = move |e: &&Entry| kind != PartKind::Quarantine || !is_superseded(e, entries);
+    entries.iter().filter(stands).filter_map(move |e| e.part(kind))
+}
+
 /// How the parts of a kind become files of about [`Sink::file_bytes`] in `folder`.
 fn joins(
     sink: &Arc<dyn Sink>,
@@ -204,14 +212,11 @@ fn joins(
     folder: &Path,
     name: impl Fn(usize, usize) -> String,
 ) -> Vec<Join> {
-    // What was tried again has left the quarantine, or stands there once more by its retry.
-    let stands = |e: &&Entry| kind != PartKind::Quarantine || !is_superseded(e, entries);
-    let parts = entries.iter().filter(stands).filter_map(|e| e.part(kind));
     let mut joins: Vec<Join> = Vec::new();
     // Parts of a quarter of the size are good enough as they are: linking them costs nothing.
     let (good, most) = (sink.file_bytes() / 4, sink.file_bytes());
     let mut filled = u64::MAX;
-    for part in parts {
+    for part in parts_of(entries, kind) {
         if filled >= good || filled.saturating_add(part.bytes) > most {
             joins.push(Join { sink: Arc::clone(sink), parts: Vec::new(), path: PathBuf::new(), rows: 0 });
             filled = 0;

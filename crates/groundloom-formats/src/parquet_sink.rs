@@ -373,34 +373,29 @@ fn append(
     Ok(())
 }
 
-/// Reads `limit` rows, evenly over the files' rows as [`gallery_rows`] chooses them, and nothing else: pages without a chosen row are skipped by the page index.
+/// Reads `limit` rows, evenly over the rows of the files as [`gallery_rows`] chooses them, and nothing else: files without a chosen row are not opened, one is open at a time, and pages
+/// without a chosen row are skipped by the page index. `files` are paths with their numbers of rows.
 ///
 /// # Errors
 /// A file that cannot be read or is no Parquet file.
-pub fn sample(files: &[PathBuf], limit: usize) -> Result<Vec<RecordBatch>, FormatError> {
-    let mut readers = Vec::with_capacity(files.len());
-    for path in files {
-        let location = path.display().to_string();
-        let file = File::open(path).map_err(|e| failed(&location, e.into()))?;
-        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-        let reader =
-            ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|e| failed(&location, e))?;
-        readers.push((location, reader));
-    }
-    let rows_of =
-        |reader: &ParquetRecordBatchReaderBuilder<File>| reader.metadata().file_metadata().num_rows().unsigned_abs();
-    let total = readers.iter().map(|(_, reader)| rows_of(reader)).sum();
-    let chosen = gallery_rows(total, limit);
+pub fn sample(files: &[(PathBuf, u64)], limit: usize) -> Result<Vec<RecordBatch>, FormatError> {
+    let chosen = gallery_rows(files.iter().map(|(_, rows)| rows).sum(), limit);
     let (mut batches, mut first) = (Vec::new(), 0);
-    for (location, reader) in readers {
-        let end = first + rows_of(&reader);
-        let here = chosen.iter().filter(|row| (first..end).contains(row)).map(|row| (row - first) as usize);
-        let selection = RowSelection::from_consecutive_ranges(here.map(|row| row..row + 1), (end - first) as usize);
-        first = end;
+    for (path, rows) in files {
+        let here = chosen.iter().filter_map(|row| row.checked_sub(first)).filter(|row| row < rows);
+        let selection =
+            RowSelection::from_consecutive_ranges(here.map(|row| row as usize..row as usize + 1), *rows as usize);
+        first += rows;
         if !selection.selects_any() {
             continue;
         }
-        for batch in reader.with_row_selection(selection).build().map_err(|e| failed(&location, e))? {
+        let location = path.display().to_string();
+        let file = File::open(path).map_err(|e| failed(&location, e.into()))?;
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+        let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)
+            .and_then(|reader| reader.with_row_selection(selection).build())
+            .map_err(|e| failed(&location, e))?;
+        for batch in reader {
             batches.push(batch.map_err(|source| FormatError::Arrow { location: location.clone(), source })?);
         }
     }

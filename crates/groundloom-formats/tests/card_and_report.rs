@@ -190,8 +190,9 @@ fn the_released_columns_alone_are_enough() {
     let sink = sink("{ type: parquet, form: grit, path: out, columns: [image, caption, ref_exps] }");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.parquet");
+    let count = rows.num_rows() as u64;
     grit_rows::write_part(sink.as_ref(), &path, &[rows]);
-    let samples = groundloom_formats::parquet_sink::sample(&[path], 48).unwrap();
+    let samples = groundloom_formats::parquet_sink::sample(&[(path, count)], 48).unwrap();
     let page = report::render(&report_facts(), &samples).unwrap();
     assert!(page.contains("a dog in a field of flowers</bdi> <small>0.75</small>"), "{}", section(&page, "Rows"));
 }

@@ -149,20 +149,19 @@ fn a_joined_scan_reads_statistics_and_single_rows() {
         .collect();
     let joined = folder.path().join("joined.parquet");
     grit().join(&parts, &joined).unwrap();
-    let picked = groundloom_formats::parquet_sink::sample(&[joined], 5).unwrap();
-    let ids: Vec<String> = picked
-        .iter()
-        .flat_map(|b| {
-            b.column_by_name("row_id")
-                .unwrap()
-                .as_string::<i32>()
-                .iter()
-                .map(|s| s.unwrap().to_owned())
-                .collect::<Vec<_>>()
-        })
-        .collect();
     let expected: Vec<String> = [0, 300, 600, 900, 1200].iter().map(|i| format!("{:032x}", i * 7919)).collect();
-    assert_eq!(ids, expected);
+    // A file without a chosen row is not opened: this one is not there.
+    let missing = (folder.path().join("none.parquet"), 0);
+    let whole = vec![(joined, 1500)];
+    let in_parts = vec![(parts[0].clone(), 750), missing, (parts[1].clone(), 750)];
+    for files in [whole, in_parts] {
+        let picked = groundloom_formats::parquet_sink::sample(&files, 5).unwrap();
+        let ids = picked.iter().flat_map(|b| {
+            let ids = b.column_by_name("row_id").unwrap().as_string::<i32>();
+            ids.iter().map(|s| s.unwrap().to_owned()).collect::<Vec<_>>()
+        });
+        assert_eq!(ids.collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]
