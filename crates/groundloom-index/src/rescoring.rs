@@ -36,7 +36,8 @@ impl Stored<'_> {
     }
 }
 
-/// How many of `found`, ascending by the distance of their codes, may be among the `answers` nearest.
+/// How many of `found`, ascending by the distance of their codes, may be among the `answers` nearest. `dims` may count
+/// padding, which only spares more.
 pub(crate) fn candidates(
     codes: Codes<'_>,
     query: &[i8],

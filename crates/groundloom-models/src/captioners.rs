@@ -2,7 +2,6 @@
 
 use candle_core::Tensor;
 use image::RgbImage;
-use rayon::prelude::*;
 
 use crate::{
     ModelError,
@@ -72,16 +71,16 @@ impl Captioner for BlipCaptioner {
         &self.info
     }
 
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let writing = self.generation.fill(&options.writing);
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let pixels = self.processor.batch(&[image])?;
-            let image = self.network.vision.forward(&pixels, &mut |_| ()).map_err(compute("the vision tower"))?;
-            let context = self.context(&options.prompt)?;
-            let written = self.write(&image, &context, &writing, seed, &mut |_| ())?;
-            text_of(&self.tokenizer, &written, self.network.end)
-        };
-        images.par_iter().map(one).collect()
+    fn filled(&self, asked: &Writing) -> Writing {
+        self.generation.fill(asked)
+    }
+
+    fn describe(&self, image: &RgbImage, seed: u64, options: &CaptionOptions) -> Result<WrittenText, ModelError> {
+        let pixels = self.processor.batch(&[image])?;
+        let image = self.network.vision.forward(&pixels, &mut |_| ()).map_err(compute("the vision tower"))?;
+        let context = self.context(&options.prompt)?;
+        let written = self.write(&image, &context, &options.writing, seed, &mut |_| ())?;
+        text_of(&self.tokenizer, &written, self.network.end)
     }
 }
 
@@ -142,20 +141,20 @@ impl Captioner for Blip2Captioner {
         &self.info
     }
 
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let writing = self.generation.fill(&options.writing);
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let pixels = self.processor.batch(&[image])?;
-            let context = self.context(&options.prompt)?;
-            let run = || {
-                let tokens = self.network.vision.forward(&pixels, &mut |_| ())?;
-                self.vectors(&self.network.projected(&self.network.queried(&tokens)?)?, &context)
-            };
-            let vectors = run().map_err(compute("BLIP-2's image side"))?;
-            let written = self.write(vectors, &context, &writing, seed, &mut |_| ())?;
-            text_of(&self.tokenizer, &written, self.network.text.end())
+    fn filled(&self, asked: &Writing) -> Writing {
+        self.generation.fill(asked)
+    }
+
+    fn describe(&self, image: &RgbImage, seed: u64, options: &CaptionOptions) -> Result<WrittenText, ModelError> {
+        let pixels = self.processor.batch(&[image])?;
+        let context = self.context(&options.prompt)?;
+        let run = || {
+            let tokens = self.network.vision.forward(&pixels, &mut |_| ())?;
+            self.vectors(&self.network.projected(&self.network.queried(&tokens)?)?, &context)
         };
-        images.par_iter().map(one).collect()
+        let vectors = run().map_err(compute("BLIP-2's image side"))?;
+        let written = self.write(vectors, &context, &options.writing, seed, &mut |_| ())?;
+        text_of(&self.tokenizer, &written, self.network.text.end())
     }
 }
 
@@ -213,19 +212,19 @@ impl Captioner for LlavaCaptioner {
         &self.info
     }
 
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let writing = self.generation.fill(&options.writing);
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let pixels = self.processor.batch(&[image])?;
-            let parts = self.context(&options.prompt)?;
-            let run = || self.vectors(&parts, &self.network.projected(&self.network.selected(&pixels)?)?);
-            let vectors = run().map_err(compute("LLaVA's image side"))?;
-            let text = &self.network.text;
-            let whole = self.ids(&vectors, &parts)?;
-            let written = continue_behind(text, vectors, &whole, &writing, seed, &mut |_| ())?;
-            text_of(&self.tokenizer, &written, text.end())
-        };
-        images.par_iter().map(one).collect()
+    fn filled(&self, asked: &Writing) -> Writing {
+        self.generation.fill(asked)
+    }
+
+    fn describe(&self, image: &RgbImage, seed: u64, options: &CaptionOptions) -> Result<WrittenText, ModelError> {
+        let pixels = self.processor.batch(&[image])?;
+        let parts = self.context(&options.prompt)?;
+        let run = || self.vectors(&parts, &self.network.projected(&self.network.selected(&pixels)?)?);
+        let vectors = run().map_err(compute("LLaVA's image side"))?;
+        let text = &self.network.text;
+        let whole = self.ids(&vectors, &parts)?;
+        let written = continue_behind(text, vectors, &whole, &options.writing, seed, &mut |_| ())?;
+        text_of(&self.tokenizer, &written, text.end())
     }
 }
 
@@ -254,16 +253,16 @@ impl Captioner for CocaCaptioner {
         &self.info
     }
 
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let writing = self.generation.fill(&options.writing);
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let pixels = self.processor.batch(&[image])?;
-            let run = || self.network.vision.tokens(&self.network.vision.forward(&pixels)?);
-            let image = run().map_err(compute("CoCa's vision tower"))?;
-            let context = self.context(&options.prompt)?;
-            let written = self.network.write(&image, &context, self.end, &writing, seed)?;
-            text_of(&self.tokenizer, &written, self.end)
-        };
-        images.par_iter().map(one).collect()
+    fn filled(&self, asked: &Writing) -> Writing {
+        self.generation.fill(asked)
+    }
+
+    fn describe(&self, image: &RgbImage, seed: u64, options: &CaptionOptions) -> Result<WrittenText, ModelError> {
+        let pixels = self.processor.batch(&[image])?;
+        let run = || self.network.vision.tokens(&self.network.vision.forward(&pixels)?);
+        let image = run().map_err(compute("CoCa's vision tower"))?;
+        let context = self.context(&options.prompt)?;
+        let written = self.network.write(&image, &context, self.end, &options.writing, seed)?;
+        text_of(&self.tokenizer, &written, self.end)
     }
 }

@@ -66,7 +66,19 @@ pub trait Captioner: Send + Sync {
     ///
     /// An image fails by itself: [`ModelError::EmptyImage`], [`ModelError::ImageTooLong`]; all fail by options that are
     /// wrong: [`ModelError::BadWriting`], [`ModelError::NoRoom`], [`ModelError::Untokenized`].
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>>;
+    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
+        let options = CaptionOptions { prompt: options.prompt.clone(), writing: self.filled(&options.writing) };
+        images.par_iter().map(|(image, seed)| self.describe(image, *seed, &options)).collect()
+    }
+
+    /// `asked`, with what the model's folder says where it leaves something open.
+    fn filled(&self, asked: &Writing) -> Writing;
+
+    /// The caption of one image; the options are [`Captioner::filled`].
+    ///
+    /// # Errors
+    /// Those of [`Captioner::caption`].
+    fn describe(&self, image: &RgbImage, seed: u64, options: &CaptionOptions) -> Result<WrittenText, ModelError>;
 }
 
 /// A caption that says where in the image its phrases are.

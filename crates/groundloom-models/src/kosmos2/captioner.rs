@@ -112,17 +112,17 @@ impl Captioner for Kosmos2Captioner {
         &self.info
     }
 
-    fn caption(&self, images: &[(&RgbImage, u64)], options: &CaptionOptions) -> Vec<Result<WrittenText, ModelError>> {
-        let writing = self.generation.fill(&options.writing);
-        let one = |&(image, seed): &(&RgbImage, u64)| {
-            let (written, whole, begins) = self.write(image, seed, or_default(&options.prompt), &writing)?;
-            Ok(WrittenText {
-                text: grounded(&whole[begins..]).0,
-                tokens: written.ids.len(),
-                log_probability: written.log_probability,
-            })
-        };
-        images.par_iter().map(one).collect()
+    fn filled(&self, asked: &Writing) -> Writing {
+        self.generation.fill(asked)
+    }
+
+    fn describe(&self, image: &RgbImage, seed: u64, options: &CaptionOptions) -> Result<WrittenText, ModelError> {
+        let (written, whole, begins) = self.write(image, seed, or_default(&options.prompt), &options.writing)?;
+        Ok(WrittenText {
+            text: grounded(&whole[begins..]).0,
+            tokens: written.ids.len(),
+            log_probability: written.log_probability,
+        })
     }
 }
 
