@@ -112,6 +112,9 @@ pub struct ModelTiming {
     /// Bytes of its weights while they are loaded.
     #[serde(default)]
     pub weights_bytes: u64,
+    /// How often a batch did not fit into its device's memory and was computed in halves.
+    #[serde(default)]
+    pub did_not_fit: u64,
     /// Where it computes, or did last: `cpu`, `cuda:0`, ….
     #[serde(default)]
     pub devices: Vec<String>,
@@ -129,6 +132,7 @@ impl From<ModelMetrics> for ModelTiming {
             wait_seconds: m.wait.as_secs_f64(),
             loads: m.loads,
             weights_bytes: m.weights_bytes,
+            did_not_fit: m.did_not_fit,
             devices: m.devices.iter().map(ToString::to_string).collect(),
         }
     }

@@ -291,10 +291,11 @@ pub enum ModelError {
         /// The devices.
         found: String,
     },
-    /// What a network computed did not fit into its device's memory.
+    /// What a network computed, or its weights, did not fit into its device's memory. From a model of the pool: not even
+    /// one item at a time.
     #[error(
-        "the device has no memory left for {operation} ({reason}): run with fewer `--threads`, so that fewer batches are \
-         computed at a time, or on a device with more memory"
+        "the device has no memory left for {operation} ({reason}): free what other models and programs take there, give \
+         fewer or smaller items at a time, or run on a device with more memory"
     )]
     DeviceMemory {
         /// Where in the network.

@@ -7,6 +7,10 @@
 //!
 //! On several devices ([`ModelPool::on`]) a model is there once on each, and its batches go to whichever is idle: devices of
 //! one pool are alike, so that it does not matter which it is.
+//!
+//! A batch that does not fit into its device's memory is computed in halves, and no later one of the model is larger than
+//! what did fit. Only an item that does not fit while nothing else of its model is computed is answered with
+//! [`ModelError::DeviceMemory`].
 
 mod detection;
 mod embedding;
@@ -17,7 +21,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -39,6 +46,7 @@ pub trait Work: Send + Sync + 'static {
 
     /// Most items of one [`Work::run`]. A window is cut into consecutive batches of this size, which idle threads
     /// share. For work whose last bits depend on what is computed together, this size is part of a run's fingerprint.
+    /// Where a device has no memory for so many, fewer are computed together.
     fn batch(&self) -> NonZeroUsize {
         NonZeroUsize::MIN
     }
@@ -64,7 +72,7 @@ const QUEUE_PER_THREAD: usize = 4;
 struct Batch<W: Work> {
     items: Vec<W::Item>,
     queued: Instant,
-    reply: oneshot::Sender<Vec<Result<W::Output, ModelError>>>,
+    reply: oneshot::Sender<Answers<W>>,
 }
 
 /// The models of this process.
@@ -252,7 +260,32 @@ struct Inner<W: Work> {
     /// At least one.
     replicas: Vec<Arc<W>>,
     queue: mpsc::Sender<Batch<W>>,
+    room: Arc<Room>,
     meter: Arc<Meter>,
+}
+
+/// What the devices of a model have memory for.
+struct Room {
+    /// Most items computed together.
+    batch: AtomicUsize,
+    /// Held for reading by each thread that computes; for writing by one whose item did not fit beside the others.
+    computing: RwLock<()>,
+}
+
+impl Room {
+    fn of(batch: NonZeroUsize) -> Self {
+        Self { batch: AtomicUsize::new(batch.get()), computing: RwLock::new(()) }
+    }
+
+    /// Never 0.
+    fn batch(&self) -> usize {
+        self.batch.load(Relaxed)
+    }
+
+    /// Notes that so many items did not fit.
+    fn halve(&self, items: usize) {
+        self.batch.fetch_min(items.div_ceil(2), Relaxed);
+    }
 }
 
 impl<W: Work> Loaded for Inner<W> {
@@ -273,15 +306,22 @@ impl<W: Work> PooledModel<W> {
         let (queue, batches) = mpsc::channel(threads * QUEUE_PER_THREAD);
         let (key, replicas): (Arc<str>, Vec<Arc<W>>) = (key.into(), replicas.into_iter().map(Arc::new).collect());
         let batches = Arc::new(Mutex::new(batches));
+        // There is at least one.
+        let room = Arc::new(Room::of(replicas[0].batch()));
         for (thread, work) in replicas.iter().cycle().take(threads).enumerate() {
-            let worker =
-                Worker { key: key.clone(), work: work.clone(), batches: batches.clone(), meter: meter.clone() };
+            let worker = Worker {
+                key: key.clone(),
+                work: work.clone(),
+                batches: batches.clone(),
+                room: room.clone(),
+                meter: meter.clone(),
+            };
             std::thread::Builder::new()
                 .name(format!("{key}-{thread}"))
                 .spawn(move || worker.run())
                 .map_err(|e| ModelError::NoThread { model: key.to_string(), reason: e.to_string() })?;
         }
-        Ok(Self { inner: Arc::new(Inner { key, replicas, queue, meter }) })
+        Ok(Self { inner: Arc::new(Inner { key, replicas, queue, room, meter }) })
     }
 
     /// The model itself, for what needs no thread of its own (names, labels).
@@ -297,9 +337,9 @@ impl<W: Work> PooledModel<W> {
     /// of its own.
     pub async fn submit(&self, items: Vec<W::Item>) -> Vec<Result<W::Output, ModelError>> {
         let expected = items.len();
-        let Inner { key, queue, meter, .. } = &*self.inner;
+        let Inner { key, queue, room, meter, .. } = &*self.inner;
         let shut_down = || (0..expected).map(|_| Err(ModelError::ShutDown { model: key.to_string() })).collect();
-        let window = Self::enqueue(queue.clone(), meter.clone(), self.work().batch(), items);
+        let window = Self::enqueue(queue.clone(), meter.clone(), room.batch(), items);
         AbortOnDropHandle::new(tokio::spawn(window)).await.ok().flatten().unwrap_or_else(shut_down)
     }
 
@@ -307,14 +347,14 @@ impl<W: Work> PooledModel<W> {
     async fn enqueue(
         queue: mpsc::Sender<Batch<W>>,
         meter: Arc<Meter>,
-        size: NonZeroUsize,
+        size: usize,
         items: Vec<W::Item>,
     ) -> Option<Vec<Result<W::Output, ModelError>>> {
         let mut answers = Vec::with_capacity(items.len());
-        let mut replies = Vec::with_capacity(items.len().div_ceil(size.get()));
+        let mut replies = Vec::with_capacity(items.len().div_ceil(size));
         let mut items = items.into_iter();
         loop {
-            let items: Vec<W::Item> = items.by_ref().take(size.get()).collect();
+            let items: Vec<W::Item> = items.by_ref().take(size).collect();
             if items.is_empty() {
                 break;
             }
@@ -335,6 +375,7 @@ struct Worker<W: Work> {
     key: Arc<str>,
     work: Arc<W>,
     batches: Arc<Mutex<mpsc::Receiver<Batch<W>>>>,
+    room: Arc<Room>,
     meter: Arc<Meter>,
 }
 
@@ -357,18 +398,40 @@ impl<W: Work> Worker<W> {
         }
     }
 
-    /// Runs a batch; when it panics, each of its items by itself, so that only the culprit fails.
-    fn answer(&self, items: &[W::Item]) -> Vec<Result<W::Output, ModelError>> {
-        match self.attempt(items) {
+    /// Runs a batch: in halves where the device has no memory for it, and when it panics each of its items by itself, so
+    /// that only the culprit fails.
+    fn answer(&self, items: &[W::Item]) -> Answers<W> {
+        let mut answers = Vec::with_capacity(items.len());
+        while let rest @ [_, ..] = &items[answers.len()..] {
+            // Since it was queued an earlier one may not have fitted.
+            answers.extend(self.answer_together(&rest[..rest.len().min(self.room.batch())]));
+        }
+        answers
+    }
+
+    fn answer_together(&self, items: &[W::Item]) -> Answers<W> {
+        let computing = self.room.computing.read().unwrap_or_else(PoisonError::into_inner);
+        let answers = self.attempt(items);
+        drop(computing);
+        match answers {
+            Ok(answers) if answers.iter().any(is_out_of_memory) => {
+                self.meter.did_not_fit();
+                if items.len() == 1 {
+                    let _alone = self.room.computing.write().unwrap_or_else(PoisonError::into_inner);
+                    self.attempt(items).unwrap_or_else(|error| vec![Err(error)])
+                } else {
+                    self.room.halve(items.len());
+                    tracing::warn!(model = &*self.key, items = items.len(), "the device has no memory for a batch");
+                    self.answer(items)
+                }
+            }
             Ok(answers) => answers,
             Err(error) if items.len() == 1 => vec![Err(error)],
-            Err(_) => {
-                items.chunks(1).flat_map(|item| self.attempt(item).unwrap_or_else(|error| vec![Err(error)])).collect()
-            }
+            Err(_) => items.chunks(1).flat_map(|item| self.answer_together(item)).collect(),
         }
     }
 
-    fn attempt(&self, items: &[W::Item]) -> Result<Vec<Result<W::Output, ModelError>>, ModelError> {
+    fn attempt(&self, items: &[W::Item]) -> Result<Answers<W>, ModelError> {
         let model = || self.key.to_string();
         let answers = catch_unwind(AssertUnwindSafe(|| self.work.run(items)))
             .map_err(|panic| ModelError::Panicked { model: model(), message: message_of(&*panic) })?;
@@ -378,6 +441,13 @@ impl<W: Work> Worker<W> {
             Err(ModelError::WrongAnswerCount { model: model(), expected: items.len(), found: answers.len() })
         }
     }
+}
+
+/// One for each item of a batch.
+type Answers<W> = Vec<Result<<W as Work>::Output, ModelError>>;
+
+fn is_out_of_memory<T>(answer: &Result<T, ModelError>) -> bool {
+    matches!(answer, Err(ModelError::DeviceMemory { .. }))
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> String {

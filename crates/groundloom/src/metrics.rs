@@ -136,6 +136,13 @@ impl Collector for Meters {
             &models,
             |m| (&m.model, ConstCounter::new(m.loads)),
         )?;
+        out.family(
+            ("model_did_not_fit", "Batches that did not fit into a device's memory and were computed in halves", None),
+            MetricType::Counter,
+            "model",
+            &models,
+            |m| (&m.model, ConstCounter::new(m.did_not_fit)),
+        )?;
         out.devices(&models)
     }
 }

@@ -33,6 +33,8 @@ pub struct ModelMetrics {
     pub loads: u64,
     /// Bytes of its weights while they are loaded, on all devices together, else 0.
     pub weights_bytes: u64,
+    /// How often a batch did not fit into its device's memory and was computed in halves.
+    pub did_not_fit: u64,
     /// Where it computes, or did last.
     pub devices: Vec<Device>,
 }
@@ -49,6 +51,7 @@ pub(super) struct Meter {
     wait_ns: AtomicU64,
     loads: AtomicU64,
     weights_bytes: AtomicU64,
+    did_not_fit: AtomicU64,
     devices: Mutex<Vec<Device>>,
 }
 
@@ -83,6 +86,10 @@ impl Meter {
         self.busy_ns.fetch_add(busy.as_nanos() as u64, Relaxed);
     }
 
+    pub(super) fn did_not_fit(&self) {
+        self.did_not_fit.fetch_add(1, Relaxed);
+    }
+
     pub(super) fn loaded(&self, weights_bytes: u64, devices: &[Device]) {
         *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = devices.to_vec();
         self.loads.fetch_add(1, Relaxed);
@@ -105,6 +112,7 @@ impl Meter {
             wait: Duration::from_nanos(self.wait_ns.load(Relaxed)),
             loads: self.loads.load(Relaxed),
             weights_bytes: self.weights_bytes.load(Relaxed),
+            did_not_fit: self.did_not_fit.load(Relaxed),
             devices: self.devices.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

@@ -325,6 +325,77 @@ async fn a_window_uses_all_threads() {
     assert_eq!(model.submit(vec![(); 6]).await.len(), 6);
 }
 
+/// A device with memory for so many items, shared by all threads of the model.
+struct Narrow {
+    batch: usize,
+    memory: usize,
+    taken: AtomicUsize,
+}
+
+impl Narrow {
+    fn load(batch: usize, memory: usize) -> impl FnOnce() -> Result<Self, ModelError> + Send + 'static {
+        move || Ok(Self { batch, memory, taken: AtomicUsize::new(0) })
+    }
+}
+
+impl Work for Narrow {
+    type Item = usize;
+    type Output = (usize, usize);
+
+    fn batch(&self) -> NonZeroUsize {
+        NonZeroUsize::new(self.batch).unwrap()
+    }
+
+    fn run(&self, items: &[usize]) -> Vec<Result<(usize, usize), ModelError>> {
+        // An item's number is how much memory it takes.
+        let needed: usize = items.iter().sum();
+        let fits = self.taken.fetch_add(needed, SeqCst) + needed <= self.memory;
+        std::thread::yield_now();
+        self.taken.fetch_sub(needed, SeqCst);
+        let answer = |&item| match fits {
+            true => Ok((item, items.len())),
+            false => Err(ModelError::DeviceMemory { operation: "a product", reason: "out of memory".to_owned() }),
+        };
+        items.iter().map(answer).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_batch_without_memory_is_halved_and_later_ones_stay_as_small() {
+    let pool = pool(1);
+    let model = pool.get("m", Narrow::load(16, 5)).await.unwrap();
+    let sizes = |answers: Vec<Result<(usize, usize), ModelError>>| -> Vec<usize> {
+        answers.into_iter().map(|answer| answer.unwrap().1).collect()
+    };
+    // 16 do not fit, nor do 8.
+    let answers = model.submit(vec![1; 18]).await;
+    assert_eq!(sizes(answers), [[4; 16].as_slice(), &[2; 2]].concat());
+    assert_eq!(pool.metrics()[0].did_not_fit, 2);
+    assert_eq!(sizes(model.submit(vec![1; 7]).await), [4, 4, 4, 4, 3, 3, 3]);
+    assert_eq!(pool.metrics()[0].did_not_fit, 2, "what did not fit is not tried again");
+    // One that fits nowhere fails alone.
+    let answers = model.submit(vec![1, 6, 1, 1]).await;
+    assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, true]);
+    assert!(matches!(answers[1], Err(ModelError::DeviceMemory { .. })));
+    let metrics = &pool.metrics()[0];
+    assert_eq!((metrics.items, metrics.failed), (29, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_fits_alone_is_answered_whatever_the_threads() {
+    let model = pool(4).get("m", Narrow::load(4, 10)).await.unwrap();
+    let windows: Vec<_> = (0..50)
+        .map(|_| {
+            let model = model.clone();
+            tokio::spawn(async move { model.submit((1..=10).collect()).await })
+        })
+        .collect();
+    for window in windows {
+        let answers: Vec<usize> = window.await.unwrap().into_iter().map(|answer| answer.unwrap().0).collect();
+        assert_eq!(answers, (1..=10).collect::<Vec<_>>());
+    }
+}
+
 /// Counts how many of it are alive.
 struct Heavy {
     bytes: u64,

@@ -141,13 +141,17 @@ fn print_times(measured: &Reading) {
     }
     for model in measured.models.iter().filter(|m| m.batches > 0) {
         say!(
-            "  {:>9.1} s  {:>10.0} items/s  model {}: {:.1} items a batch, waited {:.1} s{}",
+            "  {:>9.1} s  {:>10.0} items/s  model {}: {:.1} items a batch, waited {:.1} s{}{}",
             model.busy_seconds,
             worked(model.busy_seconds, model.items),
             model.model,
             model.items as f64 / model.batches as f64,
             model.wait_seconds,
-            if model.loads > 1 { format!(", loaded {} times", model.loads) } else { String::new() }
+            if model.loads > 1 { format!(", loaded {} times", model.loads) } else { String::new() },
+            match model.did_not_fit {
+                0 => String::new(),
+                n => format!(", {n} batches were too large for its device's memory and were halved"),
+            }
         );
     }
 }
