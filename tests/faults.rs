@@ -28,7 +28,7 @@ stages:
   kept:      { type: filter, where: "cardinality(boxes) > 0", reason: no_box }
   counted:   { type: sql, query: "select caption, count(*) as n, sum(cardinality(boxes)) as boxes from kept group by caption order by n desc, caption" }
 sinks:
-  good:   { type: parquet, input: kept, path: out/pairs }
+  good:   { type: parquet, input: kept, path: out/pairs, file_bytes: 3000000 }
   counts: { type: jsonl, input: counted, path: out/counts }
 "#;
 
@@ -112,7 +112,7 @@ fn tear_newest(bench: &Bench) -> bool {
 }
 
 fn leftovers(bench: &Bench) -> Vec<String> {
-    let odd = |n: &String| n.contains(".tmp") || n.contains("/next/") || n.contains("/spill/") || n.contains("/old/");
+    let odd = |n: &String| [".tmp", "/next/", "/joined/", "/spill/", "/old/"].iter().any(|part| n.contains(part));
     bench.bytes("out").into_keys().filter(odd).collect()
 }
 
@@ -283,4 +283,34 @@ fn on_a_full_disk_finished_work_is_kept() {
     assert_eq!(again.code, Some(0), "{}", again.err);
     assert!(again.err.contains("reused from an earlier run"), "{}", again.err);
     assert!(found == expected);
+}
+
+#[test]
+fn files_that_are_joined_while_tasks_run_are_those_of_a_run_that_joins_them_at_its_end() {
+    let bench = Bench::new();
+    let mut draw = numbers(5);
+    let mut text = || format!("{:016x}{:016x}", draw(u64::MAX >> 12), draw(u64::MAX >> 12));
+    let rows = (0..160_000).map(|n| format!("{{\"n\":{n},\"t\":\"{}\"}}\n", text()));
+    bench.write("rows.jsonl", rows.collect::<String>());
+    bench.write(
+        "p.yaml",
+        "settings: { shard_mib: 1 }
+sources: { rows: { type: jsonl, path: rows.jsonl } }
+stages: { some: { type: filter, where: 'n % 3 > 0' } }
+sinks:
+  table: { type: parquet, path: out/pairs, file_bytes: 3000000 }
+  lines: { type: jsonl, path: out/counts, file_bytes: 6000000 }
+",
+    );
+    bench.ok(&["run", "p.yaml", "--threads", "2"]);
+    let ahead = outputs(&bench);
+    for target in TARGETS {
+        let files = ahead.keys().filter(|n| n.starts_with(&format!("{target}/data/"))).count();
+        assert!((3..8).contains(&files), "of eight parts {target} has {files} files");
+        fs::remove_dir_all(bench.path(target)).unwrap();
+    }
+    // Every task is done already.
+    bench.ok(&["run", "p.yaml"]);
+    assert!(outputs(&bench) == ahead, "other bytes");
+    assert_eq!(leftovers(&bench), [""; 0]);
 }

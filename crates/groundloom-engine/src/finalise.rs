@@ -1,16 +1,14 @@
 //! From committed parts to a published data set: files of a chosen size, quarantine, card, report, manifest.
 //!
-//! It reads the ledger only, starts from an empty folder every time, and what it makes depends on the entries alone: killed anywhere, it is simply run again.
+//! It reads the ledger only, starts from an empty folder every time, and what it makes depends on the entries alone: killed anywhere, it is simply run again. Files that were
+//! [joined](crate::joining) ahead save it time, nothing else.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Write},
+    io::Write,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 
 use groundloom_data::funnel::StageCounts;
@@ -27,7 +25,8 @@ use crate::{
     error::EngineError,
     generation::{MANIFEST, Manifest, PublishedFile, Target},
     graph::{Node, NodeId, Work},
-    ledger::{Entry, Ledger, Part, PartKind, is_superseded},
+    joining::{Joined, join_all, joins, parts_of},
+    ledger::PartKind,
     mirror::generation_folder,
     run::{Finished, added},
 };
@@ -40,6 +39,14 @@ pub const REJECTED: &str = "_rejected";
 pub const DROPPED: &str = "_manifest/dropped";
 /// Folder with the ids of the rows in the data, where its format cannot be searched for them.
 pub const KEPT: &str = "_manifest/kept";
+
+/// What stands beside the data, and where.
+const BESIDE: [(PartKind, &str); 4] = [
+    (PartKind::Quarantine, QUARANTINE),
+    (PartKind::Rejected, REJECTED),
+    (PartKind::Dropped, DROPPED),
+    (PartKind::Kept, KEPT),
+];
 
 /// Version of the layout of a published generation.
 const LAYOUT: u32 = 1;
@@ -55,6 +62,14 @@ pub fn notes_sink() -> Arc<dyn Sink> {
     Arc::new(own_sink(Layout::Notes, 16 << 20))
 }
 
+/// What writes the rows that stand beside the data.
+pub(crate) fn sink_beside(kind: PartKind) -> Arc<dyn Sink> {
+    match kind {
+        PartKind::Dropped => notes_sink(),
+        _ => kept_sink(),
+    }
+}
+
 fn own_sink(layout: Layout, file_bytes: u64) -> ParquetSink {
     ParquetSink {
         path: String::new(),
@@ -66,7 +81,7 @@ fn own_sink(layout: Layout, file_bytes: u64) -> ParquetSink {
     }
 }
 
-/// Puts the files of a sink together and publishes them.
+/// Puts the files of a sink together, as far as they are not among those `joined` ahead, and publishes them.
 ///
 /// # Errors
 /// When a part is damaged, the disk is full, or the target cannot be exchanged; the old generation is in place then.
@@ -76,6 +91,7 @@ pub fn publish(
     sink_node: NodeId,
     sink: &Arc<dyn Sink>,
     target: &Target,
+    joined: &Joined,
 ) -> Result<Manifest, EngineError> {
     let graph = &finished.plan.graph;
     let node = &graph.nodes[sink_node];
@@ -91,16 +107,8 @@ pub fn publish(
     let name = |i: usize, of: usize| format!("train-{i:05}-of-{of:05}.{}", sink.extension());
     let mut jobs = joins(sink, entries, ledger, PartKind::Data, &next.join(&data_folder), name);
     let data_jobs = jobs.len();
-    for (kind, folder) in [
-        (PartKind::Quarantine, QUARANTINE),
-        (PartKind::Rejected, REJECTED),
-        (PartKind::Dropped, DROPPED),
-        (PartKind::Kept, KEPT),
-    ] {
-        let sink = match kind {
-            PartKind::Dropped => notes_sink(),
-            _ => kept_sink(),
-        };
+    for (kind, folder) in BESIDE {
+        let sink = sink_beside(kind);
         for (segment, ledger, entries) in &finished.segments {
             let name = |i: usize, _| format!("{}-{i:05}.parquet", segment.name);
             jobs.extend(joins(&sink, entries, ledger, kind, &next.join(within(folder)), name));
@@ -117,7 +125,7 @@ pub fn publish(
     };
     let (samples, files) = std::thread::scope(|scope| {
         let shown = scope.spawn(shown);
-        let files = join_all(&jobs, &next);
+        let files = join_all(&jobs, &next, joined);
         (
             shown.join().map_err(|_| EngineError::Internal("the thread that read rows for the report ended".into())),
             files,
@@ -188,110 +196,12 @@ fn no_rows(
     published(next, path, 0)
 }
 
-/// A file to be made of parts.
-struct Join {
-    sink: Arc<dyn Sink>,
-    parts: Vec<PathBuf>,
-    path: PathBuf,
-    rows: u64,
-}
-
-/// The parts of a kind in the order of their tasks.
-fn parts_of(entries: &[Entry], kind: PartKind) -> impl Iterator<Item = &Part> {
-    // What was tried again has left the quarantine, or stands there once more by its retry.
-    let stands = move |e: &&Entry| kind != PartKind::Quarantine || !is_superseded(e, entries);
-    entries.iter().filter(stands).filter_map(move |e| e.part(kind))
-}
-
-/// How the parts of a kind become files of about [`Sink::file_bytes`] in `folder`.
-fn joins(
-    sink: &Arc<dyn Sink>,
-    entries: &[Entry],
-    ledger: &Ledger,
-    kind: PartKind,
-    folder: &Path,
-    name: impl Fn(usize, usize) -> String,
-) -> Vec<Join> {
-    let mut joins: Vec<Join> = Vec::new();
-    // Parts of a quarter of the size are good enough as they are: linking them costs nothing.
-    let (good, most) = (sink.file_bytes() / 4, sink.file_bytes());
-    let mut filled = u64::MAX;
-    for part in parts_of(entries, kind) {
-        if filled >= good || filled.saturating_add(part.bytes) > most {
-            joins.push(Join { sink: Arc::clone(sink), parts: Vec::new(), path: PathBuf::new(), rows: 0 });
-            filled = 0;
-        }
-        if let Some(join) = joins.last_mut() {
-            join.parts.push(ledger.part_path(part));
-            join.rows += part.rows;
-        }
-        filled += part.bytes;
-    }
-    let of = joins.len();
-    for (i, join) in joins.iter_mut().enumerate() {
-        join.path = folder.join(name(i, of));
-    }
-    joins
-}
-
-/// Makes the files, several at a time: one copies while another waits for the disk.
-fn join_all(joins: &[Join], next: &Path) -> Result<Vec<PublishedFile>, EngineError> {
-    joins.iter().try_for_each(|join| make_folder_of(&join.path))?;
-    let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(joins.len());
-    let taken = AtomicUsize::new(0);
-    let work = || -> Vec<(usize, Result<PublishedFile, EngineError>)> {
-        let mut made = Vec::new();
-        while let Some((i, join)) = Some(taken.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, joins.get(i)?))) {
-            made.push((i, join.run(next)));
-        }
-        made
-    };
-    let mut made = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..at_once).map(|_| scope.spawn(work)).collect();
-        let mut made = work();
-        for other in others {
-            let ended = other.join().map_err(|_| EngineError::Internal("a thread that joined parts ended".into()))?;
-            made.extend(ended);
-        }
-        Ok::<_, EngineError>(made)
-    })?;
-    made.sort_by_key(|(i, _)| *i);
-    made.into_iter().map(|(_, file)| file).collect()
-}
-
-impl Join {
-    /// A part that is a file of its own is linked, not copied.
-    fn run(&self, next: &Path) -> Result<PublishedFile, EngineError> {
-        match self.parts.as_slice() {
-            [part] if self.sink.is_whole_file() => link(part, &self.path)?,
-            _ => self.sink.join(&self.parts, &self.path)?,
-        }
-        published(next, &self.path, self.rows)
-    }
-}
-
-fn make_folder_of(path: &Path) -> Result<(), EngineError> {
+pub(crate) fn make_folder_of(path: &Path) -> Result<(), EngineError> {
     let Some(folder) = path.parent() else { return Ok(()) };
     fs::create_dir_all(folder).map_err(|e| EngineError::io(folder, e))
 }
 
-fn link(from: &Path, to: &Path) -> Result<(), EngineError> {
-    match fs::hard_link(from, to) {
-        Ok(()) => Ok(()),
-        // Some file systems know no hard links.
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied | io::ErrorKind::CrossesDevices
-            ) =>
-        {
-            fs::copy(from, to).map(drop).map_err(|e| EngineError::io(to, e))
-        }
-        Err(e) => Err(EngineError::io(to, e)),
-    }
-}
-
-fn published(root: &Path, path: &Path, rows: u64) -> Result<PublishedFile, EngineError> {
+pub(crate) fn published(root: &Path, path: &Path, rows: u64) -> Result<PublishedFile, EngineError> {
     let bytes = fs::metadata(path).map_err(|e| EngineError::io(path, e))?.len();
     let relative = path.strip_prefix(root).unwrap_or(path);
     let parts: Vec<_> = relative.components().map(|c| c.as_os_str().to_string_lossy()).collect();

@@ -11,6 +11,7 @@ pub mod finalise;
 pub mod generation;
 pub mod graph;
 pub mod index_sink;
+pub mod joining;
 pub mod ledger;
 pub mod mirror;
 pub mod nodes;

@@ -32,6 +32,7 @@ use crate::{
     finalise,
     generation::{Manifest, Target},
     graph::{Graph, Node, NodeId, Work},
+    joining::Ahead,
     ledger::{Again, Entry, Ledger, PartKind},
     mirror::Mirror,
     nodes::{
@@ -427,12 +428,13 @@ async fn work_through(
     let result = runner.all().await;
     runner.clean_spill();
     result?;
+    let joined = runner.ahead.finish();
     let mut sinks = Vec::new();
     for ((segment, node, sink), target) in plan.sinks().zip(targets) {
         (runner.observer)(Event::Publishing { sink: Arc::clone(&plan.graph.nodes[node].name) });
         let manifest = match target.is_current(&plan.generation(segment))? {
             Some(manifest) => manifest,
-            None => finalise::publish(&runner.finished(segment), node, sink, target)?,
+            None => finalise::publish(&runner.finished(segment), node, sink, target, &joined)?,
         };
         if let Some(url) = target.url() {
             let mirror = Mirror::new(&plan.graph.stores, url);
@@ -481,6 +483,7 @@ struct Runner<'a> {
     ledgers: Vec<Ledger>,
     entries: Vec<Vec<Entry>>,
     aside: Arc<dyn Sink>,
+    ahead: Ahead,
     tasks_done: usize,
     tasks_reused: usize,
     rows_read: u64,
@@ -513,6 +516,11 @@ impl<'a> Runner<'a> {
         for (ledger, segment) in ledgers.iter().zip(&plan.segments.all) {
             ledger.describe(&segment.identity)?;
         }
+        let sink_of = |segment: &Segment| match &plan.graph.nodes[segment.node].work {
+            Work::Sink(sink) => Some(sink),
+            _ => None,
+        };
+        let ahead = Ahead::new(&work, plan.segments.all.iter().map(sink_of))?;
         Ok(Self {
             plan,
             options,
@@ -522,6 +530,7 @@ impl<'a> Runner<'a> {
             ledgers,
             entries: Vec::new(),
             aside: finalise::kept_sink(),
+            ahead,
             tasks_done: 0,
             tasks_reused: 0,
             rows_read: 0,
@@ -611,6 +620,10 @@ impl<'a> Runner<'a> {
                 (self.observer)(Event::TaskDone { segment: Arc::clone(&name), bytes });
                 entries[index] = Some(entry);
                 self.judge(&entries)?;
+                // Which entries a limit needs is known in the end only.
+                if segment.enough.is_none() {
+                    self.ahead.advance(id, &entries, &self.ledgers[id]);
+                }
             }
         }
         let mut rows = 0;
