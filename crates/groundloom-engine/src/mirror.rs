@@ -123,7 +123,7 @@ impl<'a> Mirror<'a> {
 
     /// Paths and sizes of all objects below the URL.
     async fn objects(&self) -> Result<Vec<(String, u64)>, EngineError> {
-        Ok(self.stores.list_folder(self.url, true).await?.into_iter().map(|e| (e.path, e.size)).collect())
+        Ok(self.stores.list_folder(self.url, true).await?.into_iter().map(|e| (e.path().to_owned(), e.size)).collect())
     }
 }
 

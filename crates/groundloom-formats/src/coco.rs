@@ -101,7 +101,7 @@ impl Source for Coco {
         let pictures = match &self.images {
             Some(folder) => {
                 let listed = stores.list_folder(folder, true).await.map_err(|e| e.for_key("images"))?;
-                Some(listed.into_iter().map(|entry| (entry.path.clone(), entry)).collect::<HashMap<_, _>>())
+                Some(listed.into_iter().map(|entry| (entry.path().to_owned(), entry)).collect::<HashMap<_, _>>())
             }
             None => None,
         };
@@ -259,9 +259,9 @@ impl<'de> Visitor<'de> for &mut Document {
 
 impl Document {
     fn read(stores: &Stores, entry: &Entry) -> Result<Self, FormatError> {
-        let malformed = |message: String| FormatError::Malformed { location: entry.location.clone(), message };
+        let malformed = |message: String| FormatError::Malformed { location: entry.location.to_string(), message };
         let source = stores.reader(&entry.location, None)?;
-        let reader = Decompressed::new(source, Compression::of_path(&entry.path));
+        let reader = Decompressed::new(source, Compression::of_path(entry.path()));
         let reader = BufReader::with_capacity(1 << 20, reader.map_err(|e| io_error(&entry.location, e))?);
         let document = Self::parse(reader).map_err(|e| match e.io_error_kind() {
             Some(kind) => io_error(&entry.location, kind.into()),
@@ -288,10 +288,10 @@ impl Scenes {
     /// Reads the annotation files. Blocks.
     fn read(stores: &Stores, entries: &[Entry], crowd: bool) -> Result<Self, FormatError> {
         let mut scenes =
-            Self { location: entries.first().map(|e| e.location.clone()).unwrap_or_default(), ..Self::default() };
+            Self { location: entries.first().map(|e| e.location.to_string()).unwrap_or_default(), ..Self::default() };
         let mut by_id: HashMap<Id, usize> = HashMap::new();
         for entry in entries {
-            scenes.add(Document::read(stores, entry)?, &entry.path, crowd, &mut by_id);
+            scenes.add(Document::read(stores, entry)?, entry.path(), crowd, &mut by_id);
         }
         scenes.name();
         Ok(scenes)
@@ -420,7 +420,7 @@ impl Scenes {
             };
             let said = scene.hash(&self.categories);
             files.push(ShardFile {
-                location: picture.map_or_else(|| self.location.clone(), |p| p.location.clone()),
+                location: picture.map_or_else(|| self.location.clone(), |p| p.location.to_string()),
                 path: scene.path.clone(),
                 size: picture.map_or(1, |p| p.size),
                 range: None,

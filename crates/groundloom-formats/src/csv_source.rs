@@ -89,7 +89,7 @@ impl Source for CsvSource {
     async fn discover(&self, stores: &Stores, _options: &DiscoverOptions) -> Result<Discovery, FormatError> {
         let form = Form { delimiter: self.delimiter()?, header: self.header };
         let mut entries = stores.list(&self.path, &EXTENSIONS).await?;
-        let first = entries.first().map(|e| e.location.clone()).unwrap_or_default();
+        let first = entries.first().map(|e| e.location.to_string()).unwrap_or_default();
         entries.retain(|e| e.size > 0);
         let shards = entries.iter().map(|entry| shard(vec![whole_file(entry.clone())], None)).collect();
         let (sampled, stated) = (stores.clone(), column_types::parse_all("types", &self.types)?);
@@ -143,7 +143,7 @@ fn infer(
                 same_header(&first.0, &first.1, &entry.location, &names)?;
                 first
             }
-            None => found.insert((entry.location.clone(), names.clone(), vec![TextType::Empty; names.len()])),
+            None => found.insert((entry.location.to_string(), names.clone(), vec![TextType::Empty; names.len()])),
         };
         // Bad records are for the quarantine, not for the types.
         while let Some(record) = records.next()? {

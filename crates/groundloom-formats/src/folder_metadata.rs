@@ -74,16 +74,16 @@ impl Metadata {
     /// # Errors
     /// It cannot be read, no row names a file, or a column holds several types.
     pub(crate) fn read(stores: &Stores, entry: &Entry) -> Result<(Self, RowIndex), FormatError> {
-        if Compression::of_path(&entry.path) != Compression::None {
+        if Compression::of_path(entry.path()) != Compression::None {
             return Err(FormatError::Input {
                 key: "metadata",
                 message: format!(
                     "expected plain JSON lines or CSV, found the compressed file `{}`; unpack it",
-                    entry.path
+                    entry.path()
                 ),
             });
         }
-        let csv = entry.path.to_ascii_lowercase().ends_with(".csv");
+        let csv = entry.path().to_ascii_lowercase().ends_with(".csv");
         let (metadata, index) = if csv { Self::read_csv(stores, entry)? } else { Self::read_jsonl(stores, entry)? };
         if index.rows.is_empty() {
             let example = if csv { "a column `file_name`" } else { "{\"file_name\": \"a.jpg\", \"caption\": \"…\"}" };
@@ -98,7 +98,7 @@ impl Metadata {
 
     fn new(entry: &Entry) -> Self {
         let schema = Arc::new(Schema::empty());
-        Self { location: entry.location.clone(), path: entry.path.clone(), schema, header: None }
+        Self { location: entry.location.to_string(), path: entry.path().to_owned(), schema, header: None }
     }
 
     fn read_jsonl(stores: &Stores, entry: &Entry) -> Result<(Self, RowIndex), FormatError> {

@@ -69,7 +69,7 @@ impl Source for ImageFolder {
     async fn discover(&self, stores: &Stores, options: &DiscoverOptions) -> Result<Discovery, FormatError> {
         let mut pictures = stores.list_folder(&self.path, self.recursive).await?;
         // Of a hundred million pictures no second list is held.
-        let others: Vec<Entry> = pictures.extract_if(.., |e| !has_extension(&e.path, &self.extensions)).collect();
+        let others: Vec<Entry> = pictures.extract_if(.., |e| !has_extension(e.path(), &self.extensions)).collect();
         if pictures.is_empty() {
             let message =
                 format!("no picture in `{}`: expected files that end in .{}", self.path, self.extensions.join(", ."));
@@ -78,7 +78,7 @@ impl Source for ImageFolder {
         let (words, shards) = match &self.metadata {
             Some(name) => {
                 let name = name.trim_start_matches("./");
-                let Some(entry) = others.iter().chain(&pictures).find(|e| e.path == name).cloned() else {
+                let Some(entry) = others.iter().chain(&pictures).find(|e| e.path() == name).cloned() else {
                     let message = format!(
                         "there is no `{name}` in `{}`; without `metadata` captions come from text files beside the pictures",
                         self.path
@@ -140,11 +140,11 @@ struct Sidecars<'a>(HashMap<&'a str, &'a Entry>);
 
 impl<'a> Sidecars<'a> {
     fn new(others: &'a [Entry]) -> Self {
-        Self(others.iter().filter(|e| e.path.ends_with(".txt")).map(|e| (stem(&e.path), e)).collect())
+        Self(others.iter().filter(|e| e.path().ends_with(".txt")).map(|e| (stem(e.path()), e)).collect())
     }
 
     fn of(&self, picture: &Entry) -> Option<&'a Entry> {
-        self.0.get(stem(&picture.path)).copied()
+        self.0.get(stem(picture.path())).copied()
     }
 
     /// The picture; `ShardFile::metadata` is all of the text file beside it.

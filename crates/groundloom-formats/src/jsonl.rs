@@ -104,7 +104,7 @@ pub(crate) fn cut(entries: &[Entry], options: &DiscoverOptions) -> Vec<Shard> {
     let (mut shards, mut run) = (Vec::new(), Vec::new());
     for entry in entries.iter().filter(|e| e.size > 0) {
         let file = shards::whole_file(entry.clone());
-        if entry.size <= options.shard_bytes || Compression::of_path(&entry.path) != Compression::None {
+        if entry.size <= options.shard_bytes || Compression::of_path(entry.path()) != Compression::None {
             run.push(file);
             continue;
         }
@@ -130,14 +130,14 @@ fn infer(stores: &Stores, entries: &[Entry], most: u64) -> Result<SchemaRef, For
             let before = std::mem::replace(&mut columns, JsonType::Null);
             let merged = JsonType::of(&value).and_then(|row| before.merge(row, ""));
             columns = merged.map_err(|conflict| FormatError::Malformed {
-                location: entry.location.clone(),
+                location: entry.location.to_string(),
                 message: format!("line {number}: {conflict}; state the columns and their types in `schema:`"),
             })?;
         }
     }
     let JsonType::Struct(types) = columns else { unreachable!("rows are objects") };
     if types.is_empty() {
-        let location = entries.first().map(|e| e.location.clone()).unwrap_or_default();
+        let location = entries.first().map(|e| e.location.to_string()).unwrap_or_default();
         return Err(FormatError::Malformed {
             location,
             message: "expected lines of JSON objects with fields, found none in the first megabyte".to_owned(),
@@ -148,7 +148,7 @@ fn infer(stores: &Stores, entries: &[Entry], most: u64) -> Result<SchemaRef, For
 
 /// The first lines of a file and their numbers, from 1.
 fn sample(stores: &Stores, entry: &Entry, most: u64) -> Result<Vec<(usize, Vec<u8>)>, FormatError> {
-    let compression = Compression::of_path(&entry.path);
+    let compression = Compression::of_path(entry.path());
     let source = stores.reader(&entry.location, None)?;
     let mut reader = Decompressed::new(source, compression).map_err(|e| io_error(&entry.location, e))?;
     let mut bytes = Vec::new();

@@ -57,7 +57,7 @@ impl Source for ParquetSource {
                     "{difference}, unlike in {}; files of one source have the same columns",
                     entries[0].location
                 );
-                return Err(FormatError::Malformed { location: entry.location.clone(), message });
+                return Err(FormatError::Malformed { location: entry.location.to_string(), message });
             }
         }
         if let Some(key) = &self.key {
@@ -100,7 +100,7 @@ const TAIL: u64 = 64 << 10;
 
 async fn footer(stores: &Stores, entry: &Entry) -> Result<(SchemaRef, ParquetMetaData), FormatError> {
     let malformed = |what: String| FormatError::Malformed {
-        location: entry.location.clone(),
+        location: entry.location.to_string(),
         message: format!("expected a Parquet file, but {what}"),
     };
     // Magic at both ends, and the footer's length.
@@ -154,7 +154,7 @@ fn cut(entry: &Entry, metadata: &ParquetMetaData, bytes: u64) -> Result<Vec<Shar
                 let message = format!(
                     "row group {i} does not begin behind the one before it, inside the file; the footer is damaged"
                 );
-                return Err(FormatError::Malformed { location: entry.location.clone(), message });
+                return Err(FormatError::Malformed { location: entry.location.to_string(), message });
             }
         }
     }

@@ -27,8 +27,14 @@ pub(crate) fn shard(files: Vec<ShardFile>, rows: Option<u64>) -> Shard {
 
 /// A whole file.
 pub(crate) fn whole_file(entry: Entry) -> ShardFile {
-    let Entry { location, path, size, version } = entry;
-    ShardFile { location, path, size, range: None, version, metadata: None }
+    ShardFile {
+        path: entry.path().to_owned(),
+        version: entry.version.to_string(),
+        size: entry.size,
+        location: entry.location.into(),
+        range: None,
+        metadata: None,
+    }
 }
 
 /// Runs of whole files, in order.

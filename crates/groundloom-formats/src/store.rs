@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    fmt,
     fs::{self, File},
     io::{self, ErrorKind, Read, Seek, SeekFrom},
     ops::Range,
@@ -32,17 +33,69 @@ pub struct Stores {
     open: Arc<Mutex<HashMap<String, Arc<dyn ObjectStore>>>>,
 }
 
-/// A file that a pattern or a folder holds.
+/// A file that a pattern or a folder holds. A folder may hold millions: one takes its location and 56 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Absolute local path or URL.
-    pub location: String,
-    /// Path relative to the root of the pattern or folder, `/`-separated.
-    pub path: String,
+    pub location: Box<str>,
+    path: RelativePath,
     /// Bytes.
     pub size: u64,
-    /// Changes with the content: an ETag, or the modification time in nanoseconds.
-    pub version: String,
+    /// Changes with the content.
+    pub version: Version,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum RelativePath {
+    /// So many bytes at the end of the location.
+    EndOfLocation(u32),
+    /// Written another way there.
+    Apart(Box<str>),
+}
+
+/// What changes with the content of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Version {
+    /// The time of its last modification, in nanoseconds since 1970.
+    Modified(u64),
+    /// What its store says: an ETag, a version, or a time.
+    Told(Box<str>),
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Modified(nanoseconds) => nanoseconds.fmt(f),
+            Self::Told(text) => text.fmt(f),
+        }
+    }
+}
+
+impl Entry {
+    fn new(location: String, path: &str, size: u64, version: Version) -> Self {
+        Self { path: RelativePath::new(&location, path), location: location.into(), size, version }
+    }
+
+    /// Path relative to the root of the pattern or folder, `/`-separated.
+    pub fn path(&self) -> &str {
+        match &self.path {
+            RelativePath::EndOfLocation(length) => &self.location[self.location.len() - *length as usize..],
+            RelativePath::Apart(path) => path,
+        }
+    }
+
+    fn with_path(self, path: &str) -> Self {
+        Self { path: RelativePath::new(&self.location, path), ..self }
+    }
+}
+
+impl RelativePath {
+    fn new(location: &str, path: &str) -> Self {
+        match u32::try_from(path.len()) {
+            Ok(length) if location.ends_with(path) => Self::EndOfLocation(length),
+            _ => Self::Apart(path.into()),
+        }
+    }
 }
 
 /// Local or not.
@@ -145,7 +198,7 @@ impl Stores {
                 let prefix = with_slash(&remote.key);
                 let mut found = self.list_prefix(folder, &remote, &prefix).await?;
                 found.retain(|e| {
-                    (recursive || !e.path.contains('/')) && !e.path.split('/').any(|name| name.starts_with('.'))
+                    (recursive || !e.path().contains('/')) && !e.path().split('/').any(|name| name.starts_with('.'))
                 });
                 found
             }
@@ -161,7 +214,7 @@ impl Stores {
         match place(location)? {
             Place::Local(path) => {
                 blocking(move || match fs::metadata(&path) {
-                    Ok(m) if m.is_file() => local_entry(&absolute(&path)?, file_name(&path), &m).map(Some),
+                    Ok(m) if m.is_file() => local_entry(&absolute(&path)?, &file_name(&path), &m).map(Some),
                     Ok(_) => Ok(None),
                     Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
                     Err(e) => Err(io_error(&path.to_string_lossy(), e)),
@@ -172,11 +225,9 @@ impl Stores {
                 let (store, path) = self.remote(location, &remote)?;
                 let head = again(|| async {
                     match store.head(&path).await {
-                        Ok(meta) => Ok(Some(remote_entry(
-                            &remote.base,
-                            &meta,
-                            meta.location.filename().unwrap_or_default().to_owned(),
-                        ))),
+                        Ok(meta) => {
+                            Ok(Some(remote_entry(&remote.base, &meta, meta.location.filename().unwrap_or_default())))
+                        }
                         Err(object_store::Error::NotFound { .. }) => Ok(None),
                         Err(e) => Err(store_error(location, e)),
                     }
@@ -305,7 +356,7 @@ impl Stores {
         let mut found = Vec::new();
         for (entry, location, key) in looked_up {
             match entry {
-                Some(entry) => found.push(Entry { path: key.strip_prefix(&root).unwrap_or(&key).to_owned(), ..entry }),
+                Some(entry) => found.push(entry.with_path(key.strip_prefix(&root).unwrap_or(&key))),
                 None if http || several => {
                     return Err(FormatError::Input {
                         key: "path",
@@ -316,8 +367,8 @@ impl Stores {
                     // Not an object: a prefix that stands for a folder.
                     let mut below = self.list_prefix(pattern, remote, &with_slash(&key)).await?;
                     below.retain(|e| {
-                        has_extension(&e.path, extensions)
-                            && !e.path.split('/').any(|name| name.starts_with(['.', '_']))
+                        has_extension(e.path(), extensions)
+                            && !e.path().split('/').any(|name| name.starts_with(['.', '_']))
                     });
                     if below.is_empty() {
                         return Err(FormatError::Input {
@@ -334,7 +385,7 @@ impl Stores {
         if !patterns.is_empty() {
             let all = self.list_prefix(pattern, remote, &root).await?;
             let matching =
-                all.into_iter().filter(|e| patterns.iter().any(|p| globs::path_matches(&p[root.len()..], &e.path)));
+                all.into_iter().filter(|e| patterns.iter().any(|p| globs::path_matches(&p[root.len()..], e.path())));
             found.extend(matching);
         }
         if found.is_empty() {
@@ -362,7 +413,7 @@ impl Stores {
         let mut found = Vec::new();
         for meta in listed.await? {
             let full = meta.location.to_string();
-            let Some(relative) = full.strip_prefix(path.as_ref()).map(|r| r.trim_start_matches('/').to_owned()) else {
+            let Some(relative) = full.strip_prefix(path.as_ref()).map(|r| r.trim_start_matches('/')) else {
                 continue;
             };
             if !relative.is_empty() {
@@ -490,7 +541,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 fn sorted(mut found: Vec<Entry>) -> Vec<Entry> {
     // Not the stable sort, which would hold half of the list once more.
-    found.sort_unstable_by(|a, b| (&a.path, &a.location).cmp(&(&b.path, &b.location)));
+    found.sort_unstable_by(|a, b| (a.path(), &a.location).cmp(&(b.path(), &b.location)));
     found.dedup();
     found
 }
@@ -532,26 +583,28 @@ fn file_name(path: &Path) -> String {
     path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn local_entry(location: &Path, path: String, metadata: &fs::Metadata) -> Result<Entry, FormatError> {
+fn local_entry(location: &Path, path: &str, metadata: &fs::Metadata) -> Result<Entry, FormatError> {
     let modified = metadata.modified().ok().and_then(|m| m.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
-    Ok(Entry { location: local_text(location)?, path, size: metadata.len(), version: modified.to_string() })
+    // Nanoseconds of 64 bits last until 2554.
+    let version = Version::Modified(u64::try_from(modified).unwrap_or(u64::MAX));
+    Ok(Entry::new(local_text(location)?, path, metadata.len(), version))
 }
 
-fn remote_entry(base: &str, meta: &ObjectMeta, path: String) -> Entry {
+fn remote_entry(base: &str, meta: &ObjectMeta, path: &str) -> Entry {
     let version =
         meta.e_tag.clone().or_else(|| meta.version.clone()).unwrap_or_else(|| meta.last_modified.to_rfc3339());
-    Entry { location: format!("{base}/{}", meta.location), path, size: meta.size, version }
+    Entry::new(format!("{base}/{}", meta.location), path, meta.size, Version::Told(version.into()))
 }
 
 fn list_local(pattern: &str, extensions: &[String]) -> Result<Vec<Entry>, FormatError> {
     let whole = Path::new(pattern);
     // A file whose name holds pattern characters is still a file.
     match fs::metadata(whole) {
-        Ok(m) if m.is_file() => return Ok(vec![local_entry(&absolute(whole)?, file_name(whole), &m)?]),
+        Ok(m) if m.is_file() => return Ok(vec![local_entry(&absolute(whole)?, &file_name(whole), &m)?]),
         Ok(m) if m.is_dir() => {
             let mut found = Vec::new();
             walk(&absolute(whole)?, "", true, &|name| !name.starts_with(['.', '_']), &mut HashSet::new(), &mut found)?;
-            found.retain(|e| has_extension(&e.path, extensions));
+            found.retain(|e| has_extension(e.path(), extensions));
             if found.is_empty() {
                 let endings = if extensions.is_empty() {
                     "files".to_owned()
@@ -600,9 +653,10 @@ fn match_components(
     if rest.contains("**") {
         let mut all = Vec::new();
         walk(&absolute(folder)?, "", true, &|name| !name.starts_with('.'), &mut HashSet::new(), &mut all)?;
-        for entry in all.into_iter().filter(|e| globs::path_matches(rest, &e.path)) {
-            let path = join(&entry.path);
-            found.insert(path.clone(), Entry { path, ..entry });
+        for entry in all.into_iter().filter(|e| globs::path_matches(rest, e.path())) {
+            let path = join(entry.path());
+            let entry = entry.with_path(&path);
+            found.insert(path, entry);
         }
         return Ok(());
     }
@@ -632,7 +686,8 @@ fn match_components(
         match (rest, fs::metadata(&path)) {
             (Some(rest), Ok(m)) if m.is_dir() => match_components(&path, &below, rest, found)?,
             (None, Ok(m)) if m.is_file() => {
-                found.insert(below.clone(), local_entry(&absolute(&path)?, below, &m)?);
+                let entry = local_entry(&absolute(&path)?, &below, &m)?;
+                found.insert(below, entry);
             }
             _ => {}
         }
@@ -663,12 +718,12 @@ fn walk(
         let Ok(metadata) = fs::metadata(item.path()) else {
             // A link that leads nowhere is found, so that whoever reads it says so. What is gone by now is no file.
             if let Ok(link) = fs::symlink_metadata(item.path()) {
-                found.push(Entry { size: 0, ..local_entry(&item.path(), path, &link)? });
+                found.push(Entry { size: 0, ..local_entry(&item.path(), &path, &link)? });
             }
             continue;
         };
         if metadata.is_file() {
-            found.push(local_entry(&item.path(), path, &metadata)?);
+            found.push(local_entry(&item.path(), &path, &metadata)?);
         } else if metadata.is_dir() && recursive {
             walk(&item.path(), &path, recursive, wanted, seen, found)?;
         }

@@ -170,7 +170,7 @@ impl Columns {
                 let before = std::mem::replace(&mut types, JsonType::Null);
                 types = JsonType::of(&value).and_then(|row| before.merge(row, "")).map_err(|conflict| {
                     FormatError::Malformed {
-                        location: entry.location.clone(),
+                        location: entry.location.to_string(),
                         message: format!(
                             "the JSON of `{}`: {conflict}; make the field's values one type",
                             sample.key.unwrap_or_default()
@@ -191,7 +191,7 @@ impl Columns {
         if archives == 0 {
             let why = damage.map(|message| format!(" ({message})")).unwrap_or_default();
             return Err(FormatError::Malformed {
-                location: entries.first().map(|e| e.location.clone()).unwrap_or_default(),
+                location: entries.first().map(|e| e.location.to_string()).unwrap_or_default(),
                 message: format!(
                     "expected an archive with members such as `0001.jpg`, `0001.txt` or `0001.json`, found none{why}"
                 ),
@@ -441,7 +441,7 @@ impl Archive {
         }
         let fields = rows.spread(&fields);
         let mut fields =
-            fields.map_err(|source| FormatError::Arrow { location: file.location.clone(), source })?.into_iter();
+            fields.map_err(|source| FormatError::Arrow { location: file.location.to_string(), source })?.into_iter();
         let columns = self.asked.iter().filter_map(|c| own.get(*c).cloned().or_else(|| fields.next())).collect();
         rows.finish(&self.shape, columns, None)
     }
