@@ -324,7 +324,7 @@ const SPARSE: usize = 16;
 
 /// Vectors of more bytes than this are read where they are needed when a walk over codes has found them, instead of looked at in the mapping: a read
 /// costs half a microsecond, the mapping the whole set in the process's memory.
-const MAPPED_BYTES: u64 = 512 << 20;
+const MAPPED_BYTES: u64 = 64 << 20;
 
 /// Rows that a part of a scan looks at.
 const PART: usize = 1 << 14;
