@@ -4,7 +4,8 @@
 
 Needs torch, transformers 5.23, pillow and safetensors. The tokenizer is that of the fixture t5 beside a token for images.
 The T5 has gated layers and a word layer of its own, as Flan-T5 has; with --plain it is as the first T5. Weights are drawn
-until no token of the greedy text is a close choice.
+until no token of the greedy text is a close choice, and until what is computed in single precision is near what double
+precision gives: with some weights the reference itself is off by more than what it is the measure for.
 """
 
 import argparse
@@ -24,6 +25,8 @@ torch.set_num_threads(1)
 PROMPT = "Question: what is in the image? Answer:"
 STEPS = 8
 STRINGS = [PROMPT, "", "two dogs sleeping on a couch", "<image>"]
+# Half of what logits may differ by.
+MOST_NOISE = 5e-5
 TOKENIZER = pathlib.Path(__file__).parent.parent / "tests/data/fixtures/t5"
 
 
@@ -88,7 +91,12 @@ def main():
             written.append(int(rows[-1].argmax()))
         pairs = [torch.topk(row, 2).values for row in rows]
         if min(float(first - second) for first, second in pairs) > 0.02 and len(set(written)) > 4:
-            break
+            exact = model.double()(
+                pixel_values=pixels.double(), input_ids=ids, attention_mask=mask, decoder_input_ids=torch.tensor([written[:-1]]))
+            noise = float((exact.logits[0] - torch.stack(rows).double()).abs().max())
+            model = model.float()
+            if noise < MOST_NOISE:
+                break
     else:
         raise SystemExit("expected a text without close choices within 1000 draws, found none")
 
@@ -122,7 +130,7 @@ def main():
          "decoded_skip_special": tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)}
         for text in STRINGS]
     notes = {
-        "prompt": PROMPT, "seed": arguments.seed, "trial": trial, "tokenizer": table,
+        "prompt": PROMPT, "seed": arguments.seed, "trial": trial, "noise_of_single_precision": noise, "tokenizer": table,
         "greedy_text": tokenizer.decode(written, skip_special_tokens=True),
         "versions": {"torch": torch.__version__, "transformers": tf.__version__}}
     (folder / "expected.json").write_text(json.dumps(notes, indent=1) + "\n")

@@ -9,7 +9,8 @@ use image::RgbImage;
 use serde_json::Value;
 
 use crate::{
-    ModelError, config::Config, family::Family, folder::ModelFolder, layers::compute, owl::Generation, weights::Weights,
+    ModelError, config::Config, family::Family, folder::ModelFolder, grounding_dino::replay::STEEPEST_NORM,
+    layers::compute, owl::Generation, weights::Weights,
 };
 
 mod beams;
@@ -269,10 +270,15 @@ pub fn verify(folder: &Path, device: crate::Device) -> Result<Vec<Comparison>, M
         .into_iter()
         .map(|(name, tensor)| (if name.starts_with("in.") { name } else { format!("out.{name}") }, tensor))
         .collect();
+    let steepest = match outputs.get(STEEPEST_NORM) {
+        Some(steepest) => steepest.to_scalar::<f32>().map_err(compute("a comparison"))?,
+        None => 0.0,
+    };
     let mut found = Vec::new();
     for (name, expected) in &fixture.tensors {
+        let tolerance = tolerance(family, name) * conditioning(name, steepest);
         let outcome = match outputs.get(name) {
-            Some(output) => compare(output, expected, tolerance(family, name)).map_err(compute("a comparison"))?,
+            Some(output) => compare(output, expected, tolerance).map_err(compute("a comparison"))?,
             None if name.starts_with("in.") => continue,
             None if name.ends_with("_torchvision") => {
                 Outcome::Skipped("the reference's other image library; pixel values are PIL's")
@@ -318,6 +324,16 @@ fn tolerance(family: Family, name: &str) -> f32 {
     } else {
         HIDDEN_TOLERANCE
     }
+}
+
+/// By how much more the outputs right behind a steep normalisation may differ. Grounding DINO normalises groups of channels; on
+/// a tiny network a group is one channel of one map, of the coarsest map two numbers, and where these are nearly equal they
+/// are multiplied by a hundred and more, with every error of the convolution before. There the reference in single
+/// precision was up to 1.5e-4 from itself in double precision.
+fn conditioning(name: &str, steepest: f32) -> f32 {
+    const HARMLESS: f32 = 20.0;
+    let right_behind = ["out.input_proj.", "out.msda0.", "out.encoder_last_hidden_state_"];
+    if right_behind.iter().any(|part| name.starts_with(part)) { (steepest / HARMLESS).max(1.0) } else { 1.0 }
 }
 
 fn compare(output: &Tensor, expected: &Tensor, tolerance: f32) -> candle_core::Result<Outcome> {

@@ -92,17 +92,18 @@ impl GroupNorm {
         })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// The normalised map, and on the CPU the largest factor that a value was multiplied by (else 0).
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, f32)> {
         let (batch, count, channels) = x.dims3()?;
         let per_group = channels / self.groups;
         if !by_kernels(x) {
             let row = |values: &[f32]| Tensor::from_slice(values, channels, x.device());
             let normed = plain::standardised(&x.reshape((batch, count, self.groups, per_group))?, (1, 3), self.eps)?;
             let normed = normed.reshape((batch, count, channels))?.broadcast_mul(&row(&self.weight)?)?;
-            return normed.broadcast_add(&row(&self.bias)?);
+            return Ok((normed.broadcast_add(&row(&self.bias)?)?, 0.0));
         }
-        let normed = with_values(x, |x| {
-            let mut out = x.to_vec();
+        let (normed, steepest) = with_values(x, |x| {
+            let (mut out, mut steepest) = (x.to_vec(), 0.0_f32);
             for image in out.chunks_mut(count * channels) {
                 let (mut sums, mut squares) = (vec![0.0_f64; channels], vec![0.0_f64; channels]);
                 for pixel in image.chunks(channels) {
@@ -119,6 +120,7 @@ impl GroupNorm {
                     let variance = squares[group].iter().sum::<f64>() / size - mean * mean;
                     let factor = f64::from(self.weight[channel]) / (variance.max(0.0) + self.eps).sqrt();
                     scale[channel] = factor as f32;
+                    steepest = steepest.max(scale[channel].abs());
                     shift[channel] = (f64::from(self.bias[channel]) - mean * factor) as f32;
                 }
                 for pixel in image.chunks_mut(channels) {
@@ -127,9 +129,9 @@ impl GroupNorm {
                     }
                 }
             }
-            Ok(out)
+            Ok((out, steepest))
         })?;
-        Tensor::from_vec(normed, (batch, count, channels), x.device())
+        Ok((Tensor::from_vec(normed, (batch, count, channels), x.device())?, steepest))
     }
 }
 

@@ -93,6 +93,8 @@ pub(crate) struct Trace {
     pub(crate) text_projected: Tensor,
     pub(crate) backbone: Vec<FeatureMap>,
     pub(crate) projected: Vec<FeatureMap>,
+    /// The most that a normalisation of `projected` multiplied a value by.
+    pub(crate) steepest_norm: f32,
     pub(crate) first_sampling: Option<Sampling>,
     pub(crate) encoder_vision: Tensor,
     pub(crate) encoder_text: Tensor,
@@ -174,7 +176,7 @@ impl GroundingDino {
         let text_projected = text.clone();
 
         let backbone = self.backbone.forward(pixels)?;
-        let projected = self.project(&backbone)?;
+        let (projected, steepest_norm) = self.project(&backbone)?;
         let (seen, ratios, masks) = self.look(&projected, mask, device)?;
         let maps: Vec<&Tensor> = projected.iter().map(|map| &map.values).collect();
         let (mut vision, mut text) = (Tensor::cat(&maps, 1)?, text);
@@ -221,6 +223,7 @@ impl GroundingDino {
             text_projected,
             backbone,
             projected,
+            steepest_norm,
             first_sampling,
             encoder_vision: vision,
             encoder_text: text,
@@ -261,7 +264,9 @@ impl GroundingDino {
         Ok((context, text, hidden, blocks))
     }
 
-    fn project(&self, backbone: &[FeatureMap]) -> Result<Vec<FeatureMap>> {
+    /// The maps in the network's width, and the most that a normalisation multiplied a value by.
+    fn project(&self, backbone: &[FeatureMap]) -> Result<(Vec<FeatureMap>, f32)> {
+        let mut steepest = 0.0_f32;
         let mut projected: Vec<FeatureMap> = Vec::with_capacity(self.projections.len());
         for (level, (projection, norm)) in self.projections.iter().enumerate() {
             // Levels beyond the backbone's go on from its last map, then from each other.
@@ -276,9 +281,11 @@ impl GroundingDino {
                 }
                 Projection::Strided(strided) => strided.forward(from)?,
             };
-            projected.push(FeatureMap { values: norm.forward(&map.values)?, ..map });
+            let (values, factor) = norm.forward(&map.values)?;
+            steepest = steepest.max(factor);
+            projected.push(FeatureMap { values, ..map });
         }
-        Ok(projected)
+        Ok((projected, steepest))
     }
 
     /// What the layers are given of the image, the real part of each level, and each level's mask.

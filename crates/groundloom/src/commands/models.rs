@@ -90,7 +90,7 @@ fn row(comparison: &Comparison) -> String {
     let name = &comparison.name;
     match &comparison.outcome {
         Outcome::Compared { difference, place, tolerance } => {
-            format!("{verdict} {name:<34} {difference:>9.2e} at {place:?}, limit {tolerance:e}")
+            format!("{verdict} {name:<34} {difference:>9.2e} at {place:?}, limit {tolerance:.1e}")
         }
         Outcome::Different(what) => format!("{verdict} {name:<34} {what}"),
         Outcome::Skipped(why) => format!("skip {name:<34} {why}"),
