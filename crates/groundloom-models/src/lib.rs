@@ -78,10 +78,12 @@ pub use kernels::KernelClass;
 pub use local_llm::{ChatAnswer, ChatRequest, LocalLlm, LocalLlmInfo, describe_local_llm};
 pub use pool::{DetectRequest, DetectorWork, EmbedRequest, EmbedderWork, ModelMetrics, ModelPool, PooledModel, Work};
 pub use registry::{
+    Ability, describe_able, describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer,
+};
+pub use registry::{
     DEFAULT_DETECTOR, DEFAULT_SENTENCE_ENCODER, describe_detector, describe_embedder, embedded_names, resolve,
     resolve_classifier, resolve_embedder, resolve_plain_ssd, resolve_ssd,
 };
-pub use registry::{describe_model, resolve_captioner, resolve_generator, resolve_matcher, resolve_scorer};
 pub use registry::{resolve_audio_encoder, resolve_grounded_captioner, resolve_transcriber};
 pub use speech::{AudioEncoder, Features, SAMPLE_RATE, Segment, Transcriber, Transcribing, Transcript};
 pub use verify::{Comparison, HIDDEN_TOLERANCE, LOGIT_TOLERANCE, Outcome, verify};

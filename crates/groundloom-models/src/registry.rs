@@ -40,7 +40,8 @@ mod writers;
 pub use speech::{resolve_audio_encoder, resolve_transcriber};
 pub(crate) use writers::Opened;
 pub use writers::{
-    describe_model, resolve_captioner, resolve_generator, resolve_grounded_captioner, resolve_matcher, resolve_scorer,
+    Ability, describe_able, describe_model, resolve_captioner, resolve_generator, resolve_grounded_captioner,
+    resolve_matcher, resolve_scorer,
 };
 
 /// The embedded detector's name.

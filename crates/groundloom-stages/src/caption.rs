@@ -10,8 +10,8 @@ use arrow::{
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
 use groundloom_models::{
-    CaptionOptions, Captioner, EarlyStopping, ModelError, ModelOn, ModelPool, Sampling, Work, Writing, WrittenText,
-    resolve_captioner,
+    Ability, CaptionOptions, Captioner, EarlyStopping, ModelError, ModelOn, ModelPool, Sampling, Work, Writing,
+    WrittenText, resolve_captioner,
 };
 use groundloom_spec::Config;
 use schemars::JsonSchema;
@@ -159,6 +159,7 @@ impl Caption {
 impl Stage for Caption {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
         inputs::require(input, "image", &self.image, MediaView::check_type)?;
+        embeddable::require_ability(&self.model, Ability::Caption)?;
         Ok(vec![columns::column(&self.output, DataType::Utf8)])
     }
 

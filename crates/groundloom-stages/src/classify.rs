@@ -9,7 +9,7 @@ use arrow::{
 };
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
-use groundloom_models::{Classifier, ModelError, ModelOn, ModelPool, Work, resolve_classifier};
+use groundloom_models::{Ability, Classifier, ModelError, ModelOn, ModelPool, Work, resolve_classifier};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,7 @@ fn class_fields() -> Fields {
 impl Stage for Classify {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
         inputs::require(input, "image", &self.image, MediaView::check_type)?;
+        embeddable::require_ability(&self.model, Ability::Classify)?;
         let item = columns::column("item", DataType::Struct(class_fields()));
         Ok(vec![columns::column(&self.output, DataType::List(item))])
     }

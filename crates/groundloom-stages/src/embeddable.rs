@@ -9,8 +9,8 @@ use arrow::{
 };
 use groundloom_data::{ColumnTypeError, DecodeLimits, MediaView, columns, media::decode_rgb};
 use groundloom_models::{
-    Embedder, EmbedderInfo, Modality, ModelError, ModelOn, ModelPool, PooledModel, Work, describe_embedder,
-    describe_model, resolve_embedder,
+    Ability, Embedder, EmbedderInfo, Modality, ModelError, ModelOn, ModelPool, PooledModel, Work, describe_able,
+    describe_embedder, describe_model, resolve_embedder,
 };
 
 use crate::{
@@ -114,6 +114,12 @@ fn expected(allowed: &[Modality], model: &EmbedderInfo) -> String {
 /// What the model `name` is, without loading it; the fault is one of the config key `model`.
 pub(crate) fn describe(name: &str) -> Result<EmbedderInfo, ColumnError> {
     describe_embedder(name).map_err(|e| ColumnError { key: "model", column: name.to_owned(), message: e.to_string() })
+}
+
+/// Whether the model `name` can do what a stage asks of it; the fault is one of the config key `model`.
+pub(crate) fn require_ability(name: &str, ability: Ability) -> Result<(), ColumnError> {
+    let fault = |e: ModelError| ColumnError { key: "model", column: name.to_owned(), message: e.to_string() };
+    describe_able(name, ability).map(drop).map_err(fault)
 }
 
 /// The entry of a model in a fingerprint, of whatever kind the model is.

@@ -156,6 +156,11 @@ impl Stage for Ground {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
         inputs::require(input, "image", &self.image, MediaView::check_type)?;
         inputs::require(input, "phrases", &self.phrases, ChunksView::check_type)?;
+        let fault = |e: ModelError| ColumnError { key: "model", column: self.model.clone(), message: e.to_string() };
+        // The embedded one is there.
+        if self.model != DEFAULT_DETECTOR {
+            describe_detector(&self.model).map_err(fault)?;
+        }
         Ok(vec![columns::column(&self.output, columns::boxes_type())])
     }
 

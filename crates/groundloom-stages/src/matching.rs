@@ -9,7 +9,7 @@ use arrow::{
 };
 use async_trait::async_trait;
 use groundloom_data::{MediaView, columns};
-use groundloom_models::{Matcher, ModelError, ModelOn, ModelPool, Work, resolve_matcher};
+use groundloom_models::{Ability, Matcher, ModelError, ModelOn, ModelPool, Work, resolve_matcher};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,7 @@ impl Stage for Match {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
         inputs::require(input, "image", &self.image, MediaView::check_type)?;
         inputs::require(input, "text", &self.text, Texts::check_type)?;
+        embeddable::require_ability(&self.model, Ability::Match)?;
         Ok(vec![columns::column(&self.output, DataType::Float32)])
     }
 

@@ -9,7 +9,7 @@ use arrow::{
 };
 use async_trait::async_trait;
 use groundloom_data::columns;
-use groundloom_models::{ModelError, ModelOn, ModelPool, TextScore, TextScorer, Work, resolve_scorer};
+use groundloom_models::{Ability, ModelError, ModelOn, ModelPool, TextScore, TextScorer, Work, resolve_scorer};
 use groundloom_spec::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,7 @@ impl Config for Perplexity {
 impl Stage for Perplexity {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
         inputs::require(input, "text", &self.text, Texts::check_type)?;
+        embeddable::require_ability(&self.model, Ability::Score)?;
         Ok(vec![columns::column(&self.output, DataType::Float64)])
     }
 

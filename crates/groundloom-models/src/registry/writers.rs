@@ -192,6 +192,56 @@ impl Opened {
     }
 }
 
+/// What a model may be asked to do, beside finding boxes, making vectors and transcribing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ability {
+    /// Captioning images.
+    Caption,
+    /// Judging whether images and texts match.
+    Match,
+    /// Scoring texts.
+    Score,
+    /// Naming the class of an image.
+    Classify,
+}
+
+impl Opened {
+    /// The same, if it has what the ability takes.
+    ///
+    /// # Errors
+    /// [`ModelError::Unable`], [`ModelError::NoClasses`].
+    fn able(self, ability: Ability) -> Result<Self, ModelError> {
+        let able = match (ability, self.family) {
+            (Ability::Caption, Family::Blip) => self.has("text_decoder"),
+            (Ability::Caption, Family::Blip2 | Family::Llava | Family::Coca | Family::Kosmos2) => true,
+            (Ability::Match, Family::Blip) => self.has("itm_head"),
+            (Ability::Score, Family::Opt | Family::Gpt2) => true,
+            (Ability::Classify, Family::VisionTransformer(_)) => self.has("classifier"),
+            _ => false,
+        };
+        match ability {
+            _ if able => Ok(self),
+            Ability::Caption => {
+                let supported = "BLIP for captions (with a text_decoder), BLIP-2, LLaVA, CoCa or Kosmos-2";
+                Err(self.unable("caption images", supported))
+            }
+            Ability::Match => Err(self.unable("match images and texts", "BLIP for retrieval (with an itm_head)")),
+            Ability::Score => Err(self.unable("score texts", "GPT-2 or OPT")),
+            Ability::Classify => {
+                Err(ModelError::NoClasses { model: self.info.name, architecture: self.info.architecture })
+            }
+        }
+    }
+}
+
+/// Who the model that `name` stands for is, without building its network, if it has what the ability takes.
+///
+/// # Errors
+/// As [`super::resolve`]; [`ModelError::Unable`] and [`ModelError::NoClasses`] for a model that cannot do it.
+pub fn describe_able(name: &str, ability: Ability) -> Result<ModelIdentity, ModelError> {
+    Opened::by_name(name.into())?.able(ability).map(|opened| opened.info)
+}
+
 /// Who the model that `name` stands for is, of whatever kind, without building its network.
 ///
 /// # Errors
@@ -206,18 +256,14 @@ pub fn describe_model(name: &str) -> Result<ModelIdentity, ModelError> {
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
 pub fn resolve_captioner<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Captioner>, ModelError> {
-    let opened = Opened::by_name(model.into())?;
-    match opened.family {
-        Family::Blip if opened.has("text_decoder") => Ok(Arc::new(opened.blip_captioner()?)),
-        Family::Blip2 => Ok(Arc::new(opened.blip2_captioner()?)),
-        Family::Llava => Ok(Arc::new(opened.llava_captioner()?)),
-        Family::Coca => Ok(Arc::new(opened.coca_captioner()?)),
-        Family::Kosmos2 => Ok(Arc::new(opened.kosmos2_captioner()?)),
-        _ => {
-            Err(opened
-                .unable("caption images", "BLIP for captions (with a text_decoder), BLIP-2, LLaVA, CoCa or Kosmos-2"))
-        }
-    }
+    let opened = Opened::by_name(model.into())?.able(Ability::Caption)?;
+    Ok(match opened.family {
+        Family::Blip => Arc::new(opened.blip_captioner()?),
+        Family::Blip2 => Arc::new(opened.blip2_captioner()?),
+        Family::Llava => Arc::new(opened.llava_captioner()?),
+        Family::Coca => Arc::new(opened.coca_captioner()?),
+        _ => Arc::new(opened.kosmos2_captioner()?),
+    })
 }
 
 /// Loads the captioner that `name` stands for, as one that says where its phrases are: the path of a folder in Hugging Face
@@ -238,11 +284,7 @@ pub fn resolve_grounded_captioner<'a>(model: impl Into<ModelOn<'a>>) -> Result<A
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
 pub fn resolve_matcher<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Matcher>, ModelError> {
-    let opened = Opened::by_name(model.into())?;
-    match opened.family {
-        Family::Blip if opened.has("itm_head") => Ok(Arc::new(opened.blip_matcher()?)),
-        _ => Err(opened.unable("match images and texts", "BLIP for retrieval (with an itm_head)")),
-    }
+    Ok(Arc::new(Opened::by_name(model.into())?.able(Ability::Match)?.blip_matcher()?))
 }
 
 /// Loads the language model that `name` stands for, as a judge of texts: the path of a folder in Hugging Face layout that
@@ -251,11 +293,7 @@ pub fn resolve_matcher<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn Matc
 /// # Errors
 /// As [`super::resolve`]; [`ModelError::Unable`] for any other model.
 pub fn resolve_scorer<'a>(model: impl Into<ModelOn<'a>>) -> Result<Arc<dyn TextScorer>, ModelError> {
-    let opened = Opened::by_name(model.into())?;
-    match opened.family {
-        Family::Opt | Family::Gpt2 => Ok(Arc::new(opened.text_model()?)),
-        _ => Err(opened.unable("score texts", "GPT-2 or OPT")),
-    }
+    Ok(Arc::new(Opened::by_name(model.into())?.able(Ability::Score)?.text_model()?))
 }
 
 /// Loads the writer of texts that `name` stands for: the path of a folder in Hugging Face layout that holds T5, GPT-2 or
