@@ -1,10 +1,11 @@
 """Grounding DINO of the released tiny size with random weights: transformers beside this crate, in turns.
 
-    python bench_grounding_dino.py FOLDER BENCH [--rounds N] [--size WIDTH HEIGHT] [--threads N]
+    python bench_grounding_dino.py FOLDER BENCH [--rounds N] [--size WIDTH HEIGHT] [--threads N] [--batch N]
 
 FOLDER is made if it is not there (700 MB); BENCH is the program that `cargo bench --bench phrases --no-run` names. Both
 read the same picture size and prompt; this crate's time includes its resize and its post-processing, transformers' is
-the forward pass alone, with its default attention. Needs torch, transformers and pillow.
+the forward pass alone, with its default attention, over BATCH pictures at once; this crate computes pictures one by one.
+Printed is the time of one picture. Needs torch, transformers and pillow.
 """
 
 import argparse
@@ -46,6 +47,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, default=[640, 480])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, default=1)
     arguments = parser.parse_args()
     if not (arguments.folder / "model.safetensors").exists():
         make(arguments.folder)
@@ -58,12 +60,13 @@ def main():
     seen = processor(images=picture, return_tensors="pt")
     ids = torch.tensor([Tokenizer.from_file(str(arguments.folder / "tokenizer.json")).encode(PROMPT).ids])
     given = dict(pixel_values=seen["pixel_values"], pixel_mask=seen["pixel_mask"], input_ids=ids)
+    given = {name: tensor.repeat(arguments.batch, *[1] * (tensor.dim() - 1)) for name, tensor in given.items()}
     model(**given)
     times = {"transformers": [], "groundloom": []}
     for _ in range(arguments.rounds):
         begun = time.perf_counter()
         model(**given)
-        times["transformers"].append(time.perf_counter() - begun)
+        times["transformers"].append((time.perf_counter() - begun) / arguments.batch)
         command = [arguments.bench, "--bench", str(arguments.folder), str(width), str(height), "1"]
         environment = os.environ | {"RAYON_NUM_THREADS": str(arguments.threads)}
         out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
