@@ -57,11 +57,35 @@ fn every_row_gets_a_caption_a_match_and_a_perplexity() {
 #[test]
 fn a_model_that_cannot_is_named_before_any_work() {
     let bench = Bench::new();
-    pipeline(&bench, "p", 0);
-    let text = std::fs::read_to_string(bench.path("p.yaml")).unwrap().replace("blip_caption", "gpt2");
-    bench.write("p.yaml", text);
-    let said = bench.run(&["run", "p.yaml"]);
-    assert_ne!(said.code, Some(0));
-    assert!(said.err.contains("gpt2"), "{}", said.err);
-    assert!(!bench.path("p").exists());
+    let models = root().join("crates/groundloom-models/tests/data/fixtures");
+    for (stage, what) in [
+        ("caption, image: image", "cannot caption images; expected BLIP for captions"),
+        ("match, image: image, text: caption", "cannot match images and texts; expected BLIP for retrieval"),
+        ("perplexity, text: caption", "cannot score texts; expected GPT-2 or OPT"),
+        ("classify, image: image", "has no classes; expected a folder with a ViT"),
+        ("ground, image: image, phrases: chunks", "is not supported; supported: grounding-dino"),
+    ] {
+        for (model, what) in [(models.join("t5").display().to_string(), what), ("nowhere".into(), "no model is called")]
+        {
+            bench.write(
+                "p.yaml",
+                format!(
+                    "sources: {{ photos: {{ type: image_folder, path: '{}', metadata: captions.jsonl }} }}
+stages:
+  chunked: {{ type: noun_chunks, text: caption, output: chunks }}
+  told: {{ type: {stage}, model: '{model}' }}
+sinks: {{ out: {{ type: parquet, path: p }} }}
+",
+                    root().join("examples/photos").display()
+                ),
+            );
+            let (checked, run) = (bench.run(&["check", "p.yaml"]), bench.run(&["run", "p.yaml"]));
+            for said in [&checked, &run] {
+                assert_eq!(said.code, Some(2), "{}", said.err);
+                assert!(said.err.contains("p.yaml:4:") && said.err.contains("error[model]"), "{}", said.err);
+                assert!(said.err.contains(what), "{what}: {}", said.err);
+            }
+        }
+    }
+    assert!(!bench.path("p").exists() && !bench.path(".p.groundloom").exists());
 }

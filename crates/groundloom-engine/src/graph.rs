@@ -271,9 +271,11 @@ impl Checker {
                     (Work::Stage(stage), Arc::new(schema), true)
                 }
                 Err(error) => {
-                    self.found.push(
-                        component.diagnostic(error.key, "column", error.message.clone()).note(columns_note(&input)),
-                    );
+                    self.found.push(match error.key {
+                        // No column would mend it.
+                        "model" => component.diagnostic(error.key, "model", error.message),
+                        key => component.diagnostic(key, "column", error.message).note(columns_note(&input)),
+                    });
                     return None;
                 }
             },
