@@ -92,46 +92,61 @@ impl GroupNorm {
         })
     }
 
-    /// The normalised map, and on the CPU the largest factor that a value was multiplied by (else 0).
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, f32)> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, count, channels) = x.dims3()?;
-        let per_group = channels / self.groups;
         if !by_kernels(x) {
+            let per_group = channels / self.groups;
             let row = |values: &[f32]| Tensor::from_slice(values, channels, x.device());
             let normed = plain::standardised(&x.reshape((batch, count, self.groups, per_group))?, (1, 3), self.eps)?;
             let normed = normed.reshape((batch, count, channels))?.broadcast_mul(&row(&self.weight)?)?;
-            return Ok((normed.broadcast_add(&row(&self.bias)?)?, 0.0));
+            return normed.broadcast_add(&row(&self.bias)?);
         }
-        let (normed, steepest) = with_values(x, |x| {
-            let (mut out, mut steepest) = (x.to_vec(), 0.0_f32);
+        let normed = with_values(x, |x| {
+            let mut out = x.to_vec();
             for image in out.chunks_mut(count * channels) {
-                let (mut sums, mut squares) = (vec![0.0_f64; channels], vec![0.0_f64; channels]);
-                for pixel in image.chunks(channels) {
-                    for ((value, sum), square) in pixel.iter().zip(&mut sums).zip(&mut squares) {
-                        *sum += f64::from(*value);
-                        *square += f64::from(*value) * f64::from(*value);
-                    }
-                }
-                let size = (count * per_group) as f64;
-                let (mut scale, mut shift) = (vec![0.0_f32; channels], vec![0.0_f32; channels]);
-                for channel in 0..channels {
-                    let group = channel / per_group * per_group..(channel / per_group + 1) * per_group;
-                    let mean = sums[group.clone()].iter().sum::<f64>() / size;
-                    let variance = squares[group].iter().sum::<f64>() / size - mean * mean;
-                    let factor = f64::from(self.weight[channel]) / (variance.max(0.0) + self.eps).sqrt();
-                    scale[channel] = factor as f32;
-                    steepest = steepest.max(scale[channel].abs());
-                    shift[channel] = (f64::from(self.bias[channel]) - mean * factor) as f32;
-                }
+                let (scale, shift) = self.scale_and_shift(image);
                 for pixel in image.chunks_mut(channels) {
                     for ((value, scale), shift) in pixel.iter_mut().zip(&scale).zip(&shift) {
                         *value = *value * scale + shift;
                     }
                 }
             }
-            Ok((out, steepest))
+            Ok(out)
         })?;
-        Ok((Tensor::from_vec(normed, (batch, count, channels), x.device())?, steepest))
+        Tensor::from_vec(normed, (batch, count, channels), x.device())
+    }
+
+    /// The most that [`GroupNorm::forward`] multiplies a value of `x` by.
+    pub(crate) fn steepest(&self, x: &Tensor) -> Result<f32> {
+        let (_, count, channels) = x.dims3()?;
+        with_values(x, |x| {
+            let scales = x.chunks(count * channels).flat_map(|image| self.scale_and_shift(image).0);
+            Ok(scales.fold(0.0, |most, scale| scale.abs().max(most)))
+        })
+    }
+
+    /// By channel, what the values of an image `[height * width, channels]` are multiplied by, and what is added then.
+    fn scale_and_shift(&self, image: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let channels = self.weight.len();
+        let (mut sums, mut squares) = (vec![0.0_f64; channels], vec![0.0_f64; channels]);
+        for pixel in image.chunks(channels) {
+            for ((value, sum), square) in pixel.iter().zip(&mut sums).zip(&mut squares) {
+                *sum += f64::from(*value);
+                *square += f64::from(*value) * f64::from(*value);
+            }
+        }
+        let per_group = channels / self.groups;
+        let size = (image.len() / self.groups) as f64;
+        let (mut scale, mut shift) = (vec![0.0_f32; channels], vec![0.0_f32; channels]);
+        for channel in 0..channels {
+            let group = channel / per_group * per_group..(channel / per_group + 1) * per_group;
+            let mean = sums[group.clone()].iter().sum::<f64>() / size;
+            let variance = squares[group].iter().sum::<f64>() / size - mean * mean;
+            let factor = f64::from(self.weight[channel]) / (variance.max(0.0) + self.eps).sqrt();
+            scale[channel] = factor as f32;
+            shift[channel] = (f64::from(self.bias[channel]) - mean * factor) as f32;
+        }
+        (scale, shift)
     }
 }
 

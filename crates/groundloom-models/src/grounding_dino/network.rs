@@ -93,8 +93,6 @@ pub(crate) struct Trace {
     pub(crate) text_projected: Tensor,
     pub(crate) backbone: Vec<FeatureMap>,
     pub(crate) projected: Vec<FeatureMap>,
-    /// The most that a normalisation of `projected` multiplied a value by.
-    pub(crate) steepest_norm: f32,
     pub(crate) first_sampling: Option<Sampling>,
     pub(crate) encoder_vision: Tensor,
     pub(crate) encoder_text: Tensor,
@@ -176,7 +174,7 @@ impl GroundingDino {
         let text_projected = text.clone();
 
         let backbone = self.backbone.forward(pixels)?;
-        let (projected, steepest_norm) = self.project(&backbone)?;
+        let projected = self.project(&backbone)?;
         let (seen, ratios, masks) = self.look(&projected, mask, device)?;
         let maps: Vec<&Tensor> = projected.iter().map(|map| &map.values).collect();
         let (mut vision, mut text) = (Tensor::cat(&maps, 1)?, text);
@@ -223,7 +221,6 @@ impl GroundingDino {
             text_projected,
             backbone,
             projected,
-            steepest_norm,
             first_sampling,
             encoder_vision: vision,
             encoder_text: text,
@@ -264,28 +261,37 @@ impl GroundingDino {
         Ok((context, text, hidden, blocks))
     }
 
-    /// The maps in the network's width, and the most that a normalisation multiplied a value by.
-    fn project(&self, backbone: &[FeatureMap]) -> Result<(Vec<FeatureMap>, f32)> {
-        let mut steepest = 0.0_f32;
+    fn project(&self, backbone: &[FeatureMap]) -> Result<Vec<FeatureMap>> {
         let mut projected: Vec<FeatureMap> = Vec::with_capacity(self.projections.len());
-        for (level, (projection, norm)) in self.projections.iter().enumerate() {
-            // Levels beyond the backbone's go on from its last map, then from each other.
-            let from = match backbone.get(level) {
-                Some(map) => map,
-                None if level == backbone.len() => &backbone[backbone.len() - 1],
-                None => &projected[level - 1],
-            };
-            let map = match projection {
-                Projection::Pointwise(linear) => {
-                    FeatureMap { values: linear.forward(&from.values)?, height: from.height, width: from.width }
-                }
-                Projection::Strided(strided) => strided.forward(from)?,
-            };
-            let (values, factor) = norm.forward(&map.values)?;
-            steepest = steepest.max(factor);
-            projected.push(FeatureMap { values, ..map });
+        for (level, (_, norm)) in self.projections.iter().enumerate() {
+            let map = self.unnormalised(level, backbone, &projected)?;
+            projected.push(FeatureMap { values: norm.forward(&map.values)?, ..map });
         }
-        Ok((projected, steepest))
+        Ok(projected)
+    }
+
+    /// A level in the network's width; `projected` are the levels before it.
+    fn unnormalised(&self, level: usize, backbone: &[FeatureMap], projected: &[FeatureMap]) -> Result<FeatureMap> {
+        // Levels beyond the backbone's go on from its last map, then from each other.
+        let from = match backbone.get(level) {
+            Some(map) => map,
+            None if level == backbone.len() => &backbone[backbone.len() - 1],
+            None => &projected[level - 1],
+        };
+        Ok(match &self.projections[level].0 {
+            Projection::Pointwise(linear) => {
+                FeatureMap { values: linear.forward(&from.values)?, height: from.height, width: from.width }
+            }
+            Projection::Strided(strided) => strided.forward(from)?,
+        })
+    }
+
+    /// For each level of a recorded run the most that its normalisation multiplied a value by.
+    pub(crate) fn steepest_norms(&self, trace: &Trace) -> Result<Vec<f32>> {
+        let steepest = |(level, (_, norm)): (usize, &(Projection, GroupNorm))| {
+            norm.steepest(&self.unnormalised(level, &trace.backbone, &trace.projected)?.values)
+        };
+        self.projections.iter().enumerate().map(steepest).collect()
     }
 
     /// What the layers are given of the image, the real part of each level, and each level's mask.

@@ -23,8 +23,8 @@ pub(crate) struct Recorded<'a> {
     pub(crate) text_threshold: f32,
 }
 
-/// A tensor that no recording has: the most that a normalisation of projected maps multiplied a value by.
-pub(crate) const STEEPEST_NORM: &str = "out.steepest_norm";
+/// A tensor that no recording has: of each projected map, the most that its normalisation multiplied a value by.
+pub(crate) const STEEPEST_NORMS: &str = "out.steepest_norms";
 
 /// Tensors by the names that the recording gives them, and the phrase of each box of each image.
 pub(crate) struct Replayed {
@@ -136,7 +136,7 @@ impl GroundingDinoDetector {
                 put(&format!("out.{name}.{level}"), planes);
             }
         }
-        put(STEEPEST_NORM, Tensor::new(trace.steepest_norm, device)?);
+        put(STEEPEST_NORMS, Tensor::new(self.network.steepest_norms(trace)?, &Device::Cpu)?);
         if let Some(sampling) = &trace.first_sampling {
             put("out.msda0.value", sampling.value.clone());
             put("out.msda0.sampling_locations", sampling.locations.clone());
