@@ -41,7 +41,7 @@ pub const DROPPED: &str = "_manifest/dropped";
 pub const KEPT: &str = "_manifest/kept";
 
 /// What stands beside the data, and where.
-const BESIDE: [(PartKind, &str); 4] = [
+pub(crate) const BESIDE: [(PartKind, &str); 4] = [
     (PartKind::Quarantine, QUARANTINE),
     (PartKind::Rejected, REJECTED),
     (PartKind::Dropped, DROPPED),

@@ -19,7 +19,7 @@ use groundloom_formats::Sink;
 
 use crate::{
     error::EngineError,
-    finalise::{make_folder_of, published, sink_beside},
+    finalise::{BESIDE, make_folder_of, published, sink_beside},
     generation::{PublishedFile, remove_folder},
     ledger::{Entry, Ledger, Part, PartKind, is_superseded},
     segment::SegmentId,
@@ -187,10 +187,10 @@ impl Ahead {
         let folder = work.join(FOLDER);
         remove_folder(&folder)?;
         // Failed rows may be tried again, and then leave the quarantine.
-        let beside = [PartKind::Rejected, PartKind::Dropped, PartKind::Kept].map(|kind| (kind, sink_beside(kind)));
+        let beside = BESIDE.map(|(kind, _)| kind).into_iter().filter(|kind| *kind != PartKind::Quarantine);
         let segments = sinks.map(|data| {
             let data = data.map(|sink| (PartKind::Data, Arc::clone(sink)));
-            let kinds = data.into_iter().chain(beside.iter().cloned());
+            let kinds = data.into_iter().chain(beside.clone().map(|kind| (kind, sink_beside(kind))));
             let kinds = kinds.map(|(kind, sink)| {
                 let groups = Groups::of(sink.as_ref());
                 (kind, sink, groups)

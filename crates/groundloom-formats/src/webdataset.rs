@@ -441,7 +441,7 @@ impl Archive {
         }
         let fields = rows.spread(&fields);
         let mut fields =
-            fields.map_err(|source| FormatError::Arrow { location: file.location.to_string(), source })?.into_iter();
+            fields.map_err(|source| FormatError::Arrow { location: file.location.clone(), source })?.into_iter();
         let columns = self.asked.iter().filter_map(|c| own.get(*c).cloned().or_else(|| fields.next())).collect();
         rows.finish(&self.shape, columns, None)
     }

@@ -113,13 +113,17 @@ fn expected(allowed: &[Modality], model: &EmbedderInfo) -> String {
 
 /// What the model `name` is, without loading it; the fault is one of the config key `model`.
 pub(crate) fn describe(name: &str) -> Result<EmbedderInfo, ColumnError> {
-    describe_embedder(name).map_err(|e| ColumnError { key: "model", column: name.to_owned(), message: e.to_string() })
+    describe_embedder(name).map_err(|e| model_fault(name, &e))
+}
+
+/// What is wrong with the config key `model`, found while the pipeline file is checked.
+pub(crate) fn model_fault(name: &str, error: &ModelError) -> ColumnError {
+    ColumnError { key: "model", column: name.to_owned(), message: error.to_string() }
 }
 
 /// Whether the model `name` can do what a stage asks of it; the fault is one of the config key `model`.
 pub(crate) fn require_ability(name: &str, ability: Ability) -> Result<(), ColumnError> {
-    let fault = |e: ModelError| ColumnError { key: "model", column: name.to_owned(), message: e.to_string() };
-    describe_able(name, ability).map(drop).map_err(fault)
+    describe_able(name, ability).map(drop).map_err(|e| model_fault(name, &e))
 }
 
 /// The entry of a model in a fingerprint, of whatever kind the model is.

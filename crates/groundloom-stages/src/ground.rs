@@ -20,7 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inputs,
+    embeddable, inputs,
     opened::Opened,
     pictures::{answered, default_image, default_max_pixels},
     stage::{ColumnError, Outcome, RowWise, Stage, StageError},
@@ -156,10 +156,9 @@ impl Stage for Ground {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
         inputs::require(input, "image", &self.image, MediaView::check_type)?;
         inputs::require(input, "phrases", &self.phrases, ChunksView::check_type)?;
-        let fault = |e: ModelError| ColumnError { key: "model", column: self.model.clone(), message: e.to_string() };
         // The embedded one is there.
         if self.model != DEFAULT_DETECTOR {
-            describe_detector(&self.model).map_err(fault)?;
+            describe_detector(&self.model).map_err(|e| embeddable::model_fault(&self.model, &e))?;
         }
         Ok(vec![columns::column(&self.output, columns::boxes_type())])
     }

@@ -135,7 +135,7 @@ impl Stage for Transcribe {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
         inputs::require(input, "audio", &self.audio, MediaView::check_type)?;
         let error = |key, message: String| ColumnError { key, column: self.model.clone(), message };
-        let model = describe_model(&self.model).map_err(|e| error("model", e.to_string()))?;
+        let model = describe_model(&self.model).map_err(|e| embeddable::model_fault(&self.model, &e))?;
         match (model.architecture.as_str(), self.asked_of_whisper()) {
             (WHISPER, _) | ("wav2vec2" | "hubert", None) => {}
             (other @ ("wav2vec2" | "hubert"), Some(key)) => {
