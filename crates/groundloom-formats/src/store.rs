@@ -822,3 +822,21 @@ fn store_error(location: &str, error: object_store::Error) -> FormatError {
     };
     FormatError::Io { location: location.to_owned(), message, source: Some(Box::new(error)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_what_it_was_given_as_and_takes_no_room_where_the_location_ends_in_it() {
+        let entry = |location: &str, path: &str| Entry::new(location.to_owned(), path, 1, Version::Modified(7));
+        for (location, path) in [("/d/a/b.jpg", "a/b.jpg"), ("s3://b/a%20b.jpg", "a b.jpg"), ("/d/é.png", "é.png")] {
+            let entry = entry(location, path);
+            assert_eq!((&*entry.location, entry.path()), (location, path));
+            assert_eq!(entry.clone().with_path("x/y").path(), "x/y");
+        }
+        assert_eq!(entry("/d/b.jpg", "x").with_path("d/b.jpg"), entry("/d/b.jpg", "d/b.jpg"));
+        assert_eq!([Version::Modified(7).to_string(), Version::Told("\"e\"".into()).to_string()], ["7", "\"e\""]);
+        assert_eq!(size_of::<Entry>(), 56);
+    }
+}
