@@ -33,7 +33,7 @@ pub struct ModelMetrics {
     pub loads: u64,
     /// Bytes of its weights while they are loaded, on all devices together, else 0.
     pub weights_bytes: u64,
-    /// How often a batch did not fit into its device's memory and was computed in halves.
+    /// How often a batch did not fit into its device's memory and was computed in halves, or a single item alone.
     pub did_not_fit: u64,
     /// Where it computes, or did last.
     pub devices: Vec<Device>,
