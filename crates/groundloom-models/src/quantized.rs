@@ -75,12 +75,14 @@ impl Gguf {
     /// # Errors
     /// [`ModelError::UnsupportedArchitecture`], [`ModelError::BadWeights`], [`ModelError::Unreadable`].
     pub(crate) fn network(self, folder: &ModelFolder, name: &str) -> Result<Quantized, ModelError> {
-        let Self { file, content, architecture, .. } = self;
+        let Self { file, mut content, architecture, .. } = self;
         let bad = |problem: String| ModelError::BadWeights { origin: file.clone(), problem };
         let scaled = turning::scaling(&content, &architecture).map_err(&bad)?;
         let length = content.metadata.get(&format!("{architecture}.context_length"));
         let longest = length.and_then(|length| length.to_u32().ok()).unwrap_or(2048) as usize;
         let bytes = bytes(folder, name)?;
+        // candle's Qwen3 would turn places in half precision, in which those beyond 2,048 are not even whole numbers; 0 is its word for single.
+        content.metadata.insert("general.dtype".to_owned(), Value::U32(0));
         let (mut reader, device) = (Cursor::new(&*bytes), Device::Cpu);
         let network = match architecture.as_str() {
             "llama" | "qwen2" | "qwen3" if scaled.is_some() => {

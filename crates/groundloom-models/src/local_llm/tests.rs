@@ -316,6 +316,19 @@ fn gguf_files_answer_as_the_weights_that_they_hold() {
         for _ in 0..2 {
             assert_eq!(greedy(&model, ids), expected.greedy, "{folder}");
         }
+        let whole = LocalLlm::load(&path(folder)).unwrap();
+        let (Network::Whole(whole), Network::Quantized(network)) = (&whole.network, &model.network) else { panic!() };
+        // As far from the start as the positions of the fixtures go, where a turn that is a little off has added up.
+        let far: Vec<u32> = (0..500).map(|i| i * 7919 % 256).collect();
+        let vectors = whole.embed(&row(&far).unwrap()).unwrap();
+        let hidden = whole.forward(vectors, None, &mut Past::default(), &mut |_| ()).unwrap();
+        let wanted = whole.logits(&hidden.narrow(1, far.len() - 1, 1).unwrap()).unwrap();
+        let wanted: Vec<f32> = wanted.flatten_all().unwrap().to_vec1().unwrap();
+        for piece in [64, 1] {
+            let found = network.values(&far, piece);
+            let apart = wanted.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(found.len() == wanted.len() && apart < 1e-4, "{folder}: {apart}");
+        }
         if folder.ends_with("-0") {
             write_gguf(folder, GgmlDType::Q8_0, home.path());
             let smaller = LocalLlm::load(&name).unwrap();
