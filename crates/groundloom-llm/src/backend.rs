@@ -45,6 +45,8 @@ pub enum Outcome {
         what: String,
         /// How long the server asks to be left alone.
         pause: Option<Duration>,
+        /// The server cannot be reached, or something in front of it says so: it would be the same with any request.
+        away: bool,
     },
     /// 429: too much at once.
     Throttled {

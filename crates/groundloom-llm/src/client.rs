@@ -1,9 +1,9 @@
 //! Asking a server: the store first, then within budget and pace, with retries, and the store again.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -90,10 +90,13 @@ pub struct Client {
     store: Arc<Store>,
     prices: PriceTable,
     ledger: Arc<Ledger>,
-    alone: Mutex<HashMap<RequestHash, Weak<tokio::sync::Mutex<()>>>>,
+    /// The turns of rows that ask the same, with how many of them there are.
+    alone: Mutex<HashMap<RequestHash, (usize, Arc<tokio::sync::Mutex<()>>)>>,
     /// Places for answers that go to the disk.
     storing: Semaphore,
     on_their_way: Arc<OnTheirWay>,
+    /// What ended the run, by the model that was asked: no further call to it goes out.
+    ended: Mutex<HashMap<String, LlmError>>,
     /// Answers of batches that nobody has taken from the store yet: paid for just now, not saved by it.
     fresh: Mutex<HashSet<RequestHash>>,
 }
@@ -218,6 +221,7 @@ impl Client {
             alone: Mutex::default(),
             storing: Semaphore::new(config.pace.max_concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             on_their_way: Arc::default(),
+            ended: Mutex::default(),
             fresh: Mutex::default(),
         }))
     }
@@ -337,7 +341,7 @@ impl Client {
         let estimate = self.priced_estimate(request)?;
         // Rows that ask the same wait for the first of them.
         let alone = self.alone(hash);
-        let _alone = alone.lock().await;
+        let _alone = alone.turn.lock().await;
         let body = if request.shows_images() { request.body().to_string() } else { digest_body.to_string() };
         let call = Arc::new(Call {
             hash,
@@ -345,6 +349,7 @@ impl Client {
             body: body.into(),
             digest_body,
             price: self.prices.price(&request.model),
+            first_failure: OnceLock::new(),
             reservation: Reservation {
                 budget: self.budget_number,
                 cost: estimate.most_cost.unwrap_or_default(),
@@ -356,6 +361,9 @@ impl Client {
         let mut attempts = 0;
         loop {
             let admitted = self.gate.admit(most.tokens).await?;
+            if let Some(error) = self.ended().get(&request.model) {
+                return Err(error.clone());
+            }
             let reserved = self.budget.reserve(most, &self.limits).await?;
             let Marking::Set(mark) = self.store.mark(hash, &call.reservation)? else {
                 drop((admitted, reserved));
@@ -461,7 +469,7 @@ impl Client {
                     self.ledger.answered(usage, cost, price.known);
                     return Ok(Sent::Answered(answer));
                 }
-                Err(NoAnswer::Nothing(what)) => Outcome::Failed { what, pause },
+                Err(NoAnswer::Nothing(what)) => Outcome::Failed { what, pause, away: false },
                 Err(NoAnswer::Broken(what)) => Outcome::Lost { what },
             },
             other => other,
@@ -473,12 +481,12 @@ impl Client {
                 mark.remove()?;
                 reserved.settle_as_lost();
                 self.ledger.lost(reservation.cost);
-                let down = admitted.failed(None, &what);
+                let down = admitted.failed(None, &what, false, &call.first_failure);
                 Ok(if down { Sent::TryAgain } else { Sent::Failed(what) })
             }
-            Outcome::Failed { what, pause } => {
+            Outcome::Failed { what, pause, away } => {
                 mark.remove()?;
-                let down = admitted.failed(pause, &what);
+                let down = admitted.failed(pause, &what, away, &call.first_failure);
                 Ok(if down { Sent::TryAgain } else { Sent::Failed(what) })
             }
             Outcome::Throttled { what, pause } => {
@@ -488,6 +496,9 @@ impl Client {
             }
             Outcome::Refused(error) => {
                 mark.remove()?;
+                if !error.is_of_one_row() {
+                    self.ended().entry(request.model.clone()).or_insert_with(|| error.clone());
+                }
                 admitted.refused();
                 Err(error)
             }
@@ -505,17 +516,15 @@ impl Client {
         Ok(Reply { answer, hash, from_store: true })
     }
 
-    fn alone(&self, hash: RequestHash) -> Arc<tokio::sync::Mutex<()>> {
-        let mut alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = alone.get(&hash).and_then(Weak::upgrade) {
-            return held;
-        }
-        if alone.len() > 4096 {
-            alone.retain(|_, held| held.strong_count() > 0);
-        }
-        let held = Arc::new(tokio::sync::Mutex::new(()));
-        alone.insert(hash, Arc::downgrade(&held));
-        held
+    fn ended(&self) -> MutexGuard<'_, HashMap<String, LlmError>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self, hash: RequestHash) -> Alone<'_> {
+        let mut all = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        let (rows, turn) = all.entry(hash).or_default();
+        *rows += 1;
+        Alone { client: self, hash, turn: Arc::clone(turn) }
     }
 
     /// Doubles with every attempt; half of it is drawn by the request, so that calls that failed together do not come back together.
@@ -530,6 +539,25 @@ impl Client {
     }
 }
 
+/// A row's place among those that ask the same.
+struct Alone<'a> {
+    client: &'a Client,
+    hash: RequestHash,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        let mut all = self.client.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut same) = all.entry(self.hash) {
+            same.get_mut().0 -= 1;
+            if same.get().0 == 0 {
+                same.remove();
+            }
+        }
+    }
+}
+
 /// A request with all that its attempts need.
 struct Call {
     hash: RequestHash,
@@ -540,6 +568,8 @@ struct Call {
     digest_body: Value,
     price: Price,
     reservation: Reservation,
+    /// See [`Admitted::failed`].
+    first_failure: OnceLock<u64>,
 }
 
 impl Call {

@@ -1,7 +1,7 @@
 //! When a call may go out: concurrency that adapts to the server, limits per minute, pauses that the server asked for, and a circuit breaker.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -71,14 +71,27 @@ struct State {
     paused_until: Instant,
     next_request: Instant,
     next_token: Instant,
-    /// Since the last success.
+    /// Signs that the server is alive, so far.
+    heard: u64,
+    /// Since the last of them.
     failing_since: Option<Instant>,
     failures_in_a_row: u32,
+    /// Calls that failed for the first time since then.
+    calls_failing: u32,
+    /// Whether one of the failures says that it is the server.
+    away: bool,
     /// The server counts as down: one call at a time tries.
     down: bool,
     trying: bool,
     cooldown: Duration,
     last_failure: String,
+}
+
+impl State {
+    /// Since when the server has been failing, where that is not just a few calls that fail whenever they are made.
+    fn suspected_since(&self) -> Option<Instant> {
+        self.failing_since.filter(|_| self.away || self.calls_failing >= FAILURES_TO_OPEN)
+    }
 }
 
 impl Gate {
@@ -98,8 +111,11 @@ impl Gate {
                 paused_until: now,
                 next_request: now,
                 next_token: now,
+                heard: 0,
                 failing_since: None,
                 failures_in_a_row: 0,
+                calls_failing: 0,
+                away: false,
                 down: false,
                 trying: false,
                 cooldown: FIRST_COOLDOWN,
@@ -126,9 +142,8 @@ impl Gate {
             let wake = {
                 let mut state = self.state();
                 let now = Instant::now();
-                if let Some(since) = state.failing_since
-                    && now.duration_since(since) >= self.pace.give_up_after
-                {
+                let given_up = state.suspected_since().map(|since| since + self.pace.give_up_after);
+                if let (Some(since), Some(true)) = (state.failing_since, given_up.map(|given_up| now >= given_up)) {
                     let seconds = now.duration_since(since).as_secs();
                     return Err(LlmError::Down { url: self.url.clone(), seconds, last: state.last_failure.clone() });
                 }
@@ -139,7 +154,6 @@ impl Gate {
                     }
                     return Ok(admitted);
                 }
-                let given_up = state.failing_since.map(|since| since + self.pace.give_up_after);
                 let resumed = if state.down && state.trying { None } else { Some(state.paused_until) };
                 given_up.into_iter().chain(resumed).min()
             };
@@ -242,6 +256,7 @@ impl Admitted {
         let mut state = gate.state();
         let now = Instant::now();
         state.failing_since.get_or_insert(now);
+        state.away = true;
         what.clone_into(&mut state.last_failure);
         gate.cut(&mut state, now);
         self.end_try(&mut state);
@@ -249,16 +264,27 @@ impl Admitted {
     }
 
     /// No answer: a broken connection, a timeout, a server error. Returns whether the server counts as down, so that it is not this call's fault.
-    pub fn failed(mut self, pause: Option<Duration>, what: &str) -> bool {
+    ///
+    /// Some requests fail whenever they are made, and in the end nothing is left to do but those: what a call fails with counts against the server only while no other call has
+    /// got through since `first_failure`, which is set here and belongs to the call, or when the failure says that the server is `away`. A failure that may be the call's own
+    /// is one more of its attempts even while it tries whether the server is back.
+    pub fn failed(mut self, pause: Option<Duration>, what: &str, away: bool, first_failure: &OnceLock<u64>) -> bool {
         let gate = Arc::clone(&self.gate);
         let mut state = gate.state();
         let now = Instant::now();
-        state.failing_since.get_or_insert(now);
         what.clone_into(&mut state.last_failure);
-        state.failures_in_a_row += 1;
-        gate.cut(&mut state, now);
+        let first = first_failure.set(state.heard).is_ok();
+        let counts = away || first_failure.get() == Some(&state.heard);
+        if counts {
+            state.failing_since.get_or_insert(now);
+            state.failures_in_a_row += 1;
+            state.calls_failing += u32::from(first);
+            state.away |= away;
+            gate.cut(&mut state, now);
+        }
+        let tried = self.tries;
         let opens = !state.down && state.failures_in_a_row >= FAILURES_TO_OPEN;
-        if opens || self.tries {
+        if opens || tried {
             state.cooldown = if opens { FIRST_COOLDOWN } else { (state.cooldown * 2).min(LONGEST_COOLDOWN) };
             state.down = true;
             let cooldown = state.cooldown;
@@ -266,12 +292,15 @@ impl Admitted {
         }
         self.end_try(&mut state);
         pause_for(&mut state, pause);
-        state.down
+        state.down && (away || !tried)
     }
 
     fn heard_of(&mut self, state: &mut State) {
+        state.heard += 1;
         state.failing_since = None;
         state.failures_in_a_row = 0;
+        state.calls_failing = 0;
+        state.away = false;
         if state.down {
             state.down = false;
             state.paused_until = Instant::now();
@@ -392,8 +421,11 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_down_is_tried_by_one_call_and_given_up_in_the_end() {
         let gate = gate(Pace { give_up_after: Duration::from_millis(600), ..Pace::default() });
-        let down: Vec<bool> =
-            calls(&gate, 20).await.into_iter().map(|c| c.failed(None, "connection refused")).collect();
+        let down: Vec<bool> = calls(&gate, 20)
+            .await
+            .into_iter()
+            .map(|c| c.failed(None, "connection refused", true, &OnceLock::new()))
+            .collect();
         assert_eq!(down, [vec![false; 9], vec![true; 11]].concat());
 
         let one = gate.admit(1).await.unwrap();
@@ -407,7 +439,7 @@ mod tests {
         let start = Instant::now();
         let error = loop {
             match gate.admit(1).await {
-                Ok(call) => drop(call.failed(None, "no route")),
+                Ok(call) => drop(call.failed(None, "no route", true, &OnceLock::new())),
                 Err(error) => break error.to_string(),
             }
         };
@@ -415,11 +447,55 @@ mod tests {
         assert!(error.contains("http://server has been failing for") && error.contains("no route"), "{error}");
     }
 
+    /// Whether the server was blamed, for each of `times` failures of one call that another call's success lies behind.
+    async fn fails_alone(gate: &Arc<Gate>, first_failure: &OnceLock<u64>, times: usize) -> Vec<bool> {
+        let mut blamed = Vec::new();
+        for _ in 0..times {
+            blamed.push(gate.admit(1).await.unwrap().failed(None, "500", false, first_failure));
+        }
+        blamed
+    }
+
+    #[tokio::test]
+    async fn calls_that_always_fail_are_not_the_servers_fault() {
+        let gate = gate(Pace { give_up_after: Duration::ZERO, ..Pace::default() });
+        let rows: Vec<OnceLock<u64>> = (0..5).map(|_| OnceLock::new()).collect();
+        for row in &rows {
+            assert_eq!(fails_alone(&gate, row, 1).await, [false]);
+            gate.admit(1).await.unwrap().succeeded(None, None);
+        }
+        let limit = gate.limit();
+        // Nothing else is left to do.
+        for row in &rows {
+            assert_eq!(fails_alone(&gate, row, 8).await, [false; 8]);
+        }
+        assert_eq!(gate.limit(), limit, "nor does it have too much to do");
+        // A server that cannot be reached is another matter.
+        let away = gate.admit(1).await.unwrap().failed(None, "refused", true, &rows[0]);
+        assert!(!away && gate.admit(1).await.is_err());
+    }
+
+    /// Rows that fail behind everything else: there is no telling until they have had their attempts, and they get them.
+    #[tokio::test]
+    async fn a_call_that_tries_whether_the_server_is_back_uses_its_attempts_up() {
+        let gate = gate(Pace { give_up_after: Duration::ZERO, ..Pace::default() });
+        let rows = [OnceLock::new(), OnceLock::new()];
+        let mut blamed = Vec::new();
+        for row in rows.iter().cycle().take(11) {
+            blamed.push(gate.admit(1).await.unwrap().failed(None, "500", false, row));
+        }
+        assert_eq!(blamed, [vec![false; 9], vec![true, false]].concat());
+        // The same from one that is away says nothing of the call.
+        assert!(gate.state().down && gate.state().suspected_since().is_none());
+        gate.state().paused_until = Instant::now();
+        assert!(gate.admit(1).await.unwrap().failed(None, "503", true, &rows[0]));
+    }
+
     #[tokio::test]
     async fn a_call_that_is_cancelled_while_it_tries_lets_another_try() {
         let gate = gate(Pace::default());
         for call in calls(&gate, FAILURES_TO_OPEN as usize).await {
-            call.failed(None, "x");
+            call.failed(None, "x", false, &OnceLock::new());
         }
         drop(gate.admit(1).await.unwrap());
         gate.admit(1).await.unwrap().succeeded(None, None);

@@ -21,7 +21,7 @@ use crate::{
     error::LlmError,
     http_date::seconds_since_1970,
     request::{Api, Request},
-    wire::read_failure,
+    wire::{Said, read_failure},
 };
 
 /// An answer larger than this is no answer.
@@ -129,7 +129,7 @@ impl Transport {
         let url = self.url(path);
         let response = match self.http.post(url.clone()).body(body).send().await {
             Ok(response) => response,
-            Err(e) if e.is_connect() => return Outcome::Failed { what: causes(&e), pause: None },
+            Err(e) if e.is_connect() => return Outcome::Failed { what: causes(&e), pause: None, away: true },
             Err(e) => return Outcome::Lost { what: causes(&e) },
         };
         let (status, headers) = (response.status(), response.headers().clone());
@@ -149,7 +149,7 @@ impl Transport {
             },
             // Every answer would come like this and be paid.
             Err(_) if body.trim_ascii_start().starts_with(b"data:") => Outcome::Refused(LlmError::Setup(
-                format!("{url} streams its answers though they are asked for whole; turn streaming off there, or leave `stream` out of `extra`").into(),
+                format!(r#"{url} streams its answers though they are asked for whole; turn streaming off there, or say so in the request with `extra: '{{"stream": false}}'`"#).into(),
             )),
             Err(e) => Outcome::Lost { what: format!("{status} with a body that is no JSON: {e}") },
         }
@@ -165,7 +165,7 @@ impl Transport {
     /// Sends any request; the body of a success, or what went wrong.
     pub async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<Bytes, Outcome> {
         let response = request.send().await.map_err(|e| match e.is_connect() {
-            true => Outcome::Failed { what: causes(&e), pause: None },
+            true => Outcome::Failed { what: causes(&e), pause: None, away: true },
             false => Outcome::Lost { what: causes(&e) },
         })?;
         let (status, headers, url) = (response.status(), response.headers().clone(), response.url().to_string());
@@ -223,7 +223,7 @@ pub(crate) fn failure_inside(body: &Value) -> Option<StatusCode> {
 
 /// What a status other than success means.
 pub(crate) fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
-    let (message, code) = read_failure(body);
+    let Said { message, code, flagged } = read_failure(body);
     let what = if message.is_empty() { status.to_string() } else { format!("{status}: {message}") };
     let pause = retry_after(headers, SystemTime::now());
     let number = status.as_u16();
@@ -232,7 +232,12 @@ pub(crate) fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[
         429 if code.as_deref() == Some("insufficient_quota") => Outcome::Refused(LlmError::Quota { message }),
         429 => Outcome::Throttled { what, pause: pause.or_else(|| exhausted_until(headers)) },
         // 424 is TGI's word for a generation that broke off.
-        408 | 409 | 424 | 425 | 500.. => Outcome::Failed { what, pause },
+        // Cloudflare's from 520 on and Anthropic's 529 among them.
+        502..=504 | 520..=530 => Outcome::Failed { what, pause, away: true },
+        408 | 409 | 424 | 425 | 500.. => Outcome::Failed { what, pause, away: false },
+        // OpenRouter and DeepSeek.
+        402 => Outcome::Refused(LlmError::Quota { message }),
+        403 if flagged => Outcome::Refused(LlmError::Refused { status: number, message }),
         401 | 403 => Outcome::Refused(LlmError::Key { url, status: number, message }),
         404 => Outcome::Refused(LlmError::NotFound { url, status: number, message }),
         300..=399 => {
@@ -416,6 +421,7 @@ mod tests {
         for (status, meaning) in [
             (400, "row"),
             (401, "run"),
+            (402, "run"),
             (403, "run"),
             (404, "run"),
             (408, "failed"),
@@ -433,5 +439,9 @@ mod tests {
             assert_eq!(kind(status, b""), meaning, "{status}");
         }
         assert_eq!(kind(429, quota), "run");
+        // OpenRouter's moderation.
+        let flagged =
+            br#"{"error": {"code": 403, "message": "m", "metadata": {"reasons": ["violence"], "flagged_input": "x"}}}"#;
+        assert_eq!(kind(403, flagged), "row");
     }
 }

@@ -392,8 +392,18 @@ fn usage(value: &Value, prompt: &str, completion: &str, details: &str) -> Option
     })
 }
 
-/// What a server says in the body of a failure: OpenAI's `error.message` and `error.code`, what other servers use, or the start of the text.
-pub(crate) fn read_failure(body: &[u8]) -> (String, Option<String>) {
+/// What a server says in the body of a failure.
+pub(crate) struct Said {
+    /// OpenAI's `error.message`, what other servers use, or the start of the text.
+    pub message: String,
+    /// OpenAI's `error.code`, or its `type`.
+    pub code: Option<String>,
+    /// It is about what the request says (OpenRouter's moderation), not about who sends it.
+    pub flagged: bool,
+}
+
+/// Reads the body of a failure.
+pub(crate) fn read_failure(body: &[u8]) -> Said {
     let text = String::from_utf8_lossy(body);
     let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
     let error = if value["error"].is_object() { &value["error"] } else { &value };
@@ -402,7 +412,8 @@ pub(crate) fn read_failure(body: &[u8]) -> (String, Option<String>) {
         .find_map(Value::as_str)
         .map_or_else(|| clipped(&page_title(&text).unwrap_or_else(|| text.trim().to_owned())), clipped);
     let code = error["code"].as_str().or(error["type"].as_str()).map(str::to_owned);
-    (message, code)
+    let about = &error["metadata"];
+    Said { message, code, flagged: about["reasons"].is_array() || about["flagged_input"].is_string() }
 }
 
 fn clipped(text: &str) -> String {
@@ -523,7 +534,8 @@ mod tests {
             ),
             ("", "", None),
         ] {
-            assert_eq!(read_failure(body.as_bytes()), (message.to_owned(), said_code), "{body}");
+            let said = read_failure(body.as_bytes());
+            assert_eq!((said.message.as_str(), said.code), (message, said_code), "{body}");
         }
     }
 }

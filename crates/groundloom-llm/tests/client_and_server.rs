@@ -78,6 +78,52 @@ async fn a_server_that_is_down_for_a_while_costs_no_row() {
     assert_eq!(texts(asking.await.unwrap()), expected(100));
 }
 
+/// llama.cpp answers 500 where it cannot read what its own model wrote, vLLM where it cannot read an image.
+#[tokio::test]
+async fn rows_that_always_fail_are_lost_alone_however_many_are_left_in_the_end() {
+    let server = Server::start(Behaviour {
+        latency: (1, 5),
+        bytes: |text, _| {
+            let poisoned = text.starts_with("row 1") || text.starts_with("row 3");
+            poisoned.then(|| server::response(500, &[], br#"{"error": {"message": "cannot read that"}}"#))
+        },
+        ..Behaviour::default()
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&server.url);
+    (config.retry.attempts, config.pace.give_up_after) = (4, Duration::from_secs(1));
+    let client = client(config, folder.path()).unwrap();
+    // Rows 1, 3, 10 to 19 and 30 to 39.
+    let mut lost = 0;
+    for (row, answer) in ask_all(&client, 100).await.into_iter().enumerate() {
+        match answer {
+            Ok(text) => assert_eq!(text, answer_to(&format!("row {row} of many"))),
+            Err(error) => {
+                assert!(error.is_of_one_row() && error.to_string().contains("cannot read that"), "{row}: {error}");
+                lost += 1;
+            }
+        }
+    }
+    assert_eq!((lost, client.spending().calls), (22, 78));
+}
+
+#[tokio::test]
+async fn nothing_more_is_asked_once_the_run_has_to_end() {
+    let streams = |_: &str, _| {
+        let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+        Some([&head[..], b"data: {\"choices\": []}\n\ndata: [DONE]\n\n"].concat())
+    };
+    let server = Server::start(Behaviour { bytes: streams, ..Behaviour::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let client = client(config(&server.url), folder.path()).unwrap();
+    for answer in ask_all(&client, 500).await {
+        let error = answer.unwrap_err();
+        assert!(!error.is_of_one_row() && error.to_string().contains(r#"`extra: '{"stream": false}'`"#), "{error}");
+    }
+    let requests = server.requests();
+    assert!(requests <= 32, "those that were in flight when the first answer came: {requests}");
+}
+
 #[tokio::test]
 async fn a_server_that_stays_away_ends_the_run() {
     let mut config = config("http://127.0.0.1:9/v1");

@@ -39,8 +39,8 @@ use crate::{
 ///
 /// The prompt is a file of Jinja templates with few-shot examples; `groundloom prompt preview` shows the exact request for a row. Every answer lands in the store
 /// before it is used, so that no answer that arrived is ever paid for again: not by this run after a kill, and not by any other that asks the same.
-/// Rows that the server refuses, that get no answer after all attempts, or whose answer is cut or not in the form that was asked for, go to quarantine
-/// or is empty (`llm_refused`, `llm_no_answer`, `llm_cut`, `llm_form`, `llm_empty`). Likewise rows whose prompt is longer than a local model takes.
+/// Rows that the server refuses, that get no answer after all attempts, or whose answer is cut, not in the form that was asked for or empty go to quarantine
+/// (`llm_refused`, `llm_no_answer`, `llm_cut`, `llm_form`, `llm_empty`). Likewise rows whose prompt is longer than a local model takes.
 /// A wrong key, a missing model, an empty account, a limit that is reached or a server that stays away end the run.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -34,7 +34,7 @@ impl LocalModel {
     /// Why a request gets no answer: it is lost by itself where another might be answered, else the run is.
     fn refusal(&self, error: ModelError) -> Outcome {
         match error {
-            ModelError::GivenUp => Outcome::Failed { what: error.to_string(), pause: None },
+            ModelError::GivenUp => Outcome::Failed { what: error.to_string(), pause: None, away: false },
             ModelError::NoRoom { .. }
             | ModelError::NoRoomForForm { .. }
             | ModelError::Untellable { .. }

@@ -395,7 +395,7 @@ impl Round<'_> {
                 return Err(LlmError::Setup(format!("the Batch API: {error}").into()));
             }
             Outcome::Refused(error) => return Err(error),
-            Outcome::Failed { what, pause } | Outcome::Throttled { what, pause } => (what, pause),
+            Outcome::Failed { what, pause, .. } | Outcome::Throttled { what, pause } => (what, pause),
             Outcome::Lost { what } => (what, None),
             Outcome::Answered { .. } => return Ok(()),
         };
