@@ -159,6 +159,36 @@ fn bad_replies_are_named_and_kept_with_their_text() {
     assert_eq!(ids, (0..20).map(|i| format!("s{i}")).collect::<Vec<_>>(), "rows keep their order");
 }
 
+#[test]
+fn settings_of_no_use_are_found_before_any_work() {
+    let folder = folder();
+    scenes(&folder, &["one".to_owned()]);
+    let cases = [
+        ("hedge_after: soon", "expected a time such as 10s or a percentile such as p95"),
+        ("prices: nowhere.csv", "nowhere.csv: cannot be read"),
+        ("max_cost: 1", "a cost limit needs a price, and the price table has none for the model `test`"),
+        ("api: responses, stop: [x]", "the responses interface has no such field"),
+        ("extra: '{'", "expected a JSON object"),
+        ("url: localhost:8000", "expected a URL such as https://api.openai.com/v1, found `localhost:8000`"),
+    ];
+    for (setting, problem) in cases {
+        let key = setting.rsplit(", ").next().unwrap();
+        let base = if key.starts_with("url") { "" } else { "url: \"http://127.0.0.1:9/v1\", " };
+        let line = format!(
+            "  replies: {{ type: generate, prompt: prompts/llava-conversation.jinja, model: test, {base}{setting} }}"
+        );
+        let value = line.find(key).unwrap() + key.find(' ').unwrap() + 2;
+        let pipeline = format!(
+            "sources: {{ scenes: {{ type: jsonl, path: scenes.jsonl, key: id }} }}\nstages:\n{line}\nsinks:\n  out: {{ type: jsonl, path: out }}\n"
+        );
+        folder.write("p.yaml", pipeline);
+        let ended = folder.run(&["run", "p.yaml"]);
+        assert!(ended.code == Some(2) && ended.err.contains(problem), "{setting}: {}", ended.err);
+        assert!(ended.err.starts_with(&format!("p.yaml:3:{value}: error")), "{setting}: {}", ended.err);
+        assert!(ended.err.contains("nothing was started"), "{setting}: {}", ended.err);
+    }
+}
+
 /// What a server sends for answers that are of no use, by what is asked.
 fn useless(last: &str) -> Option<Value> {
     let chat = |finish: &str, message: Value, completion: u64| {

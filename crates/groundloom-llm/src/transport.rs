@@ -69,6 +69,20 @@ pub struct Endpoint {
     pub timeout: Duration,
 }
 
+impl Endpoint {
+    /// The parsed base URL.
+    ///
+    /// # Errors
+    /// [`LlmError::Setup`] for an address that is none.
+    pub fn base(&self) -> Result<Url, LlmError> {
+        let base = Url::parse(&self.url).ok().filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
+        base.ok_or_else(|| {
+            let expected = "expected a URL such as https://api.openai.com/v1";
+            LlmError::Setup(format!("{expected}, found `{}`", self.url).into())
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Transport {
     http: reqwest::Client,
@@ -81,12 +95,7 @@ pub(crate) struct Transport {
 impl Transport {
     pub fn new(endpoint: Endpoint) -> Result<Self, LlmError> {
         let setup = |message: String| LlmError::Setup(message.into());
-        let base = Url::parse(&endpoint.url)
-            .ok()
-            .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host())
-            .ok_or_else(|| {
-                setup(format!("expected a URL such as https://api.openai.com/v1, found `{}`", endpoint.url))
-            })?;
+        let base = endpoint.base()?;
         let mut headers = HeaderMap::new();
         headers.insert("accept", HeaderValue::from_static("application/json"));
         headers.insert("content-type", HeaderValue::from_static("application/json"));

@@ -281,23 +281,40 @@ impl Generate {
     /// # Errors
     /// [`LlmError::Prompt`] or [`LlmError::Setup`] naming the file.
     pub fn request_maker(&self) -> Result<RequestMaker, LlmError> {
-        let setup = |message: String| LlmError::Setup(message.into());
         let prompt = Prompt::read(Path::new(&self.prompt))?;
         let schema = self.answer_schema()?;
+        let extra = self.settings().map_err(|(key, problem)| LlmError::Setup(format!("`{key}`: {problem}").into()))?;
+        Ok(RequestMaker { config: self.clone(), prompt, schema, extra })
+    }
+
+    /// The fields of `extra`, if all that is set is of use together; else a key, what is wrong with it, and what to do.
+    fn settings(&self) -> Result<Map<String, Value>, (&'static str, String)> {
+        let told = |key| move |error: LlmError| (key, error.to_string());
         let extra: Map<String, Value> = match &self.extra {
             Some(text) => serde_json::from_str(text)
-                .map_err(|e| setup(format!("`extra`: expected a JSON object such as {{\"top_k\": 50}}: {e}")))?,
+                .map_err(|e| ("extra", format!("expected a JSON object such as {{\"top_k\": 50}}: {e}")))?,
             None => Map::new(),
         };
-        if let Some((key, problem)) = self.conflict_with_local(&extra) {
-            return Err(setup(format!("`{key}`: {problem}")));
+        if let Some(conflict) = self.conflict_with_local(&extra) {
+            return Err(conflict);
         }
-        if self.api == Interface::Responses && (self.seed.is_some() || !self.stop.is_empty()) {
-            return Err(setup(
-                "`seed` and `stop` are no fields of the responses interface; use `api: chat_completions`".into(),
-            ));
+        let of_chat = [("seed", self.seed.is_some()), ("stop", !self.stop.is_empty())];
+        if let Some((key, _)) = of_chat.into_iter().find(|(_, set)| *set && self.api == Interface::Responses) {
+            return Err((key, "the responses interface has no such field; use `api: chat_completions`".to_owned()));
         }
-        Ok(RequestMaker { config: self.clone(), prompt, schema, extra })
+        self.hedge().map_err(|e| ("hedge_after", e.to_string()))?;
+        let limits = self.limits().map_err(told("max_cost"))?;
+        let prices = self.price_table().map_err(told("prices"))?;
+        if limits.max_cost.is_some() && !prices.price(&self.model).known {
+            let problem =
+                format!("a cost limit needs a price, and the price table has none for the model `{}`", self.model);
+            let remedy = "name a table with one in `prices` (`groundloom prompt prices` prints the one that is built in), or leave `max_cost` out (null)";
+            return Err(("max_cost", format!("{problem}; {remedy}")));
+        }
+        if self.local.is_none() {
+            self.endpoint(None).base().map_err(told("url"))?;
+        }
+        Ok(extra)
     }
 
     /// The schema of the answers, if one is named, and nothing that a local model could not follow.
@@ -378,19 +395,26 @@ impl Generate {
         }
     }
 
-    fn client_config(&self, key: Option<Key>) -> Result<ClientConfig, LlmError> {
-        let hedge = self.hedge_after.as_ref().map(|after| after.parse::<Hedge>()).transpose();
-        Ok(ClientConfig {
-            endpoint: Endpoint {
-                url: self.asked(),
-                key,
-                key_header: match self.key_header {
-                    KeyStyle::Bearer => KeyHeader::Bearer,
-                    KeyStyle::ApiKey => KeyHeader::ApiKey,
-                },
-                query: self.query.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-                timeout: Duration::from_secs(self.timeout_seconds),
+    fn endpoint(&self, key: Option<Key>) -> Endpoint {
+        Endpoint {
+            url: self.asked(),
+            key,
+            key_header: match self.key_header {
+                KeyStyle::Bearer => KeyHeader::Bearer,
+                KeyStyle::ApiKey => KeyHeader::ApiKey,
             },
+            query: self.query.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            timeout: Duration::from_secs(self.timeout_seconds),
+        }
+    }
+
+    fn hedge(&self) -> Result<Option<Hedge>, String> {
+        self.hedge_after.as_ref().map(|after| after.parse::<Hedge>()).transpose()
+    }
+
+    fn client_config(&self, key: Option<Key>) -> Result<ClientConfig, LlmError> {
+        Ok(ClientConfig {
+            endpoint: self.endpoint(key),
             namespace: String::new(),
             pace: Pace {
                 max_concurrency: self.concurrency,
@@ -399,7 +423,7 @@ impl Generate {
                 give_up_after: Duration::from_secs(self.give_up_seconds),
             },
             retry: Retry { attempts: self.attempts, ..Retry::default() },
-            hedge: hedge.map_err(|e| LlmError::Setup(format!("`hedge_after`: {e}").into()))?,
+            hedge: self.hedge().map_err(|e| LlmError::Setup(format!("`hedge_after`: {e}").into()))?,
             limits: self.limits()?,
             budget: self.budget_name(),
             offline: false,
@@ -502,9 +526,7 @@ mod codes {
 
 impl Stage for Generate {
     fn outputs(&self, input: &Schema) -> Result<Vec<FieldRef>, ColumnError> {
-        if let Some((key, message)) = self.conflict_with_local(&Map::new()) {
-            return Err(ColumnError { key, column: String::new(), message });
-        }
+        self.settings().map_err(|(key, message)| ColumnError { key, column: String::new(), message })?;
         for name in &self.images {
             inputs::require(input, "images", name, MediaView::check_type)?;
         }
