@@ -41,11 +41,18 @@ pub struct Retry {
     pub first_wait: Duration,
     /// The longest wait.
     pub longest_wait: Duration,
+    /// Requests after which the run ends when all of them were refused in the same words and none was ever answered; 0: never.
+    pub refusals: u32,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 8, first_wait: Duration::from_millis(500), longest_wait: Duration::from_secs(30) }
+        Self {
+            attempts: 8,
+            first_wait: Duration::from_millis(500),
+            longest_wait: Duration::from_secs(30),
+            refusals: 100,
+        }
     }
 }
 
@@ -95,6 +102,7 @@ pub struct Client {
     /// Places for answers that go to the disk.
     storing: Semaphore,
     on_their_way: Arc<OnTheirWay>,
+    refusals: Mutex<Refusals>,
     /// What ended the run, by the model that was asked: no further call to it goes out.
     ended: Mutex<HashMap<String, LlmError>>,
     /// Answers of batches that nobody has taken from the store yet: paid for just now, not saved by it.
@@ -142,6 +150,15 @@ impl Estimate {
             most_cost: price.known.then(|| price.cost(&most)),
         }
     }
+}
+
+/// What the server refused before it answered anything.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// Something was answered, or something else refused: it is not all requests.
+    apart: bool,
+    times: u32,
+    words: String,
 }
 
 /// Requests that have been sent and not ended.
@@ -221,6 +238,7 @@ impl Client {
             alone: Mutex::default(),
             storing: Semaphore::new(config.pace.max_concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             on_their_way: Arc::default(),
+            refusals: Mutex::default(),
             ended: Mutex::default(),
             fresh: Mutex::default(),
         }))
@@ -467,6 +485,7 @@ impl Client {
                     mark.remove()?;
                     reserved.settle(Spent { calls: 1, tokens, cost });
                     self.ledger.answered(usage, cost, price.known);
+                    self.refusals().apart = true;
                     return Ok(Sent::Answered(answer));
                 }
                 Err(NoAnswer::Nothing(what)) => Outcome::Failed { what, pause, away: false },
@@ -496,6 +515,7 @@ impl Client {
             }
             Outcome::Refused(error) => {
                 mark.remove()?;
+                let error = self.refused(error);
                 if !error.is_of_one_row() {
                     self.ended().entry(request.model.clone()).or_insert_with(|| error.clone());
                 }
@@ -513,7 +533,27 @@ impl Client {
         if !self.fresh.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash) {
             self.ledger.found(stored.cost);
         }
+        self.refusals().apart = true;
         Ok(Reply { answer, hash, from_store: true })
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A refusal, or what ends the run where everything is refused.
+    fn refused(&self, error: LlmError) -> LlmError {
+        let LlmError::Refused { status, message } = &error else { return error };
+        let mut all = self.refusals();
+        if all.times == 0 {
+            message.clone_into(&mut all.words);
+        }
+        all.times += 1;
+        all.apart |= all.words != *message;
+        match !all.apart && all.times == self.retry.refusals {
+            true => LlmError::RefusedAll { requests: all.times, status: *status, message: message.clone() },
+            false => error,
+        }
     }
 
     fn ended(&self) -> MutexGuard<'_, HashMap<String, LlmError>> {

@@ -17,6 +17,18 @@ pub enum LlmError {
         /// The server's words.
         message: String,
     },
+    /// The server has refused everything that it was asked, in the same words: it is what all requests have in common.
+    #[error(
+        "the server refused the first {requests} requests in the same words ({status}): {message}; check `url`, `model` and what else every request holds"
+    )]
+    RefusedAll {
+        /// Requests sent.
+        requests: u32,
+        /// The HTTP status.
+        status: u16,
+        /// The server's words.
+        message: String,
+    },
     /// A model in this process cannot answer this very request: asking again cannot help.
     #[error("the model {model} cannot answer the request: {message}")]
     Unanswerable {

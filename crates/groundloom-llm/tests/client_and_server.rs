@@ -124,6 +124,35 @@ async fn nothing_more_is_asked_once_the_run_has_to_end() {
     assert!(requests <= 32, "those that were in flight when the first answer came: {requests}");
 }
 
+/// LiteLLM answers 400 to a model that it does not know, and without a database to a wrong key too.
+#[tokio::test]
+async fn a_server_that_refuses_everything_in_the_same_words_ends_the_run() {
+    let refusing = |text: &str, _: u64| {
+        let words = if text.starts_with("row 7 ") { "too long" } else { "Invalid model name" };
+        let body = json!({"error": {"message": words}}).to_string();
+        Some(server::response(400, &[], body.as_bytes()))
+    };
+    let server = Server::start(Behaviour { bytes: refusing, ..Behaviour::default() });
+    let folder = tempfile::tempdir().unwrap();
+    // One that is refused for another reason is enough to go on.
+    for (refusals, first, goes_on) in [(20, 0, true), (20, 8, false), (0, 8, true)] {
+        let mut config = config(&server.url);
+        config.retry.refusals = refusals;
+        let client = client(config, folder.path()).unwrap();
+        for row in first..first + 19 {
+            let error = client.ask(&request(&format!("row {row} of many"))).await.unwrap_err();
+            assert!(error.is_of_one_row(), "{row}: {error}");
+        }
+        let before = server.requests();
+        for row in 100..103 {
+            let error = client.ask(&request(&format!("row {row} of many"))).await.unwrap_err();
+            assert_eq!(error.is_of_one_row(), goes_on, "{error}");
+            assert!(error.to_string().contains("(400): Invalid model name"), "{error}");
+        }
+        assert_eq!(server.requests() - before, if goes_on { 3 } else { 1 });
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_stays_away_ends_the_run() {
     let mut config = config("http://127.0.0.1:9/v1");

@@ -41,7 +41,7 @@ use crate::{
 /// before it is used, so that no answer that arrived is ever paid for again: not by this run after a kill, and not by any other that asks the same.
 /// Rows that the server refuses, that get no answer after all attempts, or whose answer is cut, not in the form that was asked for or empty go to quarantine
 /// (`llm_refused`, `llm_no_answer`, `llm_cut`, `llm_form`, `llm_empty`). Likewise rows whose prompt is longer than a local model takes.
-/// A wrong key, a missing model, an empty account, a limit that is reached or a server that stays away end the run.
+/// A wrong key, a missing model, an empty account, a limit that is reached, or a server that stays away or refuses everything end the run, and no further request goes out.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Generate {
@@ -178,6 +178,9 @@ pub struct Generate {
     #[serde(default = "default_give_up")]
     #[schemars(range(min = 1, max = 604_800))]
     pub give_up_seconds: u64,
+    /// The run ends when the server has refused so many requests, all in the same words, and has answered none; 0: never. It is what all requests have in common, such as the model's name.
+    #[serde(default = "default_give_up_refusals")]
+    pub give_up_refusals: u32,
 }
 
 /// How the key is sent.
@@ -246,6 +249,9 @@ fn default_attempts() -> u32 {
 }
 fn default_give_up() -> u64 {
     900
+}
+fn default_give_up_refusals() -> u32 {
+    100
 }
 
 impl Config for Generate {
@@ -422,7 +428,7 @@ impl Generate {
                 tokens_per_minute: self.tokens_per_minute,
                 give_up_after: Duration::from_secs(self.give_up_seconds),
             },
-            retry: Retry { attempts: self.attempts, ..Retry::default() },
+            retry: Retry { attempts: self.attempts, refusals: self.give_up_refusals, ..Retry::default() },
             hedge: self.hedge().map_err(|e| LlmError::Setup(format!("`hedge_after`: {e}").into()))?,
             limits: self.limits()?,
             budget: self.budget_name(),

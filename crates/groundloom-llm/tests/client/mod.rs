@@ -27,7 +27,12 @@ pub fn config(url: &str) -> ClientConfig {
         },
         namespace: String::new(),
         pace: Pace { max_concurrency: 32, give_up_after: Duration::from_secs(60), ..Pace::default() },
-        retry: Retry { attempts: 12, first_wait: Duration::from_millis(5), longest_wait: Duration::from_millis(50) },
+        retry: Retry {
+            attempts: 12,
+            first_wait: Duration::from_millis(5),
+            longest_wait: Duration::from_millis(50),
+            ..Retry::default()
+        },
         hedge: None,
         limits: Limits::default(),
         budget: "test".into(),
