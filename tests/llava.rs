@@ -160,6 +160,27 @@ fn bad_replies_are_named_and_kept_with_their_text() {
 }
 
 #[test]
+fn a_run_says_that_its_server_is_down_and_back() {
+    let server = Server::start(Behaviour { answers: reply, ..Behaviour::default() });
+    let folder = folder();
+    scenes(&folder, &(0..30).map(|i| format!("scene {i}")).collect::<Vec<_>>());
+    let url = format!("url={}", server.url);
+    server.set_down(true);
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(1500));
+            server.set_down(false);
+        });
+        folder.run(&["run", "p.yaml", "--set", &url])
+    });
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    for words in ["counts as down after 10 failures in a row, the last one: ", "is back", "30  kept"] {
+        assert!(ended.err.contains(words), "{words}: {}", ended.err);
+    }
+    assert!(!ended.err.contains('\x1b'), "no colours where nobody looks: {}", ended.err);
+}
+
+#[test]
 fn settings_of_no_use_are_found_before_any_work() {
     let folder = folder();
     scenes(&folder, &["one".to_owned()]);

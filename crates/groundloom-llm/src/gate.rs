@@ -47,6 +47,8 @@ const LONGEST_COOLDOWN: Duration = Duration::from_secs(30);
 const THROTTLE_PAUSE: Duration = Duration::from_millis(500);
 /// Nobody who asks for a longer pause is believed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 60);
+/// A server that comes and goes is not told of each time.
+const BETWEEN_WORDS: Duration = Duration::from_secs(30);
 /// Several calls that fail together are one reason to slow down, not several.
 const BETWEEN_CUTS: Duration = Duration::from_millis(500);
 
@@ -85,6 +87,10 @@ struct State {
     trying: bool,
     cooldown: Duration,
     last_failure: String,
+    /// When it was last said that the server is down.
+    told: Option<Instant>,
+    /// Whether it is still to be said that it is back.
+    to_tell: bool,
 }
 
 impl State {
@@ -120,6 +126,8 @@ impl Gate {
                 trying: false,
                 cooldown: FIRST_COOLDOWN,
                 last_failure: String::new(),
+                told: None,
+                to_tell: false,
             }),
         })
     }
@@ -284,6 +292,13 @@ impl Admitted {
         }
         let tried = self.tries;
         let opens = !state.down && state.failures_in_a_row >= FAILURES_TO_OPEN;
+        if opens && state.told.is_none_or(|told| now.duration_since(told) >= BETWEEN_WORDS) {
+            (state.told, state.to_tell) = (Some(now), true);
+            let (url, patience) = (&gate.url, gate.pace.give_up_after.as_secs());
+            tracing::warn!(
+                "{url} counts as down after {FAILURES_TO_OPEN} failures in a row, the last one: {what}; one call at a time tries whether it is back, for {patience} s"
+            );
+        }
         if opens || tried {
             state.cooldown = if opens { FIRST_COOLDOWN } else { (state.cooldown * 2).min(LONGEST_COOLDOWN) };
             state.down = true;
@@ -302,6 +317,9 @@ impl Admitted {
         state.calls_failing = 0;
         state.away = false;
         if state.down {
+            if std::mem::take(&mut state.to_tell) {
+                tracing::warn!("{} is back", self.gate.url);
+            }
             state.down = false;
             state.paused_until = Instant::now();
         }

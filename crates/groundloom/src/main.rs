@@ -21,7 +21,7 @@ mod progress;
 #[cfg(feature = "otel")]
 mod traces;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, util::SubscriberInitExt};
@@ -91,8 +91,10 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
 fn start_log(format: LogFormat, spans: Option<impl Layer<Registry> + Send + Sync>) {
     let filter = EnvFilter::try_from_env("GROUNDLOOM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Colours in a file are noise.
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let log = match format {
-        LogFormat::Text => log.with_target(false).with_filter(filter).boxed(),
+        LogFormat::Text => log.with_target(false).with_ansi(colours).with_filter(filter).boxed(),
         LogFormat::Json => log.json().with_filter(filter).boxed(),
     };
     tracing_subscriber::registry().with(spans).with(log).init();
