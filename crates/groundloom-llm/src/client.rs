@@ -98,7 +98,7 @@ pub struct Client {
     prices: PriceTable,
     ledger: Arc<Ledger>,
     /// The turns of rows that ask the same, with how many of them there are.
-    alone: Mutex<HashMap<RequestHash, (usize, Arc<tokio::sync::Mutex<()>>)>>,
+    alone: Mutex<HashMap<RequestHash, (usize, Turn)>>,
     /// Places for answers that go to the disk.
     storing: Semaphore,
     on_their_way: Arc<OnTheirWay>,
@@ -579,11 +579,14 @@ impl Client {
     }
 }
 
+/// Held by the one of several rows that asks for all of them.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 /// A row's place among those that ask the same.
 struct Alone<'a> {
     client: &'a Client,
     hash: RequestHash,
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Turn,
 }
 
 impl Drop for Alone<'_> {
