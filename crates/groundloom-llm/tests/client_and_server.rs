@@ -78,6 +78,12 @@ async fn a_server_that_is_down_for_a_while_costs_no_row() {
     assert_eq!(texts(asking.await.unwrap()), expected(100));
 }
 
+/// A failure in the server's words, behind which the connection closes as it says: the next request takes another.
+fn failure(status: u16, words: &str) -> Vec<u8> {
+    let close = [("connection".to_owned(), "close".to_owned())];
+    server::response(status, &close, json!({"error": {"message": words}}).to_string().as_bytes())
+}
+
 /// llama.cpp answers 500 where it cannot read what its own model wrote, vLLM where it cannot read an image.
 #[tokio::test]
 async fn rows_that_always_fail_are_lost_alone_however_many_are_left_in_the_end() {
@@ -85,7 +91,7 @@ async fn rows_that_always_fail_are_lost_alone_however_many_are_left_in_the_end()
         latency: (1, 5),
         bytes: |text, _| {
             let poisoned = text.starts_with("row 1") || text.starts_with("row 3");
-            poisoned.then(|| server::response(500, &[], br#"{"error": {"message": "cannot read that"}}"#))
+            poisoned.then(|| failure(500, "cannot read that"))
         },
         ..Behaviour::default()
     });
@@ -129,8 +135,7 @@ async fn nothing_more_is_asked_once_the_run_has_to_end() {
 async fn a_server_that_refuses_everything_in_the_same_words_ends_the_run() {
     let refusing = |text: &str, _: u64| {
         let words = if text.starts_with("row 7 ") { "too long" } else { "Invalid model name" };
-        let body = json!({"error": {"message": words}}).to_string();
-        Some(server::response(400, &[], body.as_bytes()))
+        Some(failure(400, words))
     };
     let server = Server::start(Behaviour { bytes: refusing, ..Behaviour::default() });
     let folder = tempfile::tempdir().unwrap();
