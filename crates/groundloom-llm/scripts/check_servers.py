@@ -30,6 +30,8 @@ stages:
 sinks: {{ o: {{ type: jsonl, path: "{out}" }} }}
 """
 ROWS = 120
+# Nothing is fetched, and no key is asked for on this machine.
+LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk", "self_attn.q_proj": "attn_q",
          "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
          "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
@@ -162,7 +164,7 @@ def main():
                 (home / "litellm.yaml").write_text(json.dumps({
                     "model_list": [{"model_name": "tiny", "litellm_params": {"model": "openai/tiny", "api_base": url, "api_key": "none"}}],
                     "litellm_settings": {"num_retries": 0}}))
-                with served("litellm", home, [litellm, "--config", home / "litellm.yaml", "--host", "127.0.0.1"], {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}.items()) as url:
+                with served("litellm", home, [litellm, "--config", home / "litellm.yaml", "--host", "127.0.0.1"], LITELLM.items()) as url:
                     check(checks, "litellm", "tiny", url)
                     code, said, _, _ = checks.run(f'model: none-such, url: "{url}"')
                     checks.say("litellm: a model that it does not know ends the run", code != 0 and "Invalid model name" in said and "first 100 requests" in said, said)
