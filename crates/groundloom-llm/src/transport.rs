@@ -138,8 +138,7 @@ impl Transport {
         let url = self.url(path);
         let response = match self.http.post(url.clone()).body(body).send().await {
             Ok(response) => response,
-            Err(e) if e.is_connect() => return Outcome::Failed { what: causes(&e), pause: None, away: true },
-            Err(e) => return Outcome::Lost { what: causes(&e) },
+            Err(e) => return without_response(&e),
         };
         let (status, headers) = (response.status(), response.headers().clone());
         let body = match read_body(response).await {
@@ -173,10 +172,7 @@ impl Transport {
 
     /// Sends any request; the body of a success, or what went wrong.
     pub async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<Bytes, Outcome> {
-        let response = request.send().await.map_err(|e| match e.is_connect() {
-            true => Outcome::Failed { what: causes(&e), pause: None, away: true },
-            false => Outcome::Lost { what: causes(&e) },
-        })?;
+        let response = request.send().await.map_err(|e| without_response(&e))?;
         let (status, headers, url) = (response.status(), response.headers().clone(), response.url().to_string());
         match (status.is_success(), read_body(response).await) {
             (true, Ok(body)) => Ok(body),
@@ -240,9 +236,9 @@ pub(crate) fn judge(url: &str, status: StatusCode, headers: &HeaderMap, body: &[
     match number {
         429 if code.as_deref() == Some("insufficient_quota") => Outcome::Refused(LlmError::Quota { message }),
         429 => Outcome::Throttled { what, pause: pause.or_else(|| exhausted_until(headers)) },
-        // 424 is TGI's word for a generation that broke off.
         // Cloudflare's from 520 on and Anthropic's 529 among them.
         502..=504 | 520..=530 => Outcome::Failed { what, pause, away: true },
+        // 424 is TGI's word for a generation that broke off.
         408 | 409 | 424 | 425 | 500.. => Outcome::Failed { what, pause, away: false },
         // OpenRouter and DeepSeek.
         402 => Outcome::Refused(LlmError::Quota { message }),
@@ -282,6 +278,14 @@ async fn read_body(mut response: reqwest::Response) -> Result<Bytes, String> {
             }
         }
         _ => Ok(body.freeze()),
+    }
+}
+
+/// A request to which nothing came back: it never reached the server, or nobody knows.
+fn without_response(error: &reqwest::Error) -> Outcome {
+    match error.is_connect() {
+        true => Outcome::Failed { what: causes(error), pause: None, away: true },
+        false => Outcome::Lost { what: causes(error) },
     }
 }
 

@@ -308,7 +308,7 @@ impl Generate {
         if let Some((key, _)) = of_chat.into_iter().find(|(_, set)| *set && self.api == Interface::Responses) {
             return Err((key, "the responses interface has no such field; use `api: chat_completions`".to_owned()));
         }
-        self.hedge().map_err(|e| ("hedge_after", e.to_string()))?;
+        self.hedge().map_err(|problem| ("hedge_after", problem))?;
         let limits = self.limits().map_err(told("max_cost"))?;
         let prices = self.price_table().map_err(told("prices"))?;
         if limits.max_cost.is_some() && !prices.price(&self.model).known {
